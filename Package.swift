@@ -1,0 +1,106 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let strict: [SwiftSetting] = [
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+let package = Package(
+  name: "sallyport",
+  products: [
+    .library(name: "Sealing", targets: ["Sealing"]),
+    .executable(name: "sallyport", targets: ["sallyport"]),
+  ],
+  dependencies: [
+    // The command line: parsing, help, completions.
+    .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
+    // X-Wing, ML-DSA-65, P-256: what libsodium 1.0.18 lacks.
+    .package(url: "https://github.com/apple/swift-crypto", exact: "4.5.2"),
+    // Self-signed TLS certificates around our pinned keys.
+    .package(url: "https://github.com/apple/swift-certificates", exact: "1.21.1"),
+    .package(url: "https://github.com/apple/swift-asn1", exact: "1.7.4"),
+    .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
+    .package(url: "https://github.com/apple/swift-http-types", exact: "1.8.0"),
+    // The HTTPS server. swift-nio has a floor of 2.100.0: CVE-2026-28980 and CVE-2026-28970.
+    .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
+    .package(url: "https://github.com/apple/swift-nio-ssl", exact: "2.37.6"),
+    .package(url: "https://github.com/hummingbird-project/hummingbird", exact: "2.28.1"),
+    // Signals and the order of starting and stopping services.
+    .package(url: "https://github.com/swift-server/swift-service-lifecycle", exact: "2.13.0"),
+    // SQLite.
+    .package(url: "https://github.com/groue/GRDB.swift", exact: "7.10.0"),
+    // YAML, read as a node tree so that we can refuse what the strict subset leaves out.
+    .package(url: "https://github.com/jpsim/Yams", exact: "6.2.2"),
+  ],
+  targets: [
+    // Doors to C libraries: a module map and a header each.
+    .systemLibrary(name: "CSodium", pkgConfig: "libsodium", providers: [.apt(["libsodium-dev"])]),
+    .systemLibrary(name: "COpenSSL", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
+    .systemLibrary(
+      name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
+    // Small C of our own.
+    .target(name: "CLinux"),
+    .target(name: "CKernels"),
+
+    .target(
+      name: "Sealing",
+      dependencies: [
+        "CSodium", "COpenSSL", "CKernels", .product(name: "Crypto", package: "swift-crypto"),
+      ],
+      swiftSettings: strict),
+    .target(
+      name: "Policies",
+      dependencies: ["Sealing", .product(name: "Yams", package: "Yams")],
+      swiftSettings: strict),
+    .target(
+      name: "Store",
+      dependencies: ["Sealing", "CLinux", .product(name: "GRDB", package: "GRDB.swift")],
+      swiftSettings: strict),
+    .target(
+      name: "Transport",
+      dependencies: [
+        "CCurl", "Sealing",
+        .product(name: "Hummingbird", package: "hummingbird"),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOPosix", package: "swift-nio"),
+        .product(name: "NIOHTTP1", package: "swift-nio"),
+        .product(name: "NIOSSL", package: "swift-nio-ssl"),
+        .product(name: "X509", package: "swift-certificates"),
+        .product(name: "SwiftASN1", package: "swift-asn1"),
+        .product(name: "Crypto", package: "swift-crypto"),
+      ],
+      swiftSettings: strict),
+    .target(
+      name: "Gateway",
+      dependencies: [
+        "CLinux", "Policies", "Sealing", "Store", "Transport",
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+      ],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "sallyport",
+      dependencies: [
+        "CLinux", "Gateway",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      swiftSettings: strict),
+
+    .testTarget(
+      name: "SealingTests",
+      dependencies: ["Sealing", "CKernels", .product(name: "Crypto", package: "swift-crypto")], resources: [.copy("Vectors")],
+      swiftSettings: strict),
+    .testTarget(name: "PoliciesTests", dependencies: ["Policies"], swiftSettings: strict),
+    .testTarget(name: "StoreTests", dependencies: ["Store", "CLinux"], swiftSettings: strict),
+    .testTarget(name: "TransportTests", dependencies: ["Transport"], swiftSettings: strict),
+    .testTarget(name: "GatewayTests", dependencies: ["Gateway"], swiftSettings: strict),
+    .testTarget(name: "ScriptTests", dependencies: ["sallyport"], swiftSettings: strict),
+    .testTarget(name: "FaultTests", dependencies: ["sallyport"], swiftSettings: strict),
+  ],
+  swiftLanguageModes: [.v6]
+)

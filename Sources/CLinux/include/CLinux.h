@@ -1,0 +1,21 @@
+// GNU and Linux calls that Swift's Glibc module does not show. This header includes no libc header, on purpose:
+// one that does breaks debug builds of the modules that import it.
+#pragma once
+
+/// renameat2(2) with RENAME_NOREPLACE. 0, or -1 with errno (EEXIST when the new name is taken).
+int sp_rename_noreplace(int old_dir, const char *old_name, int new_dir, const char *new_name);
+/// fallocate(2), mode 0: reserve space so that ENOSPC comes early. 0, or -1 with errno.
+int sp_fallocate(int fd, long long offset, long long length);
+/// Try an exclusive open-file-description lock (F_OFD_SETLK) on the whole file. 0, or -1 with errno (EAGAIN when held).
+int sp_lock_exclusive(int fd);
+/// Ask for a read lease and give it back: 1 when nobody has the file open for writing, 0 when somebody has,
+/// -1 with errno where the file system or the owner does not allow leases.
+int sp_no_writer(int fd);
+/// PR_SET_DUMPABLE 0 and RLIMIT_CORE 0: no core file, no ptrace by the same user. 0, or -1 with errno.
+int sp_forbid_dumps(void);
+/// Ignore SIGPIPE and SIGXFSZ, so that both come back as errno.
+void sp_ignore_write_signals(void);
+/// statfs(2) f_type of the file system that holds path; -1 with errno.
+long long sp_filesystem_type(const char *path);
+/// O_TMPFILE-free eventfd(2): non-blocking, close-on-exec.
+int sp_eventfd(void);

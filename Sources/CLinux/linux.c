@@ -1,0 +1,46 @@
+#define _GNU_SOURCE
+#include "CLinux.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+int sp_rename_noreplace(int old_dir, const char *old_name, int new_dir, const char *new_name) {
+  return renameat2(old_dir, old_name, new_dir, new_name, RENAME_NOREPLACE);
+}
+
+int sp_fallocate(int fd, long long offset, long long length) { return fallocate(fd, 0, offset, length); }
+
+int sp_lock_exclusive(int fd) {
+  struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+  return fcntl(fd, F_OFD_SETLK, &whole);
+}
+
+int sp_no_writer(int fd) {
+  if (fcntl(fd, F_SETLEASE, F_RDLCK) == 0) return fcntl(fd, F_SETLEASE, F_UNLCK) == 0 ? 1 : -1;
+  return errno == EAGAIN ? 0 : -1;
+}
+
+int sp_forbid_dumps(void) {
+  struct rlimit none = {0, 0};
+  if (setrlimit(RLIMIT_CORE, &none) != 0) return -1;
+  return prctl(PR_SET_DUMPABLE, 0);
+}
+
+void sp_ignore_write_signals(void) {
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);
+}
+
+long long sp_filesystem_type(const char *path) {
+  struct statfs info;
+  return statfs(path, &info) == 0 ? (long long)info.f_type : -1;
+}
+
+int sp_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }

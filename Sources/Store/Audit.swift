@@ -1,0 +1,107 @@
+// The audit log: canonical JSON entries that form an RFC 6962 tree, so that none is rewritten unnoticed.
+//
+//   leaf = SHA-256(0x00 || entry)      entry = {"at":…,"detail":{…},"id":…,"kind":…,"sender":…,"sequence":…}
+//
+// The signed head of the tree goes to heads.log outside SQLite and, with every receipt, to a partner.
+
+import Foundation
+import Glibc
+import Sealing
+
+/// What happened, before it has its place in the log.
+package struct AuditEvent: Equatable, Sendable {
+  package let kind: String
+  package let sender: AgencyID?
+  package let id: TransferID?
+  /// Never a payload, a key or a subject.
+  package let detail: [String: JSON]
+
+  package init(_ kind: String, sender: AgencyID? = nil, id: TransferID? = nil, _ detail: [String: JSON] = [:]) {
+    self.kind = kind
+    self.sender = sender
+    self.id = id
+    self.detail = detail
+  }
+
+  func entry(sequence: Int64, at: Date) -> JSON {
+    var members: [String: JSON] = [
+      "sequence": .integer(sequence), "at": .string(Timestamp.format(at)), "kind": .string(kind),
+      "detail": .object(detail),
+    ]
+    members["sender"] = sender.map { .string($0.text) }
+    members["id"] = id.map { .string($0.text) }
+    return .object(members)
+  }
+}
+
+/// An entry as it stands in the log.
+package struct AuditEntry: Equatable, Sendable {
+  package let sequence: Int64
+  package let bytes: [UInt8]
+
+  package static let bytesMax = 65536
+
+  package func document() throws(SealingError) -> JSON { try JSON(canonical: bytes, bytesMax: Self.bytesMax) }
+}
+
+/// Signs a head. Given by the gateway, which has the keys.
+package typealias HeadSigner = @Sendable (LedgerHead) -> Envelope
+
+/// heads.log: one signed head a line, appended outside SQLite. A ledger behind its last line was rolled back.
+///
+/// At most one line a second and one at closing, so at most about 35 MB a day under constant load.
+struct HeadsLog: ~Copyable {
+  static let lineBytesMax = Envelope.bytesMax
+  private let file: File
+  private var lastSeconds: Int64 = 0
+  private(set) var lastWritten: LedgerHead?
+
+  init(_ path: String) throws(DiskError) {
+    let file = try File(path, O_RDWR | O_CREAT | O_APPEND)
+    let tail = try Self.tail(of: file)
+    // A torn last line was never complete; the next one begins on a line of its own.
+    if let last = tail.last, last != 10 { try Self.append([10], to: file) }
+    lastWritten = Self.heads(in: tail).last
+    self.file = file
+  }
+
+  private static func tail(of file: borrowing File) throws(DiskError) -> [UInt8] {
+    let size = try file.status().st_size
+    let start = max(0, size - 4 * lineBytesMax)
+    var tail = [UInt8](repeating: 0, count: size - start)
+    var failure: DiskError?
+    tail.withUnsafeMutableBytes { buffer in
+      do throws(DiskError) { _ = try file.read(into: buffer, at: Int64(start)) } catch { failure = error }
+    }
+    if let failure { throw failure }
+    return tail
+  }
+
+  /// Every head in the file's bytes, in order; lines that are not whole envelopes are passed over.
+  static func heads(in bytes: [UInt8]) -> [LedgerHead] {
+    let complete = bytes.lastIndex(of: 10).map { bytes[..<$0] } ?? []
+    return complete.split(separator: 10).compactMap { line in
+      guard let envelope = try? Envelope(parsing: Array(line), as: .head) else { return nil }
+      return try? LedgerHead(envelope.unverified())
+    }
+  }
+
+  private static func append(_ bytes: [UInt8], to file: borrowing File) throws(DiskError) {
+    var failure: DiskError?
+    bytes.withUnsafeBytes { buffer in
+      // O_APPEND: pwrite appends whatever the offset (pwrite(2), BUGS).
+      do throws(DiskError) { try file.write(buffer, at: 0) } catch { failure = error }
+    }
+    if let failure { throw failure }
+  }
+
+  /// Appends `head` when a second has passed since the last line, or `always`.
+  mutating func write(_ head: LedgerHead, at instant: Date, always: Bool, sign: HeadSigner) throws(DiskError) {
+    let seconds = Int64(instant.timeIntervalSince1970)
+    guard head != lastWritten, always || seconds != lastSeconds else { return }
+    try Self.append(sign(head).bytes + [10], to: file)
+    if always { try file.syncData() }
+    lastSeconds = seconds
+    lastWritten = head
+  }
+}

@@ -1,0 +1,35 @@
+// Small files, written so that a reader sees the old or the new one, whole:
+//
+//   open(.NAME.tmp-PID, O_CREAT|O_EXCL|O_NOFOLLOW, mode)  write  fdatasync  close  rename(.NAME.tmp-PID, NAME)  fsync(directory)
+//
+// Any failure removes the temporary file and leaves the old one.
+
+import Glibc
+
+package enum DurableFile {
+  /// Replaces the file at `path`. Durable when it returns. Blocks.
+  package static func write(_ bytes: [UInt8], to path: String, mode: mode_t = 0o600) throws(DiskError) {
+    let parent = Directory.parent(of: path)
+    let name = path.split(separator: "/").last ?? ""
+    let temporary = "\(parent)/.\(name).tmp-\(getpid())"
+    try Directory.remove(temporary)
+    do throws(DiskError) {
+      try writeNew(bytes, to: temporary, mode: mode)
+      try Directory.rename(temporary, path)
+      try Directory.sync(parent)
+    } catch {
+      unlink(temporary)
+      throw error
+    }
+  }
+
+  private static func writeNew(_ bytes: [UInt8], to path: String, mode: mode_t) throws(DiskError) {
+    let file = try File(path, O_WRONLY | O_CREAT | O_EXCL, mode: mode)
+    var failure: DiskError?
+    bytes.withUnsafeBytes { buffer in
+      do throws(DiskError) { try file.write(buffer, at: 0) } catch { failure = error }
+    }
+    if let failure { throw failure }
+    try file.syncData()
+  }
+}

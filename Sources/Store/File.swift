@@ -1,0 +1,163 @@
+// Open files and directories over system calls. Each function names its call, retries EINTR, and throws DiskError.
+
+import CLinux
+import Glibc
+
+/// An open file descriptor, closed when it goes. Owned by one task at a time; positional calls may run concurrently.
+package struct File: ~Copyable, Sendable {
+  package let descriptor: Int32
+  package let path: String
+
+  /// open(2) with O_CLOEXEC and O_NOFOLLOW.
+  package init(_ path: String, _ flags: Int32, mode: mode_t = 0o600) throws(DiskError) {
+    self.path = path
+    descriptor = Glibc.open(path, flags | O_CLOEXEC | O_NOFOLLOW, mode)
+    if descriptor < 0 { throw DiskError("open", path) }
+  }
+
+  /// Takes over a descriptor.
+  package init(owning descriptor: Int32, path: String) {
+    self.descriptor = descriptor
+    self.path = path
+  }
+
+  deinit { Glibc.close(descriptor) }
+
+  /// fstat(2)
+  package func status() throws(DiskError) -> stat {
+    var info = stat()
+    guard fstat(descriptor, &info) == 0 else { throw DiskError("fstat", path) }
+    return info
+  }
+
+  /// fdatasync(2). Never called again on a file after it failed.
+  package func syncData() throws(DiskError) {
+    guard fdatasync(descriptor) == 0 else { throw DiskError("fdatasync", path) }
+  }
+
+  /// fallocate(2) where the file system has it, so that ENOSPC comes before the work.
+  package func reserve(_ bytes: Int64) throws(DiskError) {
+    guard bytes > 0, sp_fallocate(descriptor, 0, bytes) != 0, errno != EOPNOTSUPP, errno != ENOSYS else { return }
+    throw DiskError("fallocate", path)
+  }
+
+  /// pread(2) until `buffer` is full or the file ends; how many bytes came.
+  package func read(into buffer: UnsafeMutableRawBufferPointer, at offset: Int64) throws(DiskError) -> Int {
+    var done = 0
+    while done < buffer.count {
+      let count = pread(descriptor, buffer.baseAddress! + done, buffer.count - done, Int(offset) + done)
+      if count < 0, errno == EINTR { continue }
+      guard count >= 0 else { throw DiskError("read", path) }
+      if count == 0 { break }
+      done += count
+    }
+    return done
+  }
+
+  /// pwrite(2) until all of `buffer` is written.
+  package func write(_ buffer: UnsafeRawBufferPointer, at offset: Int64) throws(DiskError) {
+    var done = 0
+    while done < buffer.count {
+      let count = pwrite(descriptor, buffer.baseAddress! + done, buffer.count - done, Int(offset) + done)
+      if count < 0, errno == EINTR { continue }
+      guard count > 0 else { throw DiskError("write", path) }
+      done += count
+    }
+  }
+
+  /// The whole file, which must have at most `bytesMax` bytes (EFBIG otherwise).
+  package static func contents(_ path: String, bytesMax: Int) throws(DiskError) -> [UInt8] {
+    let file = try File(path, O_RDONLY | O_NONBLOCK)
+    let info = try file.status()
+    guard info.st_mode & S_IFMT == S_IFREG else { throw DiskError("read", path, errno: EINVAL) }
+    guard info.st_size <= bytesMax else { throw DiskError("read", path, errno: EFBIG) }
+    var bytes = [UInt8](repeating: 0, count: Int(info.st_size) + 1)
+    var failure: DiskError?
+    var count = 0
+    bytes.withUnsafeMutableBytes { buffer in
+      do throws(DiskError) { count = try file.read(into: buffer, at: 0) } catch { failure = error }
+    }
+    if let failure { throw failure }
+    guard count <= bytesMax else { throw DiskError("read", path, errno: EFBIG) }
+    return Array(bytes[..<count])
+  }
+}
+
+/// Directory operations that are durable when they return.
+package enum Directory {
+  /// Makes `path` and its parents with `mode`, durably. An existing directory is kept as it is.
+  package static func make(_ path: String, mode: mode_t = 0o700) throws(DiskError) {
+    if mkdir(path, mode) == 0 {
+      try sync(parent(of: path))
+      return
+    }
+    switch errno {
+    case EEXIST:
+      var info = stat()
+      guard stat(path, &info) == 0, info.st_mode & S_IFMT == S_IFDIR else {
+        throw DiskError("mkdir", path, errno: ENOTDIR)
+      }
+    case ENOENT where parent(of: path) != path:
+      try make(parent(of: path), mode: mode)
+      try make(path, mode: mode)
+    default: throw DiskError("mkdir", path)
+    }
+  }
+
+  package static func parent(of path: String) -> String {
+    guard let slash = path.lastIndex(of: "/") else { return "." }
+    return slash == path.startIndex ? "/" : String(path[..<slash])
+  }
+
+  /// fsync(2) of the directory itself: names in it are durable afterwards.
+  package static func sync(_ path: String) throws(DiskError) {
+    let directory = try File(path, O_RDONLY | O_DIRECTORY)
+    guard fsync(directory.descriptor) == 0 else { throw DiskError("fsync", path) }
+  }
+
+  /// rename(2), replacing.
+  package static func rename(_ old: String, _ new: String) throws(DiskError) {
+    guard Glibc.rename(old, new) == 0 else { throw DiskError("rename", "\(old) to \(new)") }
+  }
+
+  /// renameat2(2) RENAME_NOREPLACE; EEXIST when `new` is taken.
+  package static func renameExclusively(_ old: String, _ new: String) throws(DiskError) {
+    guard sp_rename_noreplace(AT_FDCWD, old, AT_FDCWD, new) == 0 else {
+      throw DiskError("rename", "\(old) to \(new)")
+    }
+  }
+
+  /// unlink(2); a name that is not there is as good as removed.
+  package static func remove(_ path: String) throws(DiskError) {
+    guard unlink(path) == 0 || errno == ENOENT else { throw DiskError("unlink", path) }
+  }
+
+  package static func exists(_ path: String) -> Bool {
+    var info = stat()
+    return lstat(path, &info) == 0
+  }
+
+  /// Names in `path` but "." and "..", unordered, at most `countMax`.
+  package static func names(_ path: String, countMax: Int = .max) throws(DiskError) -> [String] {
+    guard let stream = opendir(path) else { throw DiskError("opendir", path) }
+    defer { closedir(stream) }
+    var names: [String] = []
+    errno = 0
+    while names.count < countMax, let entry = readdir(stream) {
+      let name = withUnsafePointer(to: &entry.pointee.d_name) {
+        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(validatingCString: $0) }
+      }
+      // A name that is not UTF-8 cannot travel; it is reported by `Directory.hasForeignNames`.
+      if let name, name != ".", name != ".." { names.append(name) }
+    }
+    guard errno == 0 || names.count >= countMax else { throw DiskError("readdir", path) }
+    return names
+  }
+
+  /// Free bytes and inodes for unprivileged users (statvfs(3)).
+  package static func free(_ path: String) throws(DiskError) -> (bytes: Int64, inodes: Int64) {
+    var info = statvfs()
+    guard statvfs(path, &info) == 0 else { throw DiskError("statvfs", path) }
+    return (Int64(info.f_bavail) * Int64(info.f_frsize), Int64(info.f_favail))
+  }
+}

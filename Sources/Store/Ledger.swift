@@ -1,0 +1,232 @@
+// The ledger: one SQLite database, one writer, group commit, an audit entry with every change.
+//
+//   WAL, synchronous=FULL read back at every start (GRDB sets NORMAL when it opens a WAL pool), foreign keys on.
+//   Writers queue; whatever waits is committed together (at most 64), each job in a savepoint of its own, so one that
+//   fails takes nothing with it. A caller returns after the commit that holds its change was synced to disk.
+
+import Foundation
+import GRDB
+import Glibc
+import Sealing
+
+/// The database of one home. Callable concurrently.
+package final class Ledger: Sendable {
+  package static let groupMax = 64
+
+  package let path: String
+  let pool: DatabasePool
+  private let queue: CommitQueue
+
+  /// Opens, migrates and checks the ledger in `home`.
+  ///
+  /// - Parameters:
+  ///   - now: the clock, for audit entries.
+  ///   - sign: signs heads with this agency's keys.
+  /// - Throws: `LedgerError.rolledBack` behind heads.log, `notDurable`, `damaged`; DatabaseError; DiskError.
+  package init(home: String, now: @escaping @Sendable () -> Date, sign: @escaping HeadSigner) throws {
+    path = "\(home)/ledger.sqlite"
+    var configuration = Configuration()
+    configuration.label = "ledger"
+    configuration.busyMode = .timeout(10)
+    configuration.maximumReaderCount = 4
+    pool = try DatabasePool(path: path, configuration: configuration)
+    try Schema.migrator.migrate(pool)
+    // GRDB sets NORMAL in WAL mode after every hook that a configuration offers, so FULL is set here.
+    try pool.writeWithoutTransaction { db in
+      try db.execute(sql: "PRAGMA synchronous = FULL")
+    }
+    try Self.assertDurable(pool)
+    queue = try CommitQueue(pool: pool, heads: HeadsLog("\(home)/heads.log"), now: now, sign: sign)
+  }
+
+  /// Reads the settings back from the writing connection.
+  static func assertDurable(_ pool: DatabasePool) throws {
+    let (synchronous, journal) = try pool.writeWithoutTransaction { db in
+      (try Int.fetchOne(db, sql: "PRAGMA synchronous") ?? 0, try String.fetchOne(db, sql: "PRAGMA journal_mode") ?? "")
+    }
+    guard synchronous >= 2 else { throw LedgerError.notDurable("PRAGMA synchronous is \(synchronous), not 2 (FULL)") }
+    guard journal == "wal" else { throw LedgerError.notDurable("PRAGMA journal_mode is \(journal), not wal") }
+  }
+
+  /// Runs `body` in the next group commit; returns once that is on disk.
+  ///
+  /// `body` may run on any thread and must only use the transaction it is given. Cancelling the caller does not undo it.
+  /// - Throws: what `body` throws, having changed nothing; DatabaseError when the commit fails.
+  package func write<Value: Sendable>(_ body: @escaping @Sendable (Transaction) throws -> Value) async throws -> Value {
+    try await withCheckedThrowingContinuation { continuation in
+      queue.add(CommitJob(body, continuation))
+    }
+  }
+
+  /// Reads a snapshot.
+  package func read<Value: Sendable>(_ body: @escaping @Sendable (Reader) throws -> Value) async throws -> Value {
+    try await pool.read { try body(Reader(db: $0)) }
+  }
+
+  /// Reads a snapshot, blocking: for start-up and for commands.
+  package func readNow<Value>(_ body: (Reader) throws -> Value) throws -> Value {
+    try pool.read { try body(Reader(db: $0)) }
+  }
+
+  /// The newest committed head.
+  package var head: LedgerHead { queue.head }
+
+  /// Writes the last head durably and closes the database. No call may follow.
+  package func close() throws {
+    try queue.stop()
+    try pool.close()
+  }
+
+  /// A consistent copy while the gateway runs (SQLite's online backup), synced, at `destination`, which must not exist.
+  package func backup(to destination: String) throws {
+    guard !Directory.exists(destination) else { throw DiskError("backup", destination, errno: EEXIST) }
+    let copy = try DatabaseQueue(path: destination)
+    try pool.backup(to: copy)
+    try copy.close()
+    try File(destination, O_RDWR).syncData()
+    try Directory.sync(Directory.parent(of: destination))
+  }
+}
+
+/// One caller's change, type-erased so that the queue can hold it.
+private struct CommitJob: Sendable {
+  /// Runs the change; returns how to answer once it is committed. Throws having answered nothing.
+  let run: @Sendable (Transaction) throws -> (@Sendable () -> Void)
+  let fail: @Sendable (any Error) -> Void
+
+  init<Value: Sendable>(
+    _ body: @escaping @Sendable (Transaction) throws -> Value, _ continuation: CheckedContinuation<Value, any Error>
+  ) {
+    run = { transaction in
+      let value = try body(transaction)
+      return { continuation.resume(returning: value) }
+    }
+    fail = { continuation.resume(throwing: $0) }
+  }
+}
+
+/// The writer thread, the audit tree's edge, and heads.log.
+private final class CommitQueue: @unchecked Sendable {
+  // Proof for @unchecked: `jobs`, `isStopping`, `hasStopped` and `committedHead` are touched only under `condition`;
+  // `frontier` and `heads` only by the writer thread, and by init before it starts.
+  private let condition = NSCondition()
+  private var jobs: [CommitJob] = []
+  private var isStopping = false
+  private var hasStopped = false
+  private var failure: (any Error)?
+  private var committedHead: LedgerHead
+
+  private let pool: DatabasePool
+  private let epoch: String
+  private let now: @Sendable () -> Date
+  private let sign: HeadSigner
+  private var frontier: MerkleFrontier
+  private var heads: HeadsLog
+
+  init(pool: DatabasePool, heads: consuming HeadsLog, now: @escaping @Sendable () -> Date, sign: @escaping HeadSigner) throws {
+    self.pool = pool
+    self.now = now
+    self.sign = sign
+    self.heads = heads
+    (epoch, frontier) = try AuditTree.load(pool)
+    committedHead = LedgerHead(epoch: epoch, size: Int64(frontier.size), root: frontier.root)
+    if let last = self.heads.lastWritten { try AuditTree.require(last, in: pool, epoch: epoch, frontier: frontier) }
+    Thread.detachNewThread { [self] in serve() }
+  }
+
+  var head: LedgerHead { condition.withLock { committedHead } }
+
+  func add(_ job: CommitJob) {
+    condition.lock()
+    defer { condition.unlock() }
+    if let failure {
+      job.fail(failure)
+    } else if isStopping {
+      job.fail(CancellationError())
+    } else {
+      jobs.append(job)
+      condition.signal()
+    }
+  }
+
+  func stop() throws {
+    condition.lock()
+    isStopping = true
+    condition.signal()
+    while !hasStopped { condition.wait() }
+    defer { condition.unlock() }
+    if let failure { throw failure }
+  }
+
+  private func serve() {
+    while true {
+      condition.lock()
+      while jobs.isEmpty, !isStopping { condition.wait() }
+      let group = Array(jobs.prefix(Ledger.groupMax))
+      jobs.removeFirst(group.count)
+      condition.unlock()
+      if group.isEmpty { break }
+      commit(group)
+    }
+    do {
+      try heads.write(committedHead, at: now(), always: true, sign: sign)
+    } catch {
+      condition.withLock { failure = failure ?? error }
+    }
+    condition.lock()
+    hasStopped = true
+    condition.broadcast()
+    condition.unlock()
+  }
+
+  /// One transaction for the whole group. A job that fails is rolled back alone; a disk that fails takes the group.
+  private func commit(_ group: [CommitJob]) {
+    var waiting = group[...]
+    var accepted: [(job: CommitJob, answer: @Sendable () -> Void)] = []
+    var edge = frontier
+    let instant = now()
+    do {
+      try pool.writeWithoutTransaction { db in
+        try db.inTransaction(.immediate) {
+          while let job = waiting.first {
+            let transaction = Transaction(db: db, frontier: edge, at: instant, head: committedHead)
+            do {
+              var answer: (@Sendable () -> Void)?
+              try db.inSavepoint {
+                answer = try job.run(transaction)
+                return .commit
+              }
+              edge = transaction.frontier
+              accepted.append((job, answer!))
+            } catch let error as DatabaseError where error.isDiskFailure {
+              throw error
+            } catch {
+              job.fail(error)
+            }
+            waiting.removeFirst()
+          }
+          if edge != frontier { try AuditTree.save(edge, db) }
+          return .commit
+        }
+      }
+      let head = LedgerHead(epoch: epoch, size: Int64(edge.size), root: edge.root)
+      frontier = edge
+      condition.withLock { committedHead = head }
+      try heads.write(head, at: instant, always: false, sign: sign)
+      for (_, answer) in accepted { answer() }
+    } catch {
+      // A full disk may empty again. After any other failure what is on disk is unknown: nothing more is written.
+      let isFull = (error as? DatabaseError)?.resultCode == .SQLITE_FULL || (error as? DiskError)?.isFull == true
+      if !isFull { condition.withLock { failure = error } }
+      for (job, _) in accepted { job.fail(error) }
+      for job in waiting { job.fail(error) }
+    }
+  }
+}
+
+extension DatabaseError {
+  /// The disk, not the statement, is at fault.
+  var isDiskFailure: Bool {
+    [.SQLITE_FULL, .SQLITE_IOERR, .SQLITE_CORRUPT, .SQLITE_NOMEM, .SQLITE_READONLY].contains(resultCode)
+  }
+}

@@ -1,0 +1,194 @@
+// What can be asked of the ledger. Each answer is one consistent snapshot.
+
+import Foundation
+import GRDB
+import Sealing
+
+/// The reading side: inside a transaction, or over a snapshot.
+package struct Reader {
+  let db: Database
+
+  package func transfer(_ sender: AgencyID, _ id: TransferID) throws -> Transfer? {
+    try fetchOne("SELECT \(Transfer.columns) FROM transfers WHERE sender = ? AND id = ?", [sender.text, id.text])
+      .map(Transfer.init)
+  }
+
+  /// Transfers called `id`, by whichever sender.
+  package func transfers(called id: TransferID) throws -> [Transfer] {
+    try fetchAll("SELECT \(Transfer.columns) FROM transfers WHERE id = ?", [id.text]).map(Transfer.init)
+  }
+
+  /// Transfers in `state` that are due, oldest first, at most `limit`; of one peer where one is given.
+  package func due(
+    _ direction: Direction, _ state: TransferState, peer: AgencyID? = nil, at instant: Date, limit: Int
+  ) throws -> [Transfer] {
+    try fetchAll(
+      """
+      SELECT \(Transfer.columns) FROM transfers
+      WHERE direction = ? AND state = ? \(peer == nil ? "" : "AND peer = ?") AND next_at <= ?
+      ORDER BY next_at LIMIT ?
+      """,
+      StatementArguments([direction.rawValue, state.rawValue]) + (peer.map { [$0.text] } ?? [])
+        + [Transfer.milliseconds(instant), limit]
+    ).map(Transfer.init)
+  }
+
+  /// When the next transfer in `state` is due; nil when none has a time.
+  package func nextDue(_ direction: Direction, _ state: TransferState) throws -> Date? {
+    try fetchOne(
+      "SELECT min(next_at) AS at FROM transfers WHERE direction = ? AND state = ?",
+      [direction.rawValue, state.rawValue]
+    ).flatMap { ($0["at"] as Int64?).map(Transfer.date) }
+  }
+
+  /// Peers that have transfers in one of `states`.
+  package func peers(_ direction: Direction, _ states: [TransferState]) throws -> [AgencyID] {
+    var peers: Set<AgencyID> = []
+    for state in states {
+      // A skip scan: one look-up per peer, whatever the number of rows.
+      var last = ""
+      while let row = try fetchOne(
+        "SELECT peer FROM transfers WHERE direction = ? AND state = ? AND peer > ? ORDER BY peer LIMIT 1",
+        [direction.rawValue, state.rawValue, last])
+      {
+        last = row["peer"]
+        if let peer = AgencyID(last) { peers.insert(peer) }
+      }
+    }
+    return peers.sorted()
+  }
+
+  /// Transfers whose time is over and whose journey is not.
+  package func overdue(at instant: Date, limit: Int) throws -> [Transfer] {
+    try fetchAll(
+      """
+      SELECT \(Transfer.columns) FROM transfers WHERE expires_at <= ? AND state NOT IN
+        ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined', 'corrupt', 'purged')
+      ORDER BY expires_at LIMIT ?
+      """, [Transfer.milliseconds(instant), limit]
+    ).map(Transfer.init)
+  }
+
+  /// Ended transfers last touched before `instant`, to be purged.
+  package func ended(before instant: Date, limit: Int) throws -> [Transfer] {
+    try fetchAll(
+      """
+      SELECT \(Transfer.columns) FROM transfers WHERE updated_at < ? AND state IN
+        ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined') LIMIT ?
+      """, [Transfer.milliseconds(instant), limit]
+    ).map(Transfer.init)
+  }
+
+  /// The queue: transfers not purged, newest last, filtered.
+  package func queue(
+    state: TransferState? = nil, peer: AgencyID? = nil, agreement: String? = nil, openOnly: Bool = false, limit: Int
+  ) throws -> [Transfer] {
+    var conditions = ["state <> 'purged'"]
+    var arguments = StatementArguments()
+    if let state {
+      conditions = ["state = ?"]
+      arguments += [state.rawValue]
+    }
+    if let peer {
+      conditions.append("peer = ?")
+      arguments += [peer.text]
+    }
+    if let agreement {
+      conditions.append("agreement = ?")
+      arguments += [agreement]
+    }
+    if openOnly {
+      let ends = TransferState.allCases.filter(\.isEnd).map { "'\($0.rawValue)'" }.joined(separator: ", ")
+      conditions.append("state NOT IN (\(ends))")
+    }
+    return try fetchAll(
+      """
+      SELECT \(Transfer.columns) FROM transfers WHERE \(conditions.joined(separator: " AND "))
+      ORDER BY created_at, id LIMIT ?
+      """, arguments + [limit]
+    ).map(Transfer.init)
+  }
+
+  package func counts() throws -> [(direction: Direction, state: TransferState, count: Int64, oldest: Date)] {
+    try fetchAll(
+      "SELECT direction, state, count(*) AS n, min(updated_at) AS oldest FROM transfers GROUP BY direction, state", []
+    ).compactMap { row in
+      guard let direction = Direction(rawValue: row["direction"]), let state = TransferState(rawValue: row["state"])
+      else { return nil }
+      return (direction, state, row["n"], Transfer.date(row["oldest"]))
+    }
+  }
+
+  /// Calls `body` for every transfer, in order of sender and id.
+  package func forEachTransfer(_ body: (Transfer) throws -> Void) throws {
+    let rows = try Row.fetchCursor(db, sql: "SELECT \(Transfer.columns) FROM transfers ORDER BY sender, id")
+    while let row = try rows.next() { try body(Transfer(row)) }
+  }
+
+  /// Receipts of a transfer in the order in which they were signed.
+  package func receipts(_ sender: AgencyID, _ id: TransferID) throws -> [Envelope] {
+    try fetchAll("SELECT envelope FROM receipts WHERE sender = ? AND id = ? ORDER BY sequence", [sender.text, id.text])
+      .map { try Envelope(parsing: Array($0["envelope"] as Data), as: .receipt) }
+  }
+
+  /// Receipts about `sender`'s transfers after `cursor`, for its long poll.
+  package func receipts(about sender: AgencyID, after cursor: Int64, limit: Int) throws -> [(sequence: Int64, envelope: [UInt8])] {
+    try fetchAll(
+      "SELECT sequence, envelope FROM receipts WHERE sequence > ? AND sender = ? ORDER BY sequence LIMIT ?",
+      [cursor, sender.text, limit]
+    ).map { ($0["sequence"], Array($0["envelope"] as Data)) }
+  }
+
+  package func document(_ sender: AgencyID, _ id: TransferID, _ kind: DocumentKind) throws -> Envelope? {
+    try fetchOne(
+      "SELECT envelope FROM documents WHERE sender = ? AND id = ? AND kind = ?", [sender.text, id.text, kind.rawValue]
+    ).map { try Envelope(parsing: Array($0["envelope"] as Data), as: kind) }
+  }
+
+  package func partner(_ agency: AgencyID) throws -> PartnerRecord? {
+    try fetchOne("SELECT * FROM partners WHERE agency = ?", [agency.text]).map(PartnerRecord.init)
+  }
+
+  package func partners() throws -> [PartnerRecord] {
+    try fetchAll("SELECT * FROM partners ORDER BY agency", []).map(PartnerRecord.init)
+  }
+
+  package func packagesToday(agreement: String, peer: AgencyID, at instant: Date) throws -> Int64 {
+    try fetchOne(
+      "SELECT packages FROM daily WHERE day = ? AND agreement = ? AND peer = ?",
+      [String(Timestamp.format(instant).prefix(10)), agreement, peer.text])?["packages"] ?? 0
+  }
+
+  /// Audit entries of one transfer, or of all, after `sequence`.
+  package func audit(id: TransferID? = nil, after sequence: Int64 = 0, limit: Int) throws -> [AuditEntry] {
+    let rows =
+      if let id {
+        try fetchAll(
+          "SELECT sequence, entry FROM audit WHERE transfer = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+          [id.text, sequence, limit])
+      } else {
+        try fetchAll("SELECT sequence, entry FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?", [sequence, limit])
+      }
+    return rows.map { AuditEntry(sequence: $0["sequence"], bytes: Array($0["entry"] as Data)) }
+  }
+
+  package func auditSize() throws -> Int64 {
+    try fetchOne("SELECT coalesce(max(sequence), 0) AS n FROM audit", [])?["n"] ?? 0
+  }
+
+  /// The latest instant in the ledger: a clock behind it stops releases.
+  package func lastInstant() throws -> Date? {
+    guard let row = try fetchOne("SELECT entry FROM audit ORDER BY sequence DESC LIMIT 1", []) else { return nil }
+    let entry = try JSON(canonical: Array(row["entry"] as Data), bytesMax: AuditEntry.bytesMax)
+    guard case .object(let members) = entry, case .string(let at)? = members["at"] else { return nil }
+    return Timestamp.parse(at)
+  }
+
+  private func fetchAll(_ sql: String, _ arguments: StatementArguments) throws -> [Row] {
+    try Row.fetchAll(db.cachedStatement(sql: sql), arguments: arguments)
+  }
+
+  private func fetchOne(_ sql: String, _ arguments: StatementArguments) throws -> Row? {
+    try Row.fetchOne(db.cachedStatement(sql: sql), arguments: arguments)
+  }
+}

@@ -1,0 +1,120 @@
+// The spool: durable bodies, ciphertext only.
+//
+//   HOME/spool/out/ID.body        HOME/spool/in/SENDER/ID.body        ….part while it is being written
+//
+// A body becomes durable so:
+//   open(ID.part, O_CREAT|O_EXCL|O_NOFOLLOW, 0600)  pwrite…  fdatasync  close  rename(ID.part, ID.body)  fsync(directory)
+// and only then may a ledger row name it. A file without a row is garbage; a row without its file is damage.
+
+import Foundation
+import Glibc
+import Sealing
+
+/// Where bodies are kept. Callable concurrently for different transfers; blocks.
+package final class Spool: Sendable {
+  package let path: String
+  private let out: DirectorySync
+  private let incoming: DirectorySyncs
+
+  package init(home: String) throws(DiskError) {
+    path = "\(home)/spool"
+    try Directory.make("\(path)/out")
+    try Directory.make("\(path)/in")
+    out = DirectorySync("\(path)/out")
+    incoming = DirectorySyncs()
+  }
+
+  package enum Place: Hashable, Sendable {
+    case out(TransferID)
+    case incoming(AgencyID, TransferID)
+  }
+
+  private func directory(_ place: Place) -> String {
+    switch place {
+    case .out: "\(path)/out"
+    case .incoming(let sender, _): "\(path)/in/\(sender.text)"
+    }
+  }
+
+  private func base(_ place: Place) -> String {
+    switch place {
+    case .out(let id), .incoming(_, let id): "\(directory(place))/\(id.text)"
+    }
+  }
+
+  package func body(_ place: Place) -> String { "\(base(place)).body" }
+  package func part(_ place: Place) -> String { "\(base(place)).part" }
+
+  /// A fresh, empty part, with room for `bytes` reserved.
+  package func create(_ place: Place, bytes: Int64) throws(DiskError) -> File {
+    if case .incoming = place { try Directory.make(directory(place)) }
+    try Directory.remove(part(place))
+    let file = try File(part(place), O_RDWR | O_CREAT | O_EXCL)
+    try file.reserve(bytes)
+    return file
+  }
+
+  /// An existing part, to be continued; nil when there is none.
+  package func reopen(_ place: Place) throws(DiskError) -> File? {
+    do throws(DiskError) {
+      return try File(part(place), O_RDWR)
+    } catch where error.errno == ENOENT {
+      return nil
+    }
+  }
+
+  /// Makes a finished part the body. `file` was synced by the caller. Durable when it returns.
+  package func finish(_ place: Place) throws(DiskError) {
+    try Directory.rename(part(place), body(place))
+    switch place {
+    case .out: try out.sync()
+    case .incoming: try incoming[directory(place)].sync()
+    }
+  }
+
+  package func open(_ place: Place) throws(DiskError) -> File { try File(body(place), O_RDONLY) }
+
+  /// Removes body and part. Called only after the commit of a state that needs neither.
+  package func remove(_ place: Place) throws(DiskError) {
+    try Directory.remove(body(place))
+    try Directory.remove(part(place))
+  }
+
+  package func has(_ place: Place) -> Bool { Directory.exists(body(place)) }
+
+  /// Every file in the spool, with whether it is a finished body.
+  package func inventory() throws(DiskError) -> [(place: Place, isBody: Bool)] {
+    var found: [(Place, Bool)] = []
+    func scan(_ directory: String, _ make: (TransferID) -> Place) throws(DiskError) {
+      for name in try Directory.names(directory) {
+        let parts = name.split(separator: ".")
+        guard parts.count == 2, let id = TransferID(String(parts[0])) else { continue }
+        found.append((make(id), parts[1] == "body"))
+      }
+    }
+    try scan("\(path)/out") { .out($0) }
+    for name in try Directory.names("\(path)/in") {
+      guard let sender = AgencyID(name) else { continue }
+      try scan("\(path)/in/\(name)") { .incoming(sender, $0) }
+    }
+    return found
+  }
+}
+
+/// One DirectorySync per directory, made on first use.
+package final class DirectorySyncs: @unchecked Sendable {
+  // Proof for @unchecked: `syncs` is touched only under `lock`.
+  private let lock = NSLock()
+  private var syncs: [String: DirectorySync] = [:]
+
+  package init() {}
+
+  package subscript(_ path: String) -> DirectorySync {
+    lock.withLock {
+      if let sync = syncs[path] { return sync }
+      let sync = DirectorySync(path)
+      syncs[path] = sync
+      return sync
+    }
+  }
+}

@@ -1,0 +1,51 @@
+// Failures of the disk and the ledger. Expected refusals are values elsewhere; these are thrown.
+
+import Glibc
+
+/// A system call that failed, with what it was for.
+package struct DiskError: Error, Equatable, Sendable, CustomStringConvertible {
+  package let operation: String
+  package let path: String
+  package let errno: Int32
+
+  package init(_ operation: String, _ path: String, errno: Int32 = Glibc.errno) {
+    self.operation = operation
+    self.path = path
+    self.errno = errno
+  }
+
+  /// The data's fate is unknown: the process must stop, and never sync that file again (fsync after EIO lies).
+  package var isFatal: Bool { errno == EIO }
+  /// No room: nothing new is taken until there is.
+  package var isFull: Bool { errno == ENOSPC || errno == EDQUOT || errno == EFBIG }
+
+  package var description: String { "\(operation) \(path): \(String(cString: strerror(errno)))" }
+}
+
+/// The ledger refuses. Each case is a sentence and what to do.
+package enum LedgerError: Error, Equatable, Sendable, CustomStringConvertible {
+  /// Another process holds this home.
+  case locked(String)
+  /// The state of a transfer was not the expected one: somebody else advanced it.
+  case stale(String)
+  case notFound(String)
+  /// An arrow that the state machine does not have.
+  case illegal(String)
+  /// The ledger is older than a head that was signed from it.
+  case rolledBack(String)
+  /// PRAGMA synchronous or journal_mode is not what durability needs.
+  case notDurable(String)
+  case damaged(String)
+
+  package var description: String {
+    switch self {
+    case .locked(let home): "\(home) is in use by another process; stop it, or let the command talk to it"
+    case .stale(let what): "\(what) changed meanwhile; look again: sallyport trace"
+    case .notFound(let what): "\(what) is not known here"
+    case .illegal(let what): "\(what) is not possible in its state"
+    case .rolledBack(let what): "the ledger was rolled back: \(what). See docs/OPERATIONS.md, Restore"
+    case .notDurable(let what): "the ledger would not be durable: \(what)"
+    case .damaged(let what): "the ledger is damaged: \(what)"
+    }
+  }
+}

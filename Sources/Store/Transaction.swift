@@ -1,0 +1,199 @@
+// What a change may do. Every arrow of the state machine goes through `advance`, with its audit entry, in one transaction.
+
+import Foundation
+import GRDB
+import Sealing
+
+/// The writing side of one job in a group commit. Valid only during the job.
+package final class Transaction {
+  private let db: Database
+  fileprivate(set) var frontier: MerkleFrontier
+  /// The commit's instant: the same for all entries of the group.
+  package let at: Date
+  /// The head of the last commit: what a receipt written now can name.
+  package let head: LedgerHead
+
+  init(db: Database, frontier: MerkleFrontier, at: Date, head: LedgerHead) {
+    self.db = db
+    self.frontier = frontier
+    self.at = at
+    self.head = head
+  }
+
+  package var reader: Reader { Reader(db: db) }
+
+  private static let insertTransfer: String = {
+    let places = Transfer.columns.split(separator: ",").map { _ in "?" }.joined(separator: ", ")
+    return "INSERT INTO transfers (\(Transfer.columns)) VALUES (\(places))"
+  }()
+
+  /// Appends to the audit log.
+  @discardableResult
+  package func append(_ event: AuditEvent) throws -> Int64 {
+    let sequence = Int64(frontier.size) + 1
+    let entry = event.entry(sequence: sequence, at: at).canonical
+    precondition(entry.count <= AuditEntry.bytesMax)
+    let leaf = MerkleTree.leaf(entry)
+    try execute(
+      "INSERT INTO audit (sequence, transfer, leaf, entry) VALUES (?, ?, ?, ?)",
+      [sequence, event.id?.text, Data(leaf.bytes), Data(entry)])
+    frontier.append(leaf)
+    return sequence
+  }
+
+  /// Begins a transfer in its first state.
+  ///
+  /// - Throws: DatabaseError (constraint) when (sender, id) is known already.
+  package func insert(_ transfer: Transfer, _ detail: [String: JSON] = [:]) throws {
+    var transfer = transfer
+    transfer.updatedAt = at
+    try execute(Self.insertTransfer, transfer.arguments)
+    try append(AuditEvent(transfer.state.rawValue, sender: transfer.sender, id: transfer.id, detail))
+  }
+
+  /// Moves a transfer along one arrow, from the state that `transfer` has, and changes it by `change` on the way.
+  ///
+  /// - Returns: the row as it is now.
+  /// - Throws: `LedgerError.illegal` for an arrow that does not exist, `stale` when the row's state is another by now.
+  @discardableResult
+  package func advance(
+    _ transfer: Transfer, to state: TransferState, _ detail: [String: JSON] = [:],
+    change: (inout Transfer) -> Void = { _ in }
+  ) throws -> Transfer {
+    guard transfer.state.mayBecome(state, transfer.direction) else {
+      throw LedgerError.illegal("\(transfer.id): \(transfer.state.rawValue) to \(state.rawValue)")
+    }
+    var next = transfer
+    next.state = state
+    next.nextAt = at
+    next.attempts = 0
+    next.code = ""
+    next.note = ""
+    change(&next)
+    try update(next, from: transfer.state)
+    var detail = detail
+    detail["from"] = .string(transfer.state.rawValue)
+    if !next.code.isEmpty { detail["code"] = .string(next.code) }
+    try append(AuditEvent(state.rawValue, sender: next.sender, id: next.id, detail))
+    return next
+  }
+
+  /// Changes a row without moving it: the next try, its reason, an offset. No audit entry.
+  @discardableResult
+  package func amend(_ transfer: Transfer, change: (inout Transfer) -> Void) throws -> Transfer {
+    var next = transfer
+    change(&next)
+    precondition(next.state == transfer.state)
+    try update(next, from: transfer.state)
+    return next
+  }
+
+  private func update(_ next: Transfer, from state: TransferState) throws {
+    try execute(
+      """
+      UPDATE transfers SET state = ?, name = ?, payload_bytes = ?, body_bytes = ?, manifest = ?, manifest_sha256 = ?,
+        key = ?, durable_bytes = ?, expires_at = ?, next_at = ?, attempts = ?, code = ?, note = ?, held_from = ?,
+        inbox_name = ?, updated_at = ?
+      WHERE sender = ? AND id = ? AND state = ?
+      """,
+      [
+        next.state.rawValue, next.name, next.payloadBytes, next.bodyBytes, Data(next.manifest), next.manifestDigest,
+        next.key.map { Data($0) }, next.durableBytes, next.expiresAt.map(Transfer.milliseconds),
+        next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue,
+        next.inboxName, Transfer.milliseconds(at), next.sender.text, next.id.text, state.rawValue,
+      ])
+    guard db.changesCount == 1 else { throw LedgerError.stale("transfer \(next.id)") }
+  }
+
+  /// Stores a receipt; the same kind twice is refused by the table.
+  package func add(receipt: Receipt, envelope: Envelope) throws {
+    try execute(
+      "INSERT INTO receipts (sender, id, kind, envelope) VALUES (?, ?, ?, ?)",
+      [receipt.sender.text, receipt.id.text, receipt.kind.rawValue, Data(envelope.bytes)])
+  }
+
+  /// Stores another signed document about a transfer (take-back, its answer, non-delivery report); the first one stays.
+  package func add(document envelope: Envelope, sender: AgencyID, id: TransferID) throws {
+    try execute(
+      "INSERT INTO documents (sender, id, kind, envelope) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+      [sender.text, id.text, envelope.kind.rawValue, Data(envelope.bytes)])
+  }
+
+  /// Stores or replaces a partner.
+  package func put(_ partner: PartnerRecord) throws {
+    try execute(
+      """
+      INSERT INTO partners (agency, state, card, pending_card, pending_reason, head_epoch, head_size, head_root, cursor,
+        last_seen, last_error)
+      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+      ON CONFLICT DO UPDATE SET state = excluded.state, card = excluded.card, pending_card = excluded.pending_card,
+        pending_reason = excluded.pending_reason, head_epoch = excluded.head_epoch, head_size = excluded.head_size,
+        head_root = excluded.head_root, cursor = excluded.cursor, last_seen = excluded.last_seen,
+        last_error = excluded.last_error
+      """,
+      [
+        partner.agency.text, partner.state.rawValue, Data(partner.card), partner.pendingCard.map { Data($0) },
+        partner.pendingReason, partner.head?.epoch, partner.head?.size, partner.head?.root.hex, partner.cursor,
+        partner.lastSeen.map(Transfer.milliseconds), partner.lastError,
+      ])
+  }
+
+  package func remove(partner: AgencyID) throws {
+    try execute("DELETE FROM partners WHERE agency = ?", [partner.text])
+  }
+
+  /// Counts one more package of today under an agreement, for `maxPackagesPerDay`.
+  package func countPackage(agreement: String, peer: AgencyID) throws {
+    try execute(
+      """
+      INSERT INTO daily (day, agreement, peer, packages) VALUES (?, ?, ?, 1)
+      ON CONFLICT DO UPDATE SET packages = packages + 1
+      """, [String(Timestamp.format(at).prefix(10)), agreement, peer.text])
+  }
+
+  private func execute(_ sql: String, _ arguments: StatementArguments) throws {
+    try db.cachedStatement(sql: sql).execute(arguments: arguments)
+  }
+}
+
+/// A partner as the ledger knows it.
+package struct PartnerRecord: Equatable, Sendable {
+  package enum State: String, Sendable, CaseIterable { case pending, active, suspended }
+
+  package let agency: AgencyID
+  package var state: State
+  /// The held card's envelope. A pending partner's is trusted for nothing.
+  package var card: [UInt8]
+  /// A successor that waits for approval.
+  package var pendingCard: [UInt8]?
+  package var pendingReason: String?
+  /// The highest head that this partner signed.
+  package var head: LedgerHead?
+  /// How far its list of what concerns us was read.
+  package var cursor: Int64
+  package var lastSeen: Date?
+  package var lastError: String
+
+  package init(agency: AgencyID, state: State, card: [UInt8]) {
+    self.agency = agency
+    self.state = state
+    self.card = card
+    cursor = 0
+    lastError = ""
+  }
+
+  init(_ row: Row) throws {
+    guard let agency = AgencyID(row["agency"]), let state = State(rawValue: row["state"]) else {
+      throw LedgerError.damaged("a row of partners cannot be read")
+    }
+    self.init(agency: agency, state: state, card: Array(row["card"] as Data))
+    pendingCard = (row["pending_card"] as Data?).map { Array($0) }
+    pendingReason = row["pending_reason"]
+    if let epoch = row["head_epoch"] as String?, let root = Digest(hex: row["head_root"] ?? "") {
+      head = LedgerHead(epoch: epoch, size: row["head_size"], root: root)
+    }
+    cursor = row["cursor"]
+    lastSeen = (row["last_seen"] as Int64?).map(Transfer.date)
+    lastError = row["last_error"]
+  }
+}

@@ -1,0 +1,110 @@
+// One row of the ledger's table of transfers, and the changes that an arrow may make to it.
+
+import Foundation
+import GRDB
+import Sealing
+
+/// A transfer as the ledger knows it.
+package struct Transfer: Equatable, Sendable {
+  package let direction: Direction
+  package let sender: AgencyID
+  package let id: TransferID
+  package let peer: AgencyID
+  package let agreement: String
+  package var state: TransferState
+  package var name: String
+  package var payloadBytes: Int64
+  package var bodyBytes: Int64
+  /// DSSE envelope of the manifest; empty until sealed.
+  package var manifest: [UInt8]
+  /// Payload digest of the manifest, hexadecimal; empty until sealed.
+  package var manifestDigest: String
+  /// The package's key; on the recipient's side nil until it is released.
+  package var key: [UInt8]?
+  /// Recipient: body bytes known to be durable.
+  package var durableBytes: Int64
+  package var createdAt: Date
+  package var expiresAt: Date?
+  /// When the next step may be tried; nil while an operator holds it.
+  package var nextAt: Date?
+  package var attempts: Int
+  /// A stable code for the state's cause: a reason code, or empty.
+  package var code: String
+  /// A sentence for people. Never personal data.
+  package var note: String
+  package var heldFrom: TransferState?
+  /// Recipient: the name in the inbox.
+  package var inboxName: String
+  package var updatedAt: Date
+
+  package var place: Spool.Place { direction == .out ? .out(id) : .incoming(sender, id) }
+
+  package init(
+    direction: Direction, sender: AgencyID, id: TransferID, peer: AgencyID, agreement: String,
+    state: TransferState, name: String, payloadBytes: Int64 = 0, bodyBytes: Int64 = 0,
+    manifest: [UInt8] = [], manifestDigest: String = "", createdAt: Date, expiresAt: Date? = nil
+  ) {
+    self.direction = direction
+    self.sender = sender
+    self.id = id
+    self.peer = peer
+    self.agreement = agreement
+    self.state = state
+    self.name = name
+    self.payloadBytes = payloadBytes
+    self.bodyBytes = bodyBytes
+    self.manifest = manifest
+    self.manifestDigest = manifestDigest
+    key = nil
+    durableBytes = 0
+    self.createdAt = createdAt
+    self.expiresAt = expiresAt
+    nextAt = createdAt
+    attempts = 0
+    code = ""
+    note = ""
+    heldFrom = nil
+    inboxName = ""
+    updatedAt = createdAt
+  }
+}
+
+extension Transfer {
+  static let columns =
+    "direction, sender, id, peer, agreement, state, name, payload_bytes, body_bytes, manifest, manifest_sha256, "
+    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, inbox_name, updated_at"
+
+  init(_ row: Row) throws {
+    guard let direction = Direction(rawValue: row["direction"]), let sender = AgencyID(row["sender"]),
+      let id = TransferID(row["id"]), let peer = AgencyID(row["peer"]),
+      let state = TransferState(rawValue: row["state"])
+    else { throw LedgerError.damaged("a row of transfers cannot be read") }
+    self.init(
+      direction: direction, sender: sender, id: id, peer: peer, agreement: row["agreement"], state: state,
+      name: row["name"], payloadBytes: row["payload_bytes"], bodyBytes: row["body_bytes"],
+      manifest: Array(row["manifest"] as Data), manifestDigest: row["manifest_sha256"],
+      createdAt: Self.date(row["created_at"]), expiresAt: (row["expires_at"] as Int64?).map(Self.date))
+    key = (row["key"] as Data?).map { Array($0) }
+    durableBytes = row["durable_bytes"]
+    nextAt = (row["next_at"] as Int64?).map(Self.date)
+    attempts = row["attempts"]
+    code = row["code"]
+    note = row["note"]
+    heldFrom = (row["held_from"] as String?).flatMap(TransferState.init)
+    inboxName = row["inbox_name"]
+    updatedAt = Self.date(row["updated_at"])
+  }
+
+  /// Milliseconds since 1970, so that order survives a busy second.
+  static func milliseconds(_ date: Date) -> Int64 { Int64((date.timeIntervalSince1970 * 1000).rounded()) }
+  static func date(_ milliseconds: Int64) -> Date { Date(timeIntervalSince1970: Double(milliseconds) / 1000) }
+
+  var arguments: StatementArguments {
+    [
+      direction.rawValue, sender.text, id.text, peer.text, agreement, state.rawValue, name, payloadBytes,
+      bodyBytes, Data(manifest), manifestDigest, key.map { Data($0) }, durableBytes, Self.milliseconds(createdAt),
+      expiresAt.map(Self.milliseconds), nextAt.map(Self.milliseconds), attempts, code, note,
+      heldFrom?.rawValue, inboxName, Self.milliseconds(updatedAt),
+    ]
+  }
+}
