@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/statfs.h>
 #include <unistd.h>
 
@@ -44,3 +45,11 @@ long long sp_filesystem_type(const char *path) {
 }
 
 int sp_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
+
+int sp_copy(int from, int to) {
+  for (;;) {
+    ssize_t moved = sendfile(to, from, NULL, 1 << 24);
+    if (moved == 0) return 0;
+    if (moved < 0 && errno != EINTR) return -1;
+  }
+}

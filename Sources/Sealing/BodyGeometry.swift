@@ -59,6 +59,9 @@ public struct BodyGeometry: Equatable, Sendable {
 
   public func isLast(segment index: Int64) -> Bool { index == segments - 1 }
 
+  /// Room that the largest segment of this body needs.
+  public var sealedSegmentBytesMax: Int { sealedBytes(ofSegment: 0) }
+
   static func sealedBytes(ofPlain bytes: Int) -> Int {
     bytes + max(1, (bytes + chunkBytes - 1) / chunkBytes) * tagBytes
   }

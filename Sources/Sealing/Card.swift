@@ -198,6 +198,14 @@ public struct SignedCard: Equatable, Sendable {
     self.envelope = envelope
   }
 
+  /// Our own card from our own key directory, whose keys may have expired by now.
+  ///
+  /// - Throws: `document.json`, `document.invalid`.
+  package init(own bytes: [UInt8]) throws(SealingError) {
+    envelope = try Envelope(parsing: bytes, as: .card)
+    card = try Card(try envelope.unverified())
+  }
+
   /// What follows from offering `successor` for this held card.
   public enum Succession: Equatable, Sendable {
     /// The held card itself.

@@ -48,6 +48,9 @@ package struct DocumentReader {
     return value
   }
 
+  /// Names that no reader took yet, in order.
+  package var names: [String] { members.keys.sorted() }
+
   package mutating func object(_ name: String) throws(SealingError) -> DocumentReader {
     try DocumentReader(required(name), at: "\(path).\(name)")
   }

@@ -90,14 +90,17 @@ public struct Recipient: Hashable, Sendable, CustomStringConvertible {
 /// A secret key that opens what was sealed to its `recipient`.
 public struct Identity: Sendable {
   public let recipient: Recipient
-  private let seed: Secret
+  /// The 32-byte secret, to be stored wrapped.
+  package let seed: Secret
 
   /// A fresh identity.
   public init(generating kind: RecipientKind, random: RandomSource = systemRandom) throws(SealingError) {
     try self.init(kind: kind, seed: Secret(random: 32, from: random))
   }
 
-  init(kind: RecipientKind, seed: Secret) throws(SealingError) {
+  /// - Parameter seed: 32 bytes, an X25519 scalar or an X-Wing seed.
+  package init(kind: RecipientKind, seed: Secret) throws(SealingError) {
+    precondition(seed.count == 32)
     self.seed = seed
     switch kind {
     case .x25519: recipient = Recipient(kind: kind, publicKey: X25519.publicKey(of: seed))

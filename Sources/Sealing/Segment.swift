@@ -8,8 +8,10 @@
 public struct SegmentBuffer: ~Copyable {
   public let bytes: UnsafeMutableRawBufferPointer
 
-  public init() {
-    bytes = .allocate(byteCount: BodyGeometry.sealedSegmentBytes, alignment: 4096)
+  /// - Parameter sealedBytesMax: room for a smaller segment, where no larger one will come.
+  public init(sealedBytesMax: Int = BodyGeometry.sealedSegmentBytes) {
+    precondition((1...BodyGeometry.sealedSegmentBytes).contains(sealedBytesMax))
+    bytes = .allocate(byteCount: sealedBytesMax, alignment: 4096)
   }
 
   deinit {

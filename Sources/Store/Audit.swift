@@ -87,12 +87,8 @@ struct HeadsLog: ~Copyable {
   }
 
   private static func append(_ bytes: [UInt8], to file: borrowing File) throws(DiskError) {
-    var failure: DiskError?
-    bytes.withUnsafeBytes { buffer in
-      // O_APPEND: pwrite appends whatever the offset (pwrite(2), BUGS).
-      do throws(DiskError) { try file.write(buffer, at: 0) } catch { failure = error }
-    }
-    if let failure { throw failure }
+    // O_APPEND: pwrite appends whatever the offset (pwrite(2), BUGS).
+    try file.write(bytes, at: 0)
   }
 
   /// Appends `head` when a second has passed since the last line, or `always`.

@@ -25,11 +25,7 @@ package enum DurableFile {
 
   private static func writeNew(_ bytes: [UInt8], to path: String, mode: mode_t) throws(DiskError) {
     let file = try File(path, O_WRONLY | O_CREAT | O_EXCL, mode: mode)
-    var failure: DiskError?
-    bytes.withUnsafeBytes { buffer in
-      do throws(DiskError) { try file.write(buffer, at: 0) } catch { failure = error }
-    }
-    if let failure { throw failure }
+    try file.write(bytes, at: 0)
     try file.syncData()
   }
 }

@@ -65,6 +65,16 @@ package struct File: ~Copyable, Sendable {
     }
   }
 
+  /// Writes all of `bytes`.
+  package func write(_ bytes: [UInt8], at offset: Int64) throws(DiskError) {
+    // withUnsafeBytes has untyped throws, hence the detour.
+    var failure: DiskError?
+    bytes.withUnsafeBytes { buffer in
+      do throws(DiskError) { try write(buffer, at: offset) } catch { failure = error }
+    }
+    if let failure { throw failure }
+  }
+
   /// The whole file, which must have at most `bytesMax` bytes (EFBIG otherwise).
   package static func contents(_ path: String, bytesMax: Int) throws(DiskError) -> [UInt8] {
     let file = try File(path, O_RDONLY | O_NONBLOCK)

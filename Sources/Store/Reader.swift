@@ -153,6 +153,11 @@ package struct Reader {
     try fetchAll("SELECT * FROM partners ORDER BY agency", []).map(PartnerRecord.init)
   }
 
+  /// Whether `setFlag` was called with this name.
+  package func flag(_ name: String) throws -> Bool {
+    try fetchOne("SELECT 1 FROM meta WHERE name = ?", ["flag:\(name)"]) != nil
+  }
+
   package func packagesToday(agreement: String, peer: AgencyID, at instant: Date) throws -> Int64 {
     try fetchOne(
       "SELECT packages FROM daily WHERE day = ? AND agreement = ? AND peer = ?",

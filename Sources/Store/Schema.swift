@@ -16,7 +16,7 @@ enum Schema {
             payload_bytes INTEGER NOT NULL, body_bytes INTEGER NOT NULL,
             manifest BLOB NOT NULL, manifest_sha256 TEXT NOT NULL, key BLOB, durable_bytes INTEGER NOT NULL,
             created_at INTEGER NOT NULL, expires_at INTEGER, next_at INTEGER, attempts INTEGER NOT NULL,
-            code TEXT NOT NULL, note TEXT NOT NULL, held_from TEXT, inbox_name TEXT NOT NULL,
+            code TEXT NOT NULL, note TEXT NOT NULL, held_from TEXT, sealed_to TEXT NOT NULL, inbox_name TEXT NOT NULL,
             updated_at INTEGER NOT NULL,
             PRIMARY KEY (sender, id));
           CREATE INDEX transfers_due ON transfers (direction, state, peer, next_at);

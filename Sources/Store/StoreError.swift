@@ -1,5 +1,6 @@
 // Failures of the disk and the ledger. Expected refusals are values elsewhere; these are thrown.
 
+import GRDB
 import Glibc
 
 /// A system call that failed, with what it was for.
@@ -46,6 +47,24 @@ package enum LedgerError: Error, Equatable, Sendable, CustomStringConvertible {
     case .rolledBack(let what): "the ledger was rolled back: \(what). See docs/OPERATIONS.md, Restore"
     case .notDurable(let what): "the ledger would not be durable: \(what)"
     case .damaged(let what): "the ledger is damaged: \(what)"
+    }
+  }
+}
+
+/// What a failure says about the disk, whichever layer reports it.
+package enum StoreFailure: Sendable {
+  /// No room; it may pass.
+  case full
+  /// What is on disk is unknown: the process must stop.
+  case unknown
+  /// Not a failure of the disk or the ledger.
+  case other
+
+  package init(_ error: any Error) {
+    switch error {
+    case let error as DiskError: self = error.isFull ? .full : error.isFatal ? .unknown : .other
+    case let error as DatabaseError: self = error.resultCode == .SQLITE_FULL ? .full : .unknown
+    default: self = .other
     }
   }
 }

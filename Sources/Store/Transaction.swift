@@ -92,14 +92,14 @@ package final class Transaction {
     try execute(
       """
       UPDATE transfers SET state = ?, name = ?, payload_bytes = ?, body_bytes = ?, manifest = ?, manifest_sha256 = ?,
-        key = ?, durable_bytes = ?, expires_at = ?, next_at = ?, attempts = ?, code = ?, note = ?, held_from = ?,
+        key = ?, durable_bytes = ?, expires_at = ?, next_at = ?, attempts = ?, code = ?, note = ?, held_from = ?, sealed_to = ?,
         inbox_name = ?, updated_at = ?
       WHERE sender = ? AND id = ? AND state = ?
       """,
       [
         next.state.rawValue, next.name, next.payloadBytes, next.bodyBytes, Data(next.manifest), next.manifestDigest,
         next.key.map { Data($0) }, next.durableBytes, next.expiresAt.map(Transfer.milliseconds),
-        next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue,
+        next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue, next.sealedTo,
         next.inboxName, Transfer.milliseconds(at), next.sender.text, next.id.text, state.rawValue,
       ])
     guard db.changesCount == 1 else { throw LedgerError.stale("transfer \(next.id)") }
@@ -140,6 +140,11 @@ package final class Transaction {
 
   package func remove(partner: AgencyID) throws {
     try execute("DELETE FROM partners WHERE agency = ?", [partner.text])
+  }
+
+  /// Remembers a fact for ever.
+  package func setFlag(_ name: String) throws {
+    try execute("INSERT INTO meta (name, value) VALUES (?, '') ON CONFLICT DO NOTHING", ["flag:\(name)"])
   }
 
   /// Counts one more package of today under an agreement, for `maxPackagesPerDay`.

@@ -33,6 +33,8 @@ package struct Transfer: Equatable, Sendable {
   /// A sentence for people. Never personal data.
   package var note: String
   package var heldFrom: TransferState?
+  /// Sender: digests of the recipients that the key was sealed to, hexadecimal, separated by commas.
+  package var sealedTo: String
   /// Recipient: the name in the inbox.
   package var inboxName: String
   package var updatedAt: Date
@@ -64,6 +66,7 @@ package struct Transfer: Equatable, Sendable {
     code = ""
     note = ""
     heldFrom = nil
+    sealedTo = ""
     inboxName = ""
     updatedAt = createdAt
   }
@@ -72,7 +75,7 @@ package struct Transfer: Equatable, Sendable {
 extension Transfer {
   static let columns =
     "direction, sender, id, peer, agreement, state, name, payload_bytes, body_bytes, manifest, manifest_sha256, "
-    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, inbox_name, updated_at"
+    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, sealed_to, inbox_name, updated_at"
 
   init(_ row: Row) throws {
     guard let direction = Direction(rawValue: row["direction"]), let sender = AgencyID(row["sender"]),
@@ -91,6 +94,7 @@ extension Transfer {
     code = row["code"]
     note = row["note"]
     heldFrom = (row["held_from"] as String?).flatMap(TransferState.init)
+    sealedTo = row["sealed_to"]
     inboxName = row["inbox_name"]
     updatedAt = Self.date(row["updated_at"])
   }
@@ -104,7 +108,7 @@ extension Transfer {
       direction.rawValue, sender.text, id.text, peer.text, agreement, state.rawValue, name, payloadBytes,
       bodyBytes, Data(manifest), manifestDigest, key.map { Data($0) }, durableBytes, Self.milliseconds(createdAt),
       expiresAt.map(Self.milliseconds), nextAt.map(Self.milliseconds), attempts, code, note,
-      heldFrom?.rawValue, inboxName, Self.milliseconds(updatedAt),
+      heldFrom?.rawValue, sealedTo, inboxName, Self.milliseconds(updatedAt),
     ]
   }
 }

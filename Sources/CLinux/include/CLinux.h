@@ -19,3 +19,5 @@ void sp_ignore_write_signals(void);
 long long sp_filesystem_type(const char *path);
 /// O_TMPFILE-free eventfd(2): non-blocking, close-on-exec.
 int sp_eventfd(void);
+/// Appends everything from one open file to another (sendfile(2)). 0, or -1 with errno.
+int sp_copy(int from, int to);

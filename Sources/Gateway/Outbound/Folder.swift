@@ -1,0 +1,105 @@
+// A watched folder: what in it is ready, what is not and why. Looks only; Intake takes.
+
+import CLinux
+import Foundation
+import Glibc
+import Policies
+import Sealing
+import Store
+
+/// What a name in a watched folder is, as far as pick-up goes. `why PATH` and the scanner share this judgement.
+package enum FolderEntry: Equatable, Sendable {
+  case ready
+  /// Not yet, and why.
+  case waiting(String)
+  /// Never: ours, hidden, or a temporary name.
+  case ignored(String)
+  /// It will be moved to `returned/`, with this reason.
+  case unfit(String)
+}
+
+/// One `outbox/<agreement>/`.
+package struct Folder: Sendable {
+  /// Names that programs use while they write.
+  package static let temporarySuffixes = ["~", ".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".swp"]
+  /// Marks the directory as ours: when it is missing, the mount is, and an empty directory is not an idle folder.
+  package static let sentinel = ".sallyport-folder"
+
+  package let path: String
+  package let agreement: String
+  package let contract: Configuration.Folder
+
+  package init(_ home: Home, agreement: String, contract: Configuration.Folder) {
+    path = home.outbox(agreement)
+    self.agreement = agreement
+    self.contract = contract
+  }
+
+  /// Makes the directory with its claim directory and sentinel, unless `wasMade` says that it existed before.
+  func make(wasMade: Bool) throws {
+    if wasMade {
+      guard Directory.exists("\(path)/\(Self.sentinel)") else { throw DiskError("look for the mount of", path, errno: ENODEV) }
+      return
+    }
+    try Directory.make("\(path)/.claimed")
+    try DurableFile.write(Array("\(agreement)\n".utf8), to: "\(path)/\(Self.sentinel)")
+  }
+
+  /// Judges one name. `observations` remembers sizes and times for `stable`.
+  package func judge(_ name: String, _ observations: inout StabilityMemory, now: Date) -> FolderEntry {
+    if name.hasPrefix(".") { return .ignored("hidden names are left alone") }
+    if let suffix = Self.temporarySuffixes.first(where: { name.hasSuffix($0) }) {
+      return .ignored("names ending in \(suffix) are temporary; rename the file when it is complete")
+    }
+    if contract.readiness == .trigger, name.hasSuffix(contract.triggerSuffix) {
+      return .ignored("a trigger; it goes with the file that it names")
+    }
+    var info = stat()
+    guard lstat("\(path)/\(name)", &info) == 0 else { return .waiting("it is not there (any more)") }
+    switch info.st_mode & S_IFMT {
+    case S_IFREG: break
+    case S_IFLNK: return .unfit("a symbolic link is never followed")
+    case S_IFDIR: return .unfit("a directory is not a payload")
+    default: return .unfit("a FIFO, socket or device is not a payload")
+    }
+    guard info.st_nlink == 1 else { return .unfit("the file has another name (hard link)") }
+    switch contract.readiness {
+    case .rename: return .ready
+    case .trigger:
+      return Directory.exists("\(path)/\(name)\(contract.triggerSuffix)")
+        ? .ready : .waiting("its trigger \(name)\(contract.triggerSuffix) is not there")
+    case .stable: return observations.observe(name, info, contract.stableSeconds, now: now)
+    }
+  }
+}
+
+/// Sizes and times of files that are settling. Forgets names that went.
+package struct StabilityMemory: Sendable {
+  package static let observationsMin = 3
+
+  private struct Observation: Equatable {
+    let size: Int
+    let modified: Int
+    let changed: Int
+    let inode: UInt
+  }
+
+  private var seen: [String: (observation: Observation, since: Date, count: Int)] = [:]
+
+  package init() {}
+
+  mutating func observe(_ name: String, _ info: stat, _ stableSeconds: Int64, now: Date) -> FolderEntry {
+    let observation = Observation(
+      size: info.st_size, modified: info.st_mtim.tv_sec * 1_000_000_000 + info.st_mtim.tv_nsec,
+      changed: info.st_ctim.tv_sec * 1_000_000_000 + info.st_ctim.tv_nsec, inode: info.st_ino)
+    var entry = seen[name] ?? (observation, now, 0)
+    if entry.observation != observation { entry = (observation, now, 0) }
+    entry.count += 1
+    seen[name] = entry
+    let left = Double(stableSeconds) - now.timeIntervalSince(entry.since)
+    if entry.count >= Self.observationsMin, left <= 0 { return .ready }
+    return .waiting("settling: seen the same \(entry.count) times, \(max(0, Int(left.rounded(.up)))) s left")
+  }
+
+  mutating func keep(only names: Set<String>) { seen = seen.filter { names.contains($0.key) } }
+}

@@ -1,0 +1,221 @@
+// Intake: takes ready files out of the watched folders, durably, each exactly once.
+//
+//   lstat, judge  →  renameat2(outbox/A/NAME, outbox/A/.claimed/ID-NAME, NOREPLACE)  →  fsync both directories
+//   →  COMMIT claimed  →  (Seal: body durable, COMMIT sealed)  →  unlink .claimed/ID-NAME
+//
+// A file in .claimed without a row was renamed before a crash and is claimed by the next scan; nothing was promised for it.
+
+import Foundation
+import Glibc
+import Logging
+import Policies
+import Sealing
+import ServiceLifecycle
+import Store
+
+/// Scans every folder that an agreement gives us, on news and at least every `scanSeconds`.
+struct Intake: Service {
+  /// Files claimed in one round of one folder, so that a full folder does not starve the others.
+  static let claimsMax = 256
+
+  let context: GatewayContext
+  private let outcomes: Outcomes
+
+  init(context: GatewayContext) {
+    self.context = context
+    outcomes = Outcomes(context: context)
+  }
+
+  func run() async throws {
+    let watch = FolderWatch(context.news.folders)
+    defer { watch?.stop() }
+    if watch == nil { context.logger.warning("no inotify: folders are scanned every \(context.configuration.scanSeconds) s") }
+    try await cancelWhenGracefulShutdown {
+      var memories: [String: StabilityMemory] = [:]
+      var watched: Set<String> = []
+      while !Task.isCancelled {
+        let seen = context.news.folders.generation
+        var isFull = false
+        for folder in folders() {
+          do {
+            try await prepare(folder)
+            if watched.insert(folder.path).inserted, let watch, !watch.add(folder.path) {
+              context.logger.warning("\(folder.path) cannot be watched; it is scanned every \(context.configuration.scanSeconds) s")
+            }
+            var memory = memories[folder.agreement] ?? StabilityMemory()
+            isFull = try await scan(folder, &memory) >= Self.claimsMax || isFull
+            memories[folder.agreement] = memory
+          } catch let error where StoreFailure(error) == .unknown {
+            throw FatalFailure(cause: error)
+          } catch let error as DiskError {
+            watched.remove(folder.path)
+            context.logger.error("folder \(folder.agreement) is down: \(error)")
+          }
+        }
+        if !isFull {
+          let seconds = Double(context.configuration.scanSeconds) * Double.random(in: 0.75...1.25)
+          await context.news.folders.wait(after: seen, for: .seconds(seconds))
+        }
+      }
+    }
+  }
+
+  /// Folders of agreements under which this agency provides.
+  func folders() -> [Folder] {
+    var ids: Set<String> = []
+    for agreement in context.policies.agreements where agreement.party(context.agency, as: .provider) != nil {
+      ids.insert(agreement.id)
+    }
+    return ids.sorted().map {
+      Folder(context.home, agreement: $0, contract: context.configuration.folders[$0] ?? .init())
+    }
+  }
+
+  private func prepare(_ folder: Folder) async throws {
+    let wasMade = try await context.ledger.read { try $0.flag("folder:\(folder.agreement)") }
+    try await context.pool.run { try folder.make(wasMade: wasMade) }
+    if !wasMade {
+      try await context.ledger.write { tx in
+        try tx.setFlag("folder:\(folder.agreement)")
+        try tx.append(AuditEvent("folder-made", ["agreement": .string(folder.agreement)]))
+      }
+    }
+  }
+
+  /// One round; how many files were claimed.
+  private func scan(_ folder: Folder, _ memory: inout StabilityMemory) async throws -> Int {
+    guard try context.hasRoom() else {
+      context.logger.warning("below the low-water mark: nothing new is taken")
+      return 0
+    }
+    try await recover(folder)
+    let now = context.now()
+    let before = memory
+    let (ready, unfit, after) = try await context.pool.run { () -> ([String], [(String, String)], StabilityMemory) in
+      var memory = before
+      var ready: [String] = []
+      var unfit: [(String, String)] = []
+      let names = try Directory.names(folder.path)
+      for name in names {
+        switch folder.judge(name, &memory, now: now) {
+        case .ready: ready.append(name)
+        case .unfit(let why): unfit.append((name, why))
+        case .waiting, .ignored: continue
+        }
+        if ready.count >= Self.claimsMax { break }
+      }
+      memory.keep(only: Set(names))
+      return (ready, unfit, memory)
+    }
+    memory = after
+    for (name, why) in unfit { try await giveBack(folder, name, why) }
+    let claimed = try await context.pool.run { try claim(ready, folder) }
+    try await record(claimed, folder)
+    return ready.count
+  }
+
+  private func claim(_ names: [String], _ folder: Folder) throws -> [Claim] {
+    guard !names.isEmpty else { return [] }
+    var claims: [Claim] = []
+    for name in names {
+      let claim = Claim(id: TransferID(), name: name)
+      do {
+        try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.path)/.claimed/\(claim.fileName)")
+        claims.append(claim)
+        if folder.contract.readiness == .trigger {
+          try Directory.remove("\(folder.path)/\(name)\(folder.contract.triggerSuffix)")
+        }
+      } catch {
+        switch error.errno {
+        case ENOENT: continue  // the producer took it away between the look and the claim
+        case ENAMETOOLONG:
+          // Too long for the claim's name too; it can only go by its id.
+          let short = Claim(id: claim.id, name: "")
+          try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.path)/.claimed/\(short.fileName)")
+          claims.append(short)
+        default: throw error
+        }
+      }
+    }
+    try Directory.sync("\(folder.path)/.claimed")
+    try Directory.sync(folder.path)
+    return claims
+  }
+
+  private func record(_ claims: [Claim], _ folder: Folder) async throws {
+    guard !claims.isEmpty, let agreement = context.policies.current(folder.agreement, at: context.now()) else { return }
+    let recipients = agreement.parties.filter { $0.role == .recipient && $0.id != context.agency }
+    guard let recipient = recipients.first else { return }
+    try await withThrowingTaskGroup { group in
+      for claim in claims {
+        let transfer = Transfer(
+          direction: .out, sender: context.agency, id: claim.id, peer: recipient.id, agreement: folder.agreement,
+          state: .claimed, name: claim.name.isEmpty ? claim.id.text : claim.name, createdAt: context.now())
+        group.addTask {
+          try await context.ledger.write { try $0.insert(transfer, ["agreement": .string(folder.agreement)]) }
+        }
+      }
+      try await group.waitForAll()
+    }
+    context.news.claimed.notify()
+  }
+
+  /// Claims that a crash left without a row.
+  private func recover(_ folder: Folder) async throws {
+    let names = try await context.pool.run { try Directory.names("\(folder.path)/.claimed") }
+    var orphans: [Claim] = []
+    for name in names {
+      guard let claim = Claim(fileName: name) else { continue }
+      let known = try await context.ledger.read { try $0.transfer(context.agency, claim.id) }
+      guard let known else {
+        orphans.append(claim)
+        continue
+      }
+      if known.state == .claimed || known.heldFrom == .claimed { continue }
+      if known.manifest.isEmpty {
+        // It ended before it was sealed, and a crash came before the original was given back.
+        try await context.pool.run {
+          try outcomes.giveBack(
+            "\(folder.path)/.claimed/\(name)", name: known.name, agreement: folder.agreement, id: known.id,
+            code: known.code, detail: known.note, next: ReasonCode(rawValue: known.code)?.nextStep ?? "Drop the file again.")
+        }
+      } else {
+        // The unlink after the commit of `sealed` was lost.
+        try await context.pool.run { try Directory.remove("\(folder.path)/.claimed/\(name)") }
+      }
+    }
+    try await record(orphans, folder)
+  }
+
+  private func giveBack(_ folder: Folder, _ name: String, _ why: String) async throws {
+    let id = TransferID()
+    try await context.pool.run {
+      try outcomes.giveBack(
+        "\(folder.path)/\(name)", name: name, agreement: folder.agreement, id: id, code: "input.special-file", detail: why,
+        next: "Drop a plain file with one name, under a name of its own.")
+    }
+    try await context.ledger.write { tx in
+      _ = try tx.append(AuditEvent("not-taken", sender: context.agency, id: id, ["code": "input.special-file", "agreement": .string(folder.agreement)]))
+    }
+    context.logger.notice("returned a file of \(folder.agreement): \(why)")
+  }
+}
+
+/// A claimed original: its id and name in one file name.
+struct Claim: Sendable {
+  let id: TransferID
+  let name: String
+
+  var fileName: String { "\(id)-\(name)" }
+
+  init(id: TransferID, name: String) {
+    self.id = id
+    self.name = name
+  }
+
+  init?(fileName: String) {
+    guard let dash = fileName.firstIndex(of: "-"), let id = TransferID(String(fileName[..<dash])) else { return nil }
+    self.id = id
+    name = String(fileName[fileName.index(after: dash)...])
+  }
+}

@@ -1,0 +1,109 @@
+// What a batch job reads: returned/<agreement>/NAME.outcome.json, and for a refused original NAME.reason.json and .txt.
+//
+// These files are a view of the ledger: written by rename, so never half, and written again at start for what changed last.
+
+import CLinux
+import Foundation
+import Glibc
+import Logging
+import Policies
+import Sealing
+import Store
+
+/// Writes outcome and reason files. Never values of records.
+struct Outcomes: Sendable {
+  let context: GatewayContext
+
+  /// Records where a transfer is now.
+  func write(_ transfer: Transfer) throws {
+    guard transfer.direction == .out else { return }
+    let directory = context.home.returned(transfer.agreement)
+    let path = "\(directory)/\(transfer.name).outcome.json"
+    let text = Self.document(transfer).canonical + [10]
+    try Directory.make(directory, mode: 0o750)
+    try keepOlder(path, than: transfer.id)
+    let temporary = "\(directory)/.\(transfer.id).outcome"
+    try replace(temporary, path, text)
+  }
+
+  static func document(_ transfer: Transfer) -> JSON {
+    let (outcome, next): (String, String) =
+      switch transfer.state {
+      case .confirmed: ("delivered", "Nothing: the recipient signed for it.")
+      case .refused: ("refused", ReasonCode(rawValue: transfer.code)?.nextStep ?? "Ask your gateway's administrator: sallyport trace \(transfer.id)")
+      case .expired: ("expired", "It was not handed over in time. Drop the file again when the partner can take it.")
+      case .cancelled: ("cancelled", "It was cancelled here before it was handed over.")
+      case .corrupt: ("failed", "Ask your gateway's administrator: sallyport trace \(transfer.id)")
+      default: ("accepted", "Nothing: it goes by itself.")
+      }
+    return [
+      "version": 1, "id": .string(transfer.id.text), "name": .string(transfer.name), "agreement": .string(transfer.agreement),
+      "recipient": .string(transfer.peer.text), "outcome": .string(outcome), "state": .string(transfer.state.rawValue),
+      "code": .string(transfer.code), "detail": .string(transfer.note), "next": .string(next),
+      "at": .string(Timestamp.format(transfer.updatedAt)),
+    ]
+  }
+
+  /// The same name twice: the older outcome stays, under its id.
+  private func keepOlder(_ path: String, than id: TransferID) throws {
+    guard Directory.exists(path) else { return }
+    let bytes = try File.contents(path, bytesMax: 65536)
+    guard let document = try? JSON(canonical: bytes.last == 10 ? Array(bytes.dropLast()) : bytes, bytesMax: 65536),
+      case .object(let members) = document, case .string(let other)? = members["id"], other != id.text
+    else { return }
+    try Directory.rename(path, path.replacingOccurrences(of: ".outcome.json", with: "~\(other.prefix(8)).outcome.json"))
+  }
+
+  private func replace(_ temporary: String, _ path: String, _ text: [UInt8]) throws {
+    try Directory.remove(temporary)
+    let file = try File(temporary, O_WRONLY | O_CREAT | O_EXCL, mode: 0o640)
+    try file.write(text, at: 0)
+    try Directory.rename(temporary, path)
+  }
+
+  /// Moves an original that will not go to `returned/`, with its reason. `source` may be anything; it is never followed.
+  func giveBack(_ source: String, name: String, agreement: String, id: TransferID, code: String, detail: String, next: String) throws {
+    let directory = context.home.returned(agreement)
+    try Directory.make(directory, mode: 0o750)
+    // A name that may not travel is not used for our files either.
+    let safe = FileName.fault(name) == nil ? name : id.text
+    var kept = "\(directory)/\(safe)"
+    if Directory.exists(kept) { kept = "\(directory)/\(safe)~\(id.text.prefix(8))" }
+    do {
+      try Directory.renameExclusively(source, kept)
+      try Directory.sync(directory)
+    } catch {
+      switch error.errno {
+      // A crash came between this rename and what followed: the reason is still to be written.
+      case ENOENT: break
+      case EXDEV: try moveAcross(source, to: kept)
+      default: throw error
+      }
+    }
+    let reason: JSON = [
+      "version": 1, "id": .string(id.text), "name": .string(name), "agreement": .string(agreement),
+      "code": .string(code), "detail": .string(detail), "next": .string(next), "kept": .string(kept),
+      "at": .string(Timestamp.format(context.now())),
+    ]
+    try DurableFile.write(reason.canonical + [10], to: "\(kept).reason.json", mode: 0o640)
+    let text = "\(name) was not sent.\n\nWhy:        \(detail) [\(code)]\nNext step:  \(next)\nReference:  \(id)\n"
+    try DurableFile.write(Array(text.utf8), to: "\(kept).reason.txt", mode: 0o640)
+  }
+
+  /// The outbox is on another file system: copy, sync, and only then remove.
+  private func moveAcross(_ source: String, to target: String) throws {
+    let temporary = "\(target).moving"
+    try Directory.remove(temporary)
+    try copy(source, to: temporary)
+    try Directory.renameExclusively(temporary, target)
+    try Directory.sync(Directory.parent(of: target))
+    try Directory.remove(source)
+  }
+
+  private func copy(_ source: String, to target: String) throws {
+    let from = try File(source, O_RDONLY | O_NONBLOCK)
+    let into = try File(target, O_WRONLY | O_CREAT | O_EXCL, mode: 0o640)
+    guard sp_copy(from.descriptor, into.descriptor) == 0 else { throw DiskError("copy", source) }
+    try into.syncData()
+  }
+}

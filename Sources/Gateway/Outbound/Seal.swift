@@ -1,0 +1,215 @@
+// Check, Authorize, Seal: from a claimed original to a durable body and a signed manifest, in one streaming pass.
+//
+//   open .claimed/ID-NAME (O_NOFOLLOW|O_NONBLOCK)  fstat  →  decide  →  pass into spool/out/ID.part  →  fstat again
+//   →  fdatasync  rename  fsync(spool/out)  →  sign  →  COMMIT sealed  →  COMMIT queued  →  unlink the original
+
+import CLinux
+import Foundation
+import Glibc
+import Logging
+import Policies
+import Sealing
+import Store
+
+/// Works on transfers in state claimed, and on sealed ones that a crash left there.
+struct Seal: Sendable {
+  let context: GatewayContext
+  private let outcomes: Outcomes
+
+  init(context: GatewayContext) {
+    self.context = context
+    outcomes = Outcomes(context: context)
+  }
+
+  func seal(_ transfer: Transfer) async throws {
+    let claim = "\(context.home.claims(transfer.agreement))/\(Claim(id: transfer.id, name: transfer.name == transfer.id.text ? "" : transfer.name).fileName)"
+    let original: Original
+    do {
+      original = try await context.pool.run { try Original(claim) }
+    } catch let error as DiskError where error.errno == ENOENT {
+      try await end(transfer, .cancelled, code: "input.vanished", note: "the claimed file was taken away")
+      return
+    } catch let error as Original.Unfit {
+      try await refuse(transfer, claim, code: "input.special-file", detail: error.why, next: "Drop a plain file with one name.")
+      return
+    }
+    guard !original.hasWriter else {
+      try await defer_(transfer, code: "input.still-written", note: "a program still has the file open for writing")
+      return
+    }
+    let instant = context.now()
+    let agreement = context.policies.current(transfer.agreement, at: instant)
+    let draft = Draft(
+      sender: context.agency, recipient: transfer.peer, name: transfer.name,
+      mediaType: agreement?.mediaType ?? "application/octet-stream", payloadBytes: original.bytes)
+    let decision = Evaluation.outbound(
+      draft, under: agreement, try await context.circumstances(transfer.peer, agreement: transfer.agreement))
+    switch decision.outcome {
+    case .refuse:
+      let code = decision.codes.first ?? .matchNone
+      try await refuse(transfer, claim, code: code.rawValue, detail: decision.sentence, next: code.nextStep)
+    case .hold:
+      let code = decision.codes.first ?? .partnerPending
+      try await defer_(transfer, code: code.rawValue, note: decision.sentence)
+    case .permit:
+      guard try context.hasRoom(for: original.bytes) else { throw DiskError("reserve", context.spool.path, errno: ENOSPC) }
+      let sealed = try await context.pool.run { try body(of: original, transfer, agreement!, decision, at: instant) }
+      guard let sealed else {
+        try await defer_(transfer, code: "input.changed", note: "the file changed while it was read")
+        return
+      }
+      let row = try await context.ledger.write { tx in
+        let row = try tx.advance(
+          transfer, to: .sealed,
+          [
+            "manifest": .string(sealed.envelope.payloadDigest.hex), "payloadBytes": .integer(sealed.manifest.payloadBytes),
+            "decision": decision.document, "agreementSha256": .string(agreement!.digest.hex),
+          ]
+        ) { next in
+          next.payloadBytes = sealed.manifest.payloadBytes
+          next.bodyBytes = sealed.manifest.bodyBytes
+          next.manifest = sealed.envelope.bytes
+          next.manifestDigest = sealed.envelope.payloadDigest.hex
+          next.key = sealed.key
+          next.sealedTo = sealed.sealedTo
+          next.expiresAt = sealed.manifest.expiresAt
+        }
+        try tx.countPackage(agreement: transfer.agreement, peer: transfer.peer)
+        return row
+      }
+      try await queue(row)
+      try await context.pool.run { try Directory.remove(claim) }
+    }
+  }
+
+  /// sealed → queued, with the outcome file that tells the batch job that its file was taken.
+  func queue(_ transfer: Transfer) async throws {
+    let row = try await context.ledger.write { try $0.advance(transfer, to: .queued) }
+    context.news.sealed.notify()
+    try await context.pool.run { try outcomes.write(row) }
+  }
+
+  private struct Sealed: Sendable {
+    let manifest: Manifest
+    let envelope: Envelope
+    let key: [UInt8]
+    let sealedTo: String
+  }
+
+  /// The pass. nil when the original changed under it.
+  private func body(
+    of original: Original, _ transfer: Transfer, _ agreement: Agreement, _ decision: Decision, at instant: Date
+  ) throws -> Sealed? {
+    guard let card = context.partners[transfer.peer]?.card?.card else { throw LedgerError.notFound(transfer.peer.text) }
+    let recipients = card.sealingRecipients(at: instant).filter { agreement.recipientKinds.contains($0.kind) }
+    let binding = Binding(
+      agreement: agreement.digest.hex, id: transfer.id, recipient: transfer.peer, sender: context.agency)
+    let (key, payloadKey) = try PackageKey.create(for: recipients, binding: binding)
+    let place = Spool.Place.out(transfer.id)
+    let geometry = try BodyGeometry(plainBytes: original.bytes)
+    let part = try context.spool.create(place, bytes: geometry.sealedBytes)
+    // Small files gain nothing from a second thread, and many of them run at once.
+    let pass = Pass(engine: context.engine, workers: geometry.segments > 1 ? context.workers : 1)
+    let result = try pass.seal(
+      FileSource(original.file, bytes: original.bytes, layout: .plain), to: FileSink(part), payloadKey: payloadKey,
+      wholePrefix: agreement.wholeFileSHA256 ? key.bytes : nil)
+    guard try original.isUnchanged() else { return nil }
+    try part.syncData()
+    try context.spool.finish(place)
+
+    var salt = [UInt8](repeating: 0, count: 16)
+    salt.withUnsafeMutableBytes { systemRandom($0) }
+    let manifest = Manifest(
+      id: transfer.id, sender: context.agency, recipient: transfer.peer,
+      agreement: NamedDigest(id: agreement.id, sha256: agreement.digest), agreementVersion: agreement.version,
+      name: transfer.name, mediaType: agreement.mediaType, payloadBytes: result.plainBytes,
+      bodyBytes: result.sealedBytes, bodyTreeRoot: result.treeRoot, keySHA256: Digest(of: key.bytes),
+      wholeFileSHA256: result.wholeSHA256, createdAt: instant,
+      expiresAt: instant + Double(agreement.timeToLive.components.seconds), decision: decision.digest(salt: salt))
+    return Sealed(
+      manifest: manifest, envelope: context.sign(manifest.document, as: .manifest), key: key.bytes,
+      sealedTo: recipients.map { Digest(of: Array($0.description.utf8)).hex }.joined(separator: ","))
+  }
+
+  private func refuse(_ transfer: Transfer, _ claim: String, code: String, detail: String, next: String) async throws {
+    // The original first: a crash after this finds the row still claimed, and the file vanished from the claims.
+    let row = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .refused) {
+        $0.code = code
+        $0.note = detail
+        $0.nextAt = nil
+      }
+    }
+    try await context.pool.run {
+      try outcomes.giveBack(claim, name: transfer.name, agreement: transfer.agreement, id: transfer.id, code: code, detail: detail, next: next)
+      try outcomes.write(row)
+    }
+    context.logger.notice("transfer \(transfer.id) is refused: \(code)")
+  }
+
+  private func end(_ transfer: Transfer, _ state: TransferState, code: String, note: String) async throws {
+    let row = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: state) {
+        $0.code = code
+        $0.note = note
+        $0.nextAt = nil
+      }
+    }
+    try await context.pool.run { try outcomes.write(row) }
+  }
+
+  private func defer_(_ transfer: Transfer, code: String, note: String) async throws {
+    let attempts = transfer.attempts + 1
+    let next = context.now() + Backoff.seconds(attempts, max: min(60, context.configuration.retrySecondsMax))
+    _ = try await context.ledger.write { tx in
+      try tx.amend(transfer) {
+        $0.attempts = attempts
+        $0.nextAt = next
+        $0.code = code
+        $0.note = note
+      }
+    }
+  }
+}
+
+/// A claimed file, open, and as it was when it was opened.
+final class Original: Sendable {
+  struct Unfit: Error { let why: String }
+
+  let file: File
+  let bytes: Int64
+  let hasWriter: Bool
+  private let inode: UInt
+  private let modified: [Int]
+
+  init(_ path: String) throws {
+    let file = try Self.open(path)
+    let info = try file.status()
+    guard info.st_mode & S_IFMT == S_IFREG else { throw Unfit(why: "not a plain file") }
+    guard info.st_nlink == 1 else { throw Unfit(why: "the file has another name (hard link)") }
+    bytes = Int64(info.st_size)
+    inode = info.st_ino
+    modified = Self.times(info)
+    hasWriter = sp_no_writer(file.descriptor) == 0
+    self.file = file
+  }
+
+  private static func open(_ path: String) throws -> File {
+    do {
+      return try File(path, O_RDONLY | O_NONBLOCK)
+    } catch {
+      guard error.errno == ELOOP || error.errno == ENXIO else { throw error }
+      throw Unfit(why: "a symbolic link or device is not a payload")
+    }
+  }
+
+  /// Whether the bytes that were read are those of one moment.
+  func isUnchanged() throws -> Bool {
+    let info = try file.status()
+    return Int64(info.st_size) == bytes && info.st_ino == inode && Self.times(info) == modified
+  }
+
+  private static func times(_ info: stat) -> [Int] {
+    [info.st_mtim.tv_sec, info.st_mtim.tv_nsec]
+  }
+}

@@ -1,0 +1,160 @@
+// A stage: one loop over the transfers in one state. Start-up recovery is nothing else than this loop's first round.
+
+import Foundation
+import Logging
+import NIOConcurrencyHelpers
+import Sealing
+import ServiceLifecycle
+import Store
+
+/// Loads what is in `state` and due, does the work on a bounded number at once, and waits for news.
+struct Stage: Service {
+  let context: GatewayContext
+  let direction: Direction
+  let state: TransferState
+  /// Only transfers with this peer; nil for all.
+  var peer: AgencyID?
+  let concurrency: Int
+  let news: Signal
+  /// Moves the transfer along; what it throws is sorted by `Disposition`.
+  let work: @Sendable (Transfer) async throws -> Void
+  /// Nothing is taken on before this instant: a partner that is down.
+  var notBefore: @Sendable () -> Date? = { nil }
+
+  /// At most so long without a look at the ledger.
+  static let idle = Duration.seconds(2)
+
+  func run() async throws {
+    try await cancelWhenGracefulShutdown { try await loop() }
+  }
+
+  func loop() async throws {
+    let failure = NIOLockedValueBox<(any Error)?>(nil)
+    try await withThrowingDiscardingTaskGroup { group in
+      let busy = NIOLockedValueBox<Set<Key>>([])
+      let freed = Signal()
+      while !Task.isCancelled {
+        if let error = failure.withLockedValue({ $0 }) { throw error }
+        let seen = news.generation
+        let instant = context.now()
+        if let pause = notBefore(), pause > instant {
+          await news.wait(after: seen, for: .seconds(min(2, pause.timeIntervalSince(instant))))
+          continue
+        }
+        let limit = concurrency * 2 + busy.withLockedValue { $0.count }
+        let due = try await context.ledger.read {
+          try $0.due(direction, state, peer: peer, at: instant, limit: limit)
+        }.filter { transfer in !busy.withLockedValue { $0.contains(Key(transfer)) } }
+        for transfer in due {
+          while true {
+            let before = freed.generation
+            if busy.withLockedValue({ $0.count < concurrency }) || Task.isCancelled { break }
+            await freed.wait(after: before, for: Self.idle)
+          }
+          if Task.isCancelled || notBefore().map({ $0 > context.now() }) == true { break }
+          busy.withLockedValue { _ = $0.insert(Key(transfer)) }
+          group.addTask {
+            do {
+              try await perform(transfer)
+            } catch {
+              failure.withLockedValue { $0 = $0 ?? error }
+              news.notify()
+            }
+            busy.withLockedValue { _ = $0.remove(Key(transfer)) }
+            freed.notify()
+          }
+        }
+        if due.isEmpty { await news.wait(after: seen, for: try await idleTime(instant)) }
+      }
+    }
+    if let error = failure.withLockedValue({ $0 }) { throw error }
+  }
+
+  private struct Key: Hashable {
+    let sender: AgencyID
+    let id: TransferID
+
+    init(_ transfer: Transfer) {
+      sender = transfer.sender
+      id = transfer.id
+    }
+  }
+
+  private func idleTime(_ instant: Date) async throws -> Duration {
+    guard let next = try await context.ledger.read({ try $0.nextDue(direction, state) }), next > instant else {
+      return Self.idle
+    }
+    return min(Self.idle, .seconds(max(0.01, next.timeIntervalSince(instant))))
+  }
+
+  private func perform(_ transfer: Transfer) async throws {
+    do {
+      try await work(transfer)
+    } catch {
+      switch Disposition(error) {
+      case .ignore: break
+      case .stop:
+        context.logger.critical("\(error)")
+        throw FatalFailure(cause: error)
+      case .retry(let code, let note): try await postpone(transfer, code, note)
+      case .halt(let code, let note): try await setAside(transfer, code, note)
+      }
+    }
+  }
+
+  /// The row as it is now: the work may have moved it before it failed.
+  private func current(_ transfer: Transfer) async throws -> Transfer? {
+    try await context.ledger.read { try $0.transfer(transfer.sender, transfer.id) }
+  }
+
+  private func postpone(_ transfer: Transfer, _ code: String, _ note: String) async throws {
+    guard let row = try await current(transfer), !row.state.isEnd, row.state != .held else { return }
+    let attempts = row.attempts + 1
+    let next = context.now() + Backoff.seconds(attempts, max: context.configuration.retrySecondsMax)
+    context.logger.notice("transfer \(row.id): \(note); next try at \(Timestamp.format(next))")
+    do {
+      let mark: @Sendable (inout Transfer) -> Void = {
+        $0.nextAt = next
+        $0.attempts = attempts
+        $0.code = code
+        $0.note = note
+      }
+      try await context.ledger.write { tx in
+        if row.state == .sending {
+          _ = try tx.advance(row, to: .queued, ["code": .string(code)], change: mark)
+        } else {
+          _ = try tx.amend(row, change: mark)
+        }
+      }
+    } catch LedgerError.stale {
+      return
+    }
+  }
+
+  private func setAside(_ transfer: Transfer, _ code: String, _ note: String) async throws {
+    guard let row = try await current(transfer), !row.state.isEnd else { return }
+    context.logger.error("transfer \(row.id) is set aside: \(note)")
+    let target: TransferState? =
+      row.state.mayBecome(.held, direction) ? .held : row.state.mayBecome(.quarantined, direction) ? .quarantined : nil
+    do {
+      try await context.ledger.write { tx in
+        if let target {
+          _ = try tx.advance(row, to: target) { next in
+            next.heldFrom = row.state == .sending ? .queued : row.state
+            next.nextAt = nil
+            next.code = code
+            next.note = note
+          }
+        } else {
+          _ = try tx.amend(row) { next in
+            next.nextAt = nil
+            next.code = code
+            next.note = note
+          }
+        }
+      }
+    } catch LedgerError.stale {
+      return
+    }
+  }
+}

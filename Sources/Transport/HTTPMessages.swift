@@ -1,0 +1,172 @@
+// What both ends of the wire speak of: replies, problems (RFC 9457), header names, and the routes of the partner API.
+
+import Foundation
+import Sealing
+
+/// A reply, on either side.
+package struct HTTPReply: Sendable {
+  package var status: Int
+  /// Names in lower case.
+  package var headers: [String: String]
+  package var body: [UInt8]
+
+  package init(_ status: Int, headers: [String: String] = [:], body: [UInt8] = []) {
+    self.status = status
+    self.headers = headers
+    self.body = body
+  }
+
+  package static func json(_ status: Int, _ document: JSON, headers: [String: String] = [:]) -> HTTPReply {
+    HTTPReply(status, headers: headers.merging(["content-type": "application/json"]) { a, _ in a }, body: document.canonical)
+  }
+
+  package static func problem(_ problem: Problem, headers: [String: String] = [:]) -> HTTPReply {
+    var headers = headers
+    headers["content-type"] = "application/problem+json"
+    if let seconds = problem.retryAfterSeconds { headers["retry-after"] = String(seconds) }
+    return HTTPReply(problem.kind.status, headers: headers, body: problem.document.canonical)
+  }
+}
+
+/// A refusal on the wire. `kind` is stable; `code` is a reason code where one applies.
+package struct Problem: Error, Equatable, Sendable, CustomStringConvertible {
+  package enum Kind: String, Sendable, CaseIterable {
+    case malformed, digest, refused, notFound = "not-found", conflict, offset, gone, tooLarge = "too-large"
+    case method, busy, full, unavailable, superseded
+
+    package var status: Int {
+      switch self {
+      case .malformed, .digest: 400
+      case .refused: 403
+      case .notFound: 404
+      case .method: 405
+      case .conflict, .offset, .superseded: 409
+      case .gone: 410
+      case .tooLarge: 413
+      case .busy: 429
+      case .unavailable: 503
+      case .full: 507
+      }
+    }
+  }
+
+  package static let typePrefix = "urn:sallyport:problem:"
+
+  package let kind: Kind
+  package let code: String
+  package let detail: String
+  package let retryAfterSeconds: Int?
+
+  package init(_ kind: Kind, code: String = "", _ detail: String, retryAfterSeconds: Int? = nil) {
+    self.kind = kind
+    self.code = code
+    self.detail = detail
+    self.retryAfterSeconds = retryAfterSeconds
+  }
+
+  package var document: JSON {
+    var members: [String: JSON] = [
+      "type": .string(Self.typePrefix + kind.rawValue), "status": .integer(Int64(kind.status)),
+      "detail": .string(detail),
+    ]
+    if !code.isEmpty { members["code"] = .string(code) }
+    return .object(members)
+  }
+
+  /// The problem in a reply of a peer; nil when it has none that is understood.
+  package init?(_ reply: HTTPReply) {
+    guard reply.headers["content-type"] == "application/problem+json",
+      let document = try? JSON(canonical: reply.body, bytesMax: 65536), case .object(let members) = document,
+      case .string(let type)? = members["type"], type.hasPrefix(Self.typePrefix),
+      let kind = Kind(rawValue: String(type.dropFirst(Self.typePrefix.count)))
+    else { return nil }
+    var code = ""
+    if case .string(let text)? = members["code"] { code = String(text.prefix(64)) }
+    var detail = ""
+    if case .string(let text)? = members["detail"] { detail = String(text.prefix(512)) }
+    self.init(kind, code: code, detail, retryAfterSeconds: reply.headers["retry-after"].flatMap(Int.init))
+  }
+
+  package var description: String { "\(detail) [\(code.isEmpty ? kind.rawValue : code)]" }
+}
+
+/// The requests of the partner API that exist (docs/PROTOCOL.md).
+package enum PartnerRoute: Equatable, Sendable {
+  case card
+  case list(after: Int64, limit: Int, waitSeconds: Int)
+  case putManifest(TransferID)
+  case bodyOffset(TransferID)
+  case appendBody(TransferID)
+  case putKey(TransferID)
+  case receipts(TransferID, after: String, waitSeconds: Int)
+  case takeBack(TransferID)
+
+  package static let waitSecondsMax = 30
+  package static let listLimitMax = 500
+
+  /// The route of a method and a target such as `/v1/transfers/ID/body?x=y`.
+  ///
+  /// - Throws: `Problem` not-found or method; malformed for a query that cannot be read.
+  package init(method: String, target: String) throws(Problem) {
+    let halves = target.split(separator: "?", maxSplits: 1, omittingEmptySubsequences: false)
+    let parts = halves[0].split(separator: "/", omittingEmptySubsequences: false).dropFirst().map(String.init)
+    let query = try Self.query(halves.count > 1 ? halves[1] : "")
+    func number(_ name: String, _ fallback: Int64, max: Int64) throws(Problem) -> Int64 {
+      guard let text = query[name] else { return fallback }
+      guard let value = Int64(text), value >= 0 else { throw Problem(.malformed, "\(name): expected a whole number") }
+      return min(value, max)
+    }
+    let unknown = Problem(.notFound, "there is nothing here")
+    guard parts.first == "v1", parts.count >= 2 else { throw unknown }
+    switch (parts[1], parts.count) {
+    case ("card", 2):
+      guard method == "GET" else { throw Problem(.method, "the card can only be read") }
+      self = .card
+    case ("transfers", 2):
+      guard method == "GET" else { throw Problem(.method, "the list can only be read") }
+      self = .list(
+        after: try number("after", 0, max: .max), limit: Int(try number("limit", 100, max: Int64(Self.listLimitMax))),
+        waitSeconds: Int(try number("wait", 0, max: Int64(Self.waitSecondsMax))))
+    case ("transfers", 3...4):
+      guard let id = TransferID(parts[2]) else { throw unknown }
+      switch (method, parts.count == 4 ? parts[3] : "") {
+      case ("DELETE", ""): self = .takeBack(id)
+      case ("PUT", "manifest"): self = .putManifest(id)
+      case ("HEAD", "body"): self = .bodyOffset(id)
+      case ("PATCH", "body"): self = .appendBody(id)
+      case ("PUT", "key"): self = .putKey(id)
+      case ("GET", "receipts"):
+        self = .receipts(
+          id, after: query["after"] ?? "", waitSeconds: Int(try number("wait", 0, max: Int64(Self.waitSecondsMax))))
+      case (_, "manifest"), (_, "body"), (_, "key"), (_, "receipts"), (_, ""):
+        throw Problem(.method, "\(method) is not possible here")
+      default: throw unknown
+      }
+    default: throw unknown
+    }
+  }
+
+  private static func query(_ text: Substring) throws(Problem) -> [String: String] {
+    var query: [String: String] = [:]
+    for pair in text.split(separator: "&") {
+      let sides = pair.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+      guard sides.count == 2, query.updateValue(String(sides[1]), forKey: String(sides[0])) == nil else {
+        throw Problem(.malformed, "the query cannot be read")
+      }
+    }
+    return query
+  }
+}
+
+/// RFC 9530 Content-Digest with sha-256.
+package enum ContentDigest {
+  package static func header(_ digest: Digest) -> String { "sha-256=:\(Base64.encode(digest.bytes)):" }
+
+  /// nil unless the header is exactly one sha-256 member.
+  package static func parse(_ header: String) -> Digest? {
+    guard header.hasPrefix("sha-256=:"), header.hasSuffix(":"),
+      let bytes = Base64.decode(String(header.dropFirst(9).dropLast())), bytes.count == Digest.byteCount
+    else { return nil }
+    return Digest(bytes)
+  }
+}

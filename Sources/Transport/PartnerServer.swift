@@ -1,0 +1,299 @@
+// The HTTPS server of the partner port: HTTP/1.1 over TLS 1.3, mutual, partners known by pinned key.
+//
+// Each connection runs on its own event loop (a TaskExecutor), so that a fast producer never runs ahead of a slow
+// socket and memory stays flat. Handlers must not block: file work goes to a BlockingPool.
+
+import Foundation
+import HTTPTypes
+import HummingbirdCore
+import Logging
+import NIOConcurrencyHelpers
+import NIOCore
+import NIOHTTPTypes
+import NIOPosix
+import NIOSSL
+import NIOTLS
+import Sealing
+import ServiceLifecycle
+
+/// A request of a known partner.
+package struct PartnerRequest: Sendable {
+  package let partner: AgencyID
+  package let method: String
+  package let target: String
+  private let fields: HTTPFields
+  private let stream: RequestBody
+
+  init(partner: AgencyID, _ request: Request) {
+    self.partner = partner
+    method = request.method.rawValue
+    target = request.head.path ?? ""
+    fields = request.headers
+    stream = request.body
+  }
+
+  /// The value of a header; nil when it is absent or stands twice.
+  package func header(_ name: String) -> String? {
+    guard let field = HTTPField.Name(name) else { return nil }
+    let values = fields[values: field]
+    return values.count == 1 ? values[0] : nil
+  }
+
+  /// The whole body.
+  ///
+  /// - Throws: `Problem` too-large over `bytesMax`.
+  package func collect(bytesMax: Int) async throws -> [UInt8] {
+    var bytes: [UInt8] = []
+    for try await part in stream {
+      guard bytes.count + part.readableBytes <= bytesMax else {
+        throw Problem(.tooLarge, "at most \(bytesMax) bytes are taken here")
+      }
+      bytes += part.readableBytesView
+    }
+    return bytes
+  }
+
+  /// Feeds the body to `sink` as it comes; `sink` sets the pace.
+  package func drain(to sink: some BodySink) async throws {
+    for try await var part in stream {
+      while part.readableBytes > 0 {
+        let taken = part.withUnsafeReadableBytes { sink.append($0) }
+        part.moveReaderIndex(forwardBy: taken)
+        if sink.isFull { try await sink.flush() }
+      }
+    }
+  }
+}
+
+/// Takes a body in pieces.
+package protocol BodySink: Sendable {
+  /// Copies as much as there is room for; how much.
+  func append(_ bytes: UnsafeRawBufferPointer) -> Int
+  var isFull: Bool { get }
+  /// Makes room again. Suspends while the disk is behind.
+  func flush() async throws
+}
+
+/// Limits of the partner port. Every one is tested.
+package struct PartnerServerLimits: Sendable {
+  package var handshakeSeconds: Int64 = 5
+  /// Above the longest long poll.
+  package var idleSeconds: Int64 = 75
+  package var headerBytes = 16384
+  package var headerCount = 64
+  package var connections = 512
+
+  package init() {}
+}
+
+/// The server as a service: listens until the graceful shutdown.
+package struct PartnerServer: Service {
+  package typealias Handler = @Sendable (PartnerRequest) async -> HTTPReply
+
+  let host: String
+  let port: Int
+  let identity: TLSIdentity
+  let limits: PartnerServerLimits
+  let partner: @Sendable (Sealing.Digest) -> AgencyID?
+  let handler: Handler
+  let group: MultiThreadedEventLoopGroup
+  let logger: Logger
+  let onListening: @Sendable (Int) async -> Void
+
+  /// - Parameters:
+  ///   - port: 0 lets the system choose; `onListening` gets the real one.
+  ///   - partner: the partner whose card has this pin, or nil; called once a connection, must not block.
+  ///   - handler: answers one request; must not block its thread.
+  package init(
+    host: String, port: Int, identity: TLSIdentity, limits: PartnerServerLimits = .init(),
+    partner: @escaping @Sendable (Sealing.Digest) -> AgencyID?, handler: @escaping Handler,
+    group: MultiThreadedEventLoopGroup, logger: Logger, onListening: @escaping @Sendable (Int) async -> Void
+  ) {
+    self.host = host
+    self.port = port
+    self.identity = identity
+    self.limits = limits
+    self.partner = partner
+    self.handler = handler
+    self.group = group
+    self.logger = logger
+    self.onListening = onListening
+  }
+
+  package func run() async throws {
+    let channel = PartnerChannel(
+      context: try identity.serverContext(), limits: limits, partner: partner, handler: handler,
+      executors: LoopTaskExecutor.all(group))
+    let server = channel.server(
+      configuration: .init(
+        address: .hostname(host, port: port),
+        availableConnectionsDelegate: MaximumAvailableConnections(limits.connections)),
+      onServerRunning: { await onListening($0.localAddress?.port ?? 0) }, eventLoopGroup: group, logger: logger)
+    try await server.run()
+  }
+}
+
+/// Sets up one connection: TLS with our verification, then HTTP/1.1 bound to the partner that the pin names.
+private struct PartnerChannel: ServerChildChannel {
+  struct Value: ServerChildChannelValue {
+    let http: HTTP1Channel.Value
+    let channel: any Channel
+    let peer: NIOLockedValueBox<AgencyID?>
+  }
+
+  let context: NIOSSLContext
+  let limits: PartnerServerLimits
+  let partner: @Sendable (Sealing.Digest) -> AgencyID?
+  let handler: PartnerServer.Handler
+  let executors: [ObjectIdentifier: LoopTaskExecutor]
+
+  private func http1(_ responder: @escaping HTTPChannelHandler.Responder) -> HTTP1Channel {
+    HTTP1Channel(
+      responder: responder,
+      configuration: .init(
+        additionalChannelHandlers: [ContinueHandler()], idleTimeout: .seconds(limits.idleSeconds),
+        httpDecoderConfiguration: .init(
+          maxHeaderFieldSize: limits.headerBytes, maxHeaderListSize: limits.headerBytes,
+          maxHeaderFieldCount: limits.headerCount)))
+  }
+
+  func setup(channel: any Channel, logger: Logger) -> EventLoopFuture<Value> {
+    let peer = NIOLockedValueBox<AgencyID?>(nil)
+    return channel.eventLoop.makeCompletedFuture {
+      let tls = NIOSSLServerHandler(context: context) { certificates, promise in
+        // One answer for every unknown peer: the handshake fails, whatever the reason.
+        guard let leaf = certificates.first, let pin = try? TLSIdentity.pin(of: leaf), let agency = partner(pin) else {
+          promise.succeed(.failed)
+          return
+        }
+        peer.withLockedValue { $0 = agency }
+        promise.succeed(.certificateVerified)
+      }
+      try channel.pipeline.syncOperations.addHandler(tls)
+      try channel.pipeline.syncOperations.addHandler(HandshakeTimeout(.seconds(limits.handshakeSeconds)))
+    }.flatMap {
+      http1 { _, _, _ in }.setup(channel: channel, logger: logger)
+    }.map { Value(http: $0, channel: channel, peer: peer) }
+  }
+
+  func handle(value: Value, logger: Logger) async {
+    let handler = handler
+    let channel = http1 { request, writer, _ in
+      guard let partner = value.peer.withLockedValue({ $0 }) else { return }
+      let reply = await handler(PartnerRequest(partner: partner, request))
+      try await PartnerChannel.write(reply, isHead: request.method == .head, to: writer)
+    }
+    await withTaskExecutorPreference(executors[ObjectIdentifier(value.channel.eventLoop)]) {
+      await channel.handle(value: value.http, logger: logger)
+    }
+  }
+
+  static func write(_ reply: HTTPReply, isHead: Bool, to writer: consuming ResponseWriter) async throws {
+    var head = HTTPResponse(status: .init(code: reply.status))
+    for (name, value) in reply.headers {
+      if let field = HTTPField.Name(name) { head.headerFields[field] = value }
+    }
+    head.headerFields[.cacheControl] = "no-store"
+    head.headerFields[.contentLength] = String(reply.body.count)
+    if isHead || reply.body.isEmpty {
+      try await writer.writeResponse(head)
+    } else {
+      try await writer.write(response: head, body: .init(byteBuffer: ByteBuffer(bytes: reply.body)))
+    }
+  }
+}
+
+/// Plain HTTP/1.1 over a Unix socket, for commands on this machine: whoever may open the socket is the administrator.
+package struct AdminServer: Service {
+  let path: String
+  let handler: @Sendable (_ method: String, _ target: String, _ body: [UInt8]) async -> HTTPReply
+  let group: MultiThreadedEventLoopGroup
+  let logger: Logger
+  package static let requestBytesMax = 1 << 20
+
+  /// The socket file must not exist; the directory that holds it must be the gateway's alone.
+  package init(
+    path: String, group: MultiThreadedEventLoopGroup, logger: Logger,
+    handler: @escaping @Sendable (_ method: String, _ target: String, _ body: [UInt8]) async -> HTTPReply
+  ) {
+    self.path = path
+    self.group = group
+    self.logger = logger
+    self.handler = handler
+  }
+
+  package func run() async throws {
+    let handler = handler
+    let channel = HTTP1Channel(
+      responder: { request, writer, _ in
+        var request = request
+        let body = try await request.collectBody(upTo: Self.requestBytesMax)
+        let reply = await handler(request.method.rawValue, request.head.path ?? "", Array(body.readableBytesView))
+        try await PartnerChannel.write(reply, isHead: false, to: writer)
+      }, configuration: .init(idleTimeout: .seconds(600)))
+    try await channel.server(
+      configuration: .init(address: .unixDomainSocket(path: path)), eventLoopGroup: group, logger: logger
+    ).run()
+  }
+}
+
+/// Closes a connection whose TLS handshake does not end in time; without it such a client would also block a shutdown.
+private final class HandshakeTimeout: ChannelInboundHandler, RemovableChannelHandler {
+  typealias InboundIn = NIOAny
+  private let limit: TimeAmount
+  private var timer: Scheduled<Void>?
+
+  init(_ limit: TimeAmount) { self.limit = limit }
+
+  func handlerAdded(context: ChannelHandlerContext) {
+    let channel = context.channel
+    timer = context.eventLoop.scheduleTask(in: limit) { channel.close(promise: nil) }
+  }
+
+  func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
+    if case .handshakeCompleted? = event as? TLSUserEvent {
+      timer?.cancel()
+      context.fireUserInboundEventTriggered(event)
+      context.pipeline.syncOperations.removeHandler(self, promise: nil)
+    } else {
+      context.fireUserInboundEventTriggered(event)
+    }
+  }
+
+  func channelInactive(context: ChannelHandlerContext) {
+    timer?.cancel()
+    context.fireChannelInactive()
+  }
+}
+
+/// Answers `Expect: 100-continue`, which Hummingbird does not; curl would wait a second before each upload.
+private final class ContinueHandler: ChannelInboundHandler, RemovableChannelHandler {
+  typealias InboundIn = HTTPRequestPart
+  typealias OutboundOut = HTTPResponsePart
+
+  func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    if case .head(let head) = unwrapInboundIn(data), head.headerFields[.expect]?.lowercased() == "100-continue" {
+      context.writeAndFlush(wrapOutboundOut(.head(HTTPResponse(status: .continue))), promise: nil)
+    }
+    context.fireChannelRead(data)
+  }
+}
+
+/// Runs tasks on one event loop, so that a connection's tasks share the loop of its channel.
+private final class LoopTaskExecutor: TaskExecutor {
+  private let loop: any EventLoop
+
+  private init(_ loop: any EventLoop) { self.loop = loop }
+
+  static func all(_ group: MultiThreadedEventLoopGroup) -> [ObjectIdentifier: LoopTaskExecutor] {
+    var executors: [ObjectIdentifier: LoopTaskExecutor] = [:]
+    for loop in group.makeIterator() { executors[ObjectIdentifier(loop)] = LoopTaskExecutor(loop) }
+    return executors
+  }
+
+  func enqueue(_ job: consuming ExecutorJob) {
+    let job = UnownedJob(job)
+    let executor = asUnownedTaskExecutor()
+    loop.execute { job.runSynchronously(on: executor) }
+  }
+}

@@ -1,0 +1,302 @@
+// The relay: many transfers at once over libcurl's multi interface, driven by one thread of its own.
+//
+// All libcurl state belongs to that thread. Callers hand over a request, wake the thread (curl_multi_wakeup, the one
+// call that any thread may make), and suspend. Connections are reused; a dead peer holds only its own requests.
+
+import CCurl
+import Foundation
+import Sealing
+
+/// One request to a partner.
+package struct RelayRequest: Sendable {
+  package enum Body: Sendable {
+    case none
+    case bytes([UInt8])
+    /// `length` bytes of an open file from `offset`; the descriptor stays the caller's, open until the reply.
+    case file(descriptor: Int32, offset: Int64, length: Int64)
+  }
+
+  package var method: String
+  /// `https://host:port` from a signed card, and a path of ours.
+  package var url: String
+  package var headers: [String]
+  package var body: Body
+  /// The peer's TLS key must be one of these (SHA-256 of the SPKI); nothing else about its certificate counts.
+  package var pins: [Digest]
+  package var connectSeconds: Int = 10
+  /// Below 1 KiB/s for so long, the request fails.
+  package var stallSeconds: Int = 30
+  /// The whole exchange fails after so long; 0 for no limit.
+  package var totalSeconds: Int = 0
+  package var replyBytesMax: Int = 1 << 20
+  /// A Unix socket instead of TCP and TLS: commands on this machine.
+  package var socket: String?
+
+  package init(_ method: String, _ url: String, headers: [String] = [], body: Body = .none, pins: [Digest]) {
+    self.method = method
+    self.url = url
+    self.headers = headers
+    self.body = body
+    self.pins = pins
+  }
+}
+
+/// The exchange failed below HTTP. Always worth another try, later.
+package struct RelayError: Error, Equatable, Sendable, CustomStringConvertible {
+  package let code: Int
+  package let detail: String
+  /// The peer answered TLS with a key that is not pinned, or refused ours.
+  package var isIdentity: Bool { [35, 58, 60, 90].contains(code) }
+  package var description: String { "\(detail) [curl \(code)]" }
+}
+
+/// A libcurl engine. Callable concurrently.
+package final class RelayClient: @unchecked Sendable {
+  // Proof for @unchecked: `inbox` and `isStopping` are touched only under `lock`; `multi` is used by the thread alone,
+  // but for curl_multi_wakeup.
+  private let lock = NSLock()
+  private var inbox: [Message] = []
+  private var isStopping = false
+  private let multi: OpaquePointer
+  private let identity: TLSIdentity?
+
+  package static let connectionsPerHostMax = 8
+  package static let connectionsMax = 128
+
+  private enum Message {
+    case start(Exchange)
+    case cancel(UInt64)
+  }
+
+  /// - Parameter identity: our TLS key; nil for a client of the admin socket.
+  package init(identity: TLSIdentity?) {
+    curl_global_init(Int(CURL_GLOBAL_DEFAULT))
+    multi = OpaquePointer(curl_multi_init())
+    self.identity = identity
+    sp_curl_multi_set_long(handle, CURLMOPT_MAX_HOST_CONNECTIONS, Self.connectionsPerHostMax)
+    sp_curl_multi_set_long(handle, CURLMOPT_MAX_TOTAL_CONNECTIONS, Self.connectionsMax)
+    let thread = Thread { [self] in serve() }
+    thread.name = "relay"
+    thread.start()
+  }
+
+  private var handle: UnsafeMutableRawPointer { UnsafeMutableRawPointer(multi) }
+
+  /// Sends one request and collects its reply.
+  ///
+  /// - Throws: `RelayError`; CancellationError when the task was cancelled or the client stopped.
+  package func send(_ request: RelayRequest) async throws -> HTTPReply {
+    let id = UInt64.random(in: .min ... .max)
+    return try await withTaskCancellationHandler {
+      try await withCheckedThrowingContinuation { continuation in
+        post(.start(Exchange(id: id, request: request, continuation: continuation)))
+      }
+    } onCancel: {
+      post(.cancel(id))
+    }
+  }
+
+  /// Ends the thread; requests under way fail with CancellationError.
+  package func stop() {
+    lock.withLock { isStopping = true }
+    curl_multi_wakeup(handle)
+  }
+
+  private func post(_ message: Message) {
+    lock.withLock { inbox.append(message) }
+    curl_multi_wakeup(handle)
+  }
+
+  // MARK: the relay thread
+
+  private func serve() {
+    var running: [UnsafeMutableRawPointer: Exchange] = [:]
+    var pool: [UnsafeMutableRawPointer] = []
+    while true {
+      let (messages, stop) = lock.withLock {
+        defer { inbox.removeAll(keepingCapacity: true) }
+        return (inbox, isStopping)
+      }
+      for message in messages {
+        switch message {
+        case .start(let exchange):
+          let easy = pool.popLast() ?? curl_easy_init()!
+          exchange.prepare(easy, identity: identity)
+          running[easy] = exchange
+          curl_multi_add_handle(handle, easy)
+        case .cancel(let id):
+          guard let (easy, exchange) = running.first(where: { $0.value.id == id }) else { continue }
+          finish(easy, exchange, .failure(CancellationError()), &running, &pool)
+        }
+      }
+      if stop { break }
+      var active: Int32 = 0
+      curl_multi_perform(handle, &active)
+      var left: Int32 = 0
+      while let message = curl_multi_info_read(handle, &left) {
+        guard message.pointee.msg == CURLMSG_DONE, let easy = message.pointee.easy_handle, let exchange = running[easy]
+        else { continue }
+        finish(easy, exchange, exchange.outcome(easy, message.pointee.data.result), &running, &pool)
+      }
+      curl_multi_poll(handle, nil, 0, 1000, nil)
+    }
+    for (easy, exchange) in running { finish(easy, exchange, .failure(CancellationError()), &running, &pool) }
+    for easy in pool { curl_easy_cleanup(easy) }
+    curl_multi_cleanup(handle)
+  }
+
+  private func finish(
+    _ easy: UnsafeMutableRawPointer, _ exchange: Exchange, _ outcome: Result<HTTPReply, any Error>,
+    _ running: inout [UnsafeMutableRawPointer: Exchange], _ pool: inout [UnsafeMutableRawPointer]
+  ) {
+    curl_multi_remove_handle(handle, easy)
+    running[easy] = nil
+    // Drops every pointer into the finished exchange before the handle is used again.
+    curl_easy_reset(easy)
+    exchange.release()
+    pool.append(easy)
+    exchange.continuation.resume(with: outcome)
+  }
+}
+
+/// One request under way; used by the relay thread alone.
+private final class Exchange: @unchecked Sendable {
+  // Proof for @unchecked: made by a caller, then handed to the relay thread, which alone touches it.
+  let id: UInt64
+  let continuation: CheckedContinuation<HTTPReply, any Error>
+  private let request: RelayRequest
+  private var headerList: UnsafeMutablePointer<curl_slist>?
+  private var sent = 0
+  private var reply = HTTPReply(0)
+  private var isOverLimit = false
+
+  init(id: UInt64, request: RelayRequest, continuation: CheckedContinuation<HTTPReply, any Error>) {
+    self.id = id
+    self.request = request
+    self.continuation = continuation
+  }
+
+  func prepare(_ easy: UnsafeMutableRawPointer, identity: TLSIdentity?) {
+    let me = Unmanaged.passUnretained(self).toOpaque()
+    sp_curl_set_string(easy, CURLOPT_URL, request.url)
+    sp_curl_set_long(easy, CURLOPT_NOSIGNAL, 1)
+    sp_curl_set_long(easy, CURLOPT_FOLLOWLOCATION, 0)
+    sp_curl_set_string(easy, CURLOPT_PROXY, "")
+    sp_curl_set_long(easy, CURLOPT_HTTP_VERSION, 2)  // CURL_HTTP_VERSION_1_1
+    sp_curl_set_long(easy, CURLOPT_CONNECTTIMEOUT, request.connectSeconds)
+    sp_curl_set_long(easy, CURLOPT_LOW_SPEED_LIMIT, 1024)
+    sp_curl_set_long(easy, CURLOPT_LOW_SPEED_TIME, request.stallSeconds)
+    sp_curl_set_long(easy, CURLOPT_TIMEOUT, request.totalSeconds)
+    sp_curl_set_long(easy, CURLOPT_UPLOAD_BUFFERSIZE, 1 << 20)
+    if let socket = request.socket {
+      sp_curl_set_string(easy, CURLOPT_PROTOCOLS_STR, "http")
+      sp_curl_set_string(easy, CURLOPT_UNIX_SOCKET_PATH, socket)
+    } else {
+      sp_curl_set_string(easy, CURLOPT_PROTOCOLS_STR, "https")
+      prepareTLS(easy, identity)
+    }
+    headerList = curl_slist_append(nil, "Expect:")
+    for header in request.headers { headerList = curl_slist_append(headerList, header) }
+    sp_curl_set_list(easy, CURLOPT_HTTPHEADER, headerList)
+    if request.method == "HEAD" {
+      sp_curl_set_long(easy, CURLOPT_NOBODY, 1)
+    } else {
+      sp_curl_set_string(easy, CURLOPT_CUSTOMREQUEST, request.method)
+    }
+    switch request.body {
+    case .none: break
+    case .bytes(let bytes): prepareUpload(easy, me, Int64(bytes.count))
+    case .file(_, _, let length): prepareUpload(easy, me, length)
+    }
+    sp_curl_set_io(easy, CURLOPT_WRITEFUNCTION) { data, size, count, me in
+      Unmanaged<Exchange>.fromOpaque(me!).takeUnretainedValue().take(UnsafeRawBufferPointer(start: data, count: size * count))
+    }
+    sp_curl_set_pointer(easy, CURLOPT_WRITEDATA, me)
+    sp_curl_set_io(easy, CURLOPT_HEADERFUNCTION) { data, size, count, me in
+      Unmanaged<Exchange>.fromOpaque(me!).takeUnretainedValue().takeHeader(UnsafeRawBufferPointer(start: data, count: size * count))
+      return size * count
+    }
+    sp_curl_set_pointer(easy, CURLOPT_HEADERDATA, me)
+  }
+
+  private func prepareTLS(_ easy: UnsafeMutableRawPointer, _ identity: TLSIdentity?) {
+    sp_curl_set_long(easy, CURLOPT_SSLVERSION, 7)  // CURL_SSLVERSION_TLSv1_3
+    // The pin is the whole judgement; libcurl checks it with the chain's verification off.
+    sp_curl_set_long(easy, CURLOPT_SSL_VERIFYPEER, 0)
+    sp_curl_set_long(easy, CURLOPT_SSL_VERIFYHOST, 0)
+    // An empty list would pin nothing, so it becomes a pin that no key has.
+    let pins = request.pins.isEmpty ? [Digest(of: [])] : request.pins
+    let text = pins.map { "sha256//\(Base64.encode($0.bytes))" }.joined(separator: ";")
+    sp_curl_set_string(easy, CURLOPT_PINNEDPUBLICKEY, text)
+    guard let identity else { return }
+    let certificate = Array(identity.certificatePEM.utf8)
+    sp_curl_set_string(easy, CURLOPT_SSLCERTTYPE, "PEM")
+    sp_curl_set_blob(easy, CURLOPT_SSLCERT_BLOB, certificate, certificate.count)
+    sp_curl_set_string(easy, CURLOPT_SSLKEYTYPE, "DER")
+    identity.keyDER.withBytes { _ = sp_curl_set_blob(easy, CURLOPT_SSLKEY_BLOB, $0.baseAddress, $0.count) }
+  }
+
+  private func prepareUpload(_ easy: UnsafeMutableRawPointer, _ me: UnsafeMutableRawPointer, _ length: Int64) {
+    sp_curl_set_long(easy, CURLOPT_UPLOAD, 1)
+    sp_curl_set_off(easy, CURLOPT_INFILESIZE_LARGE, Int(length))
+    sp_curl_set_io(easy, CURLOPT_READFUNCTION) { buffer, size, count, me in
+      Unmanaged<Exchange>.fromOpaque(me!).takeUnretainedValue().give(
+        UnsafeMutableRawBufferPointer(start: buffer, count: size * count))
+    }
+    sp_curl_set_pointer(easy, CURLOPT_READDATA, me)
+  }
+
+  func release() {
+    curl_slist_free_all(headerList)
+    headerList = nil
+  }
+
+  private func take(_ data: UnsafeRawBufferPointer) -> Int {
+    guard reply.body.count + data.count <= request.replyBytesMax else {
+      isOverLimit = true
+      return 0
+    }
+    reply.body += data
+    return data.count
+  }
+
+  private func takeHeader(_ data: UnsafeRawBufferPointer) {
+    let line = String(decoding: data, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
+    if line.hasPrefix("HTTP/") {
+      reply.headers = [:]  // an interim reply (100) came before
+    } else if let colon = line.firstIndex(of: ":"), reply.headers.count < 64 {
+      let value = line[line.index(after: colon)...].trimmingCharacters(in: .whitespaces)
+      reply.headers[line[..<colon].lowercased()] = String(value.prefix(1024))
+    }
+  }
+
+  private func give(_ buffer: UnsafeMutableRawBufferPointer) -> Int {
+    switch request.body {
+    case .none: return 0
+    case .bytes(let bytes):
+      let count = min(buffer.count, bytes.count - sent)
+      buffer.copyBytes(from: bytes[sent..<(sent + count)])
+      sent += count
+      return count
+    case .file(let descriptor, let offset, let length):
+      let count = min(buffer.count, Int(length) - sent)
+      guard count > 0 else { return 0 }
+      let got = pread(descriptor, buffer.baseAddress, count, Int(offset) + sent)
+      // A short file would end the request early and lie about its length.
+      guard got > 0 else { return Int(CURL_READFUNC_ABORT) }
+      sent += got
+      return got
+    }
+  }
+
+  func outcome(_ easy: UnsafeMutableRawPointer, _ result: CURLcode) -> Result<HTTPReply, any Error> {
+    guard result == CURLE_OK else {
+      let detail = isOverLimit ? "the reply is over \(request.replyBytesMax) bytes" : String(cString: curl_easy_strerror(result))
+      return .failure(RelayError(code: Int(result.rawValue), detail: detail))
+    }
+    var status = 0
+    sp_curl_get_long(easy, CURLINFO_RESPONSE_CODE, &status)
+    reply.status = status
+    return .success(reply)
+  }
+}
