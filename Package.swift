@@ -82,8 +82,8 @@ let package = Package(
       name: "Gateway",
       dependencies: [
         "CLinux", "Policies", "Sealing", "Store", "Transport",
-        .product(name: "Crypto", package: "swift-crypto"),
         .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
+        .product(name: "NIOCore", package: "swift-nio"),
         .product(name: "NIOPosix", package: "swift-nio"),
         .product(name: "Logging", package: "swift-log"),
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),

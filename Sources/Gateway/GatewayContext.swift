@@ -31,6 +31,8 @@ package final class GatewayContext: Sendable {
   private let policyBox: NIOLockedValueBox<PolicySet>
   private let partnerBox = NIOLockedValueBox(PartnerDirectory())
   private let lock: HomeLock
+  /// Fetches the passphrase again, for `reload`.
+  private let passphrase: @Sendable () throws -> Secret
 
   /// Hints between the stages. Each means: look at the ledger again.
   struct News: Sendable {
@@ -49,8 +51,9 @@ package final class GatewayContext: Sendable {
   /// - Throws: `LedgerError.locked`, `rolledBack`, `notDurable`; `ConfigurationError`; DiskError.
   package init(
     home: Home, configuration: Configuration, keys: KeyRing, engine: CipherEngine, workers: Int, logger: Logger,
-    now: @escaping @Sendable () -> Date
+    now: @escaping @Sendable () -> Date, passphrase: @escaping @Sendable () throws -> Secret
   ) throws {
+    self.passphrase = passphrase
     self.home = home
     self.configuration = configuration
     self.engine = engine
@@ -79,7 +82,11 @@ package final class GatewayContext: Sendable {
   package var policies: PolicySet { policyBox.withLockedValue { $0 } }
   package var partners: PartnerDirectory { partnerBox.withLockedValue { $0 } }
 
-  package func replace(keys: KeyRing) { keyBox.withLockedValue { $0 = keys } }
+  /// Unlocks the keyring again after `keys` changed it. The TLS key in use changes with the next start.
+  package func reloadKeys() throws {
+    let fresh = try KeyRing(home, passphrase: passphrase())
+    keyBox.withLockedValue { $0 = fresh }
+  }
 
   /// Loads `policies/` again; a bad file keeps what is in force and says so.
   package func reloadPolicies() throws {

@@ -23,7 +23,7 @@ public struct LedgerHead: Equatable, Sendable {
     ["epoch": .string(epoch), "size": .integer(size), "root": .string(root.hex)]
   }
 
-  init(_ reader: inout DocumentReader) throws(SealingError) {
+  package init(fields reader: inout DocumentReader) throws(SealingError) {
     epoch = try reader.string("epoch", bytesMax: 64)
     size = try reader.integer("size", 0...JSON.integerMax)
     root = try reader.digest("root")
@@ -33,7 +33,7 @@ public struct LedgerHead: Equatable, Sendable {
   /// - Throws: `document.invalid`.
   public init(_ document: JSON) throws(SealingError) {
     var reader = try DocumentReader(document, at: "head")
-    try self.init(&reader)
+    try self.init(fields: &reader)
   }
 }
 
@@ -99,7 +99,7 @@ public struct Receipt: Equatable, Sendable {
     at = try reader.date("at")
     previous = try reader.optional("previous") { (r, n) throws(SealingError) in try r.digest(n) }
     var head = try reader.object("head")
-    self.head = try LedgerHead(&head)
+    self.head = try LedgerHead(fields: &head)
     try reader.finish()
   }
 }

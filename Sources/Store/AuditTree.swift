@@ -71,6 +71,24 @@ package struct AuditVerification: Equatable, Sendable {
 }
 
 extension Ledger {
+  /// Requires that `head`, which somebody else kept of this ledger, is a prefix of it.
+  ///
+  /// - Parameter thorough: compares the root too, which reads every leaf up to it.
+  /// - Throws: `LedgerError.rolledBack`.
+  package func requireHead(_ head: LedgerHead, thorough: Bool) async throws {
+    let now = self.head
+    guard now.epoch == head.epoch else {
+      throw LedgerError.rolledBack("a partner holds a head of another epoch (\(head.epoch))")
+    }
+    guard head.size <= now.size else {
+      throw LedgerError.rolledBack("a partner holds a head over \(head.size) entries, this ledger has \(now.size)")
+    }
+    guard thorough else { return }
+    guard try await pool.read({ try AuditTree.root(at: head.size, $0) }) == head.root else {
+      throw LedgerError.rolledBack("a partner holds another head over the first \(head.size) entries")
+    }
+  }
+
   /// Recomputes the whole tree from the entries and compares it with the stored leaves, edge and `heads`.
   package func verify(heads: [LedgerHead]) throws -> AuditVerification {
     let (epoch, stored) = try AuditTree.load(pool)

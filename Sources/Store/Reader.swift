@@ -41,6 +41,13 @@ package struct Reader {
     ).flatMap { ($0["at"] as Int64?).map(Transfer.date) }
   }
 
+  /// Whether any transfer with `peer` is in `state`.
+  package func has(_ direction: Direction, _ state: TransferState, peer: AgencyID) throws -> Bool {
+    try fetchOne(
+      "SELECT 1 FROM transfers WHERE direction = ? AND state = ? AND peer = ? LIMIT 1",
+      [direction.rawValue, state.rawValue, peer.text]) != nil
+  }
+
   /// Peers that have transfers in one of `states`.
   package func peers(_ direction: Direction, _ states: [TransferState]) throws -> [AgencyID] {
     var peers: Set<AgencyID> = []
@@ -76,6 +83,14 @@ package struct Reader {
       SELECT \(Transfer.columns) FROM transfers WHERE updated_at < ? AND state IN
         ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined') LIMIT ?
       """, [Transfer.milliseconds(instant), limit]
+    ).map(Transfer.init)
+  }
+
+  /// Transfers touched since `instant`.
+  package func changed(_ direction: Direction, since instant: Date) throws -> [Transfer] {
+    try fetchAll(
+      "SELECT \(Transfer.columns) FROM transfers WHERE direction = ? AND updated_at >= ?",
+      [direction.rawValue, Transfer.milliseconds(instant)]
     ).map(Transfer.init)
   }
 
@@ -139,6 +154,17 @@ package struct Reader {
     ).map { ($0["sequence"], Array($0["envelope"] as Data)) }
   }
 
+  /// Delivered transfers of `sender` whose delivered receipt stands at or before `cursor`.
+  package func delivered(to sender: AgencyID, receiptsUpTo cursor: Int64, limit: Int) throws -> [Transfer] {
+    let columns = Transfer.columns.split(separator: ",").map { "t.\($0.drop { $0 == " " })" }.joined(separator: ", ")
+    return try fetchAll(
+      """
+      SELECT \(columns) FROM transfers AS t JOIN receipts AS r ON r.sender = t.sender AND r.id = t.id AND r.kind = 'delivered'
+      WHERE t.direction = 'in' AND t.state = 'delivered' AND t.peer = ? AND r.sequence <= ? LIMIT ?
+      """, [sender.text, cursor, limit]
+    ).map(Transfer.init)
+  }
+
   package func document(_ sender: AgencyID, _ id: TransferID, _ kind: DocumentKind) throws -> Envelope? {
     try fetchOne(
       "SELECT envelope FROM documents WHERE sender = ? AND id = ? AND kind = ?", [sender.text, id.text, kind.rawValue]
@@ -151,6 +177,21 @@ package struct Reader {
 
   package func partners() throws -> [PartnerRecord] {
     try fetchAll("SELECT * FROM partners ORDER BY agency", []).map(PartnerRecord.init)
+  }
+
+  /// Packages and bytes of a sender that are being received or wait for their key.
+  package func load(of sender: AgencyID) throws -> (packages: Int64, bytes: Int64) {
+    let row = try fetchOne(
+      """
+      SELECT count(*) FILTER (WHERE state = 'receiving') AS n, coalesce(sum(body_bytes), 0) AS bytes FROM transfers
+      WHERE direction = 'in' AND state IN ('receiving', 'received', 'opened') AND peer = ?
+      """, [sender.text])
+    return (row?["n"] ?? 0, row?["bytes"] ?? 0)
+  }
+
+  /// When this ledger was last restored from a backup; nil for never.
+  package func restoredAt() throws -> Date? {
+    try fetchOne("SELECT value FROM meta WHERE name = 'restored-at'", []).map { Transfer.date($0["value"]) }
   }
 
   /// Whether `setFlag` was called with this name.

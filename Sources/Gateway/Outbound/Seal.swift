@@ -73,6 +73,7 @@ struct Seal: Sendable {
           next.key = sealed.key
           next.sealedTo = sealed.sealedTo
           next.expiresAt = sealed.manifest.expiresAt
+          next.nextAt = tx.at + 5
         }
         try tx.countPackage(agreement: transfer.agreement, peer: transfer.peer)
         return row

@@ -3,7 +3,6 @@
 // No queues and no hand-off between threads; a worker owns one buffer of 1 MiB. Memory is workers × 1 MiB, and 32 bytes
 // a MiB for the segments' roots, whatever the size.
 
-import struct Crypto.SHA256
 import Dispatch
 import Foundation
 import NIOConcurrencyHelpers
@@ -133,17 +132,17 @@ package struct Pass: Sendable {
 private final class WholeDigest: @unchecked Sendable {
   // Proof for @unchecked: `hash` is touched only inside the turnstile, and by init and finish when nobody else runs.
   private let order = Turnstile()
-  private var hash = SHA256()
+  private var hash = StreamingSHA256()
 
-  init(prefix: [UInt8]) { hash.update(data: prefix) }
+  init(prefix: [UInt8]) { prefix.withUnsafeBytes { hash.update($0) } }
 
   func append(_ ranges: [UnsafeMutableRawBufferPointer], segment index: Int64) throws {
     try order.pass(index) {
-      for range in ranges { hash.update(bufferPointer: UnsafeRawBufferPointer(range)) }
+      for range in ranges { hash.update(UnsafeRawBufferPointer(range)) }
     }
   }
 
   func abandon() { order.abandon() }
 
-  func finish() -> Digest { Digest(Array(hash.finalize())) }
+  func finish() -> Digest { hash.finish() }
 }

@@ -1,0 +1,279 @@
+// What administrators ask and order. One code path: the running gateway answers on admin.sock, and a command on a stopped
+// home calls the same functions itself.
+
+import Foundation
+import Logging
+import Policies
+import Sealing
+import Store
+import Transport
+
+/// The verbs of administration. Each returns rows: JSON objects, one per line on the wire.
+package struct Administration: Sendable {
+  package enum Verb: String, Sendable, CaseIterable {
+    case status, queue, trace, hold, resume, retry, cancel, check, poke, reload
+    case partnersList = "partners.list"
+    case partnersAdd = "partners.add"
+    case partnersApprove = "partners.approve"
+    case partnersSet = "partners.set"
+    case ledgerShow = "ledger.show"
+    case ledgerVerify = "ledger.verify"
+    case ledgerBackup = "ledger.backup"
+    case record
+  }
+
+  package static let rowsMax = 100_000
+
+  let context: GatewayContext
+  let links: PartnerLinks?
+
+  /// For a home that no gateway runs on.
+  package init(context: GatewayContext) {
+    self.context = context
+    links = nil
+  }
+
+  init(context: GatewayContext, links: PartnerLinks) {
+    self.context = context
+    self.links = links
+  }
+
+  /// The HTTP form: `POST /v1/VERB` with an object; rows as JSON Lines, or an error object with its exit code.
+  func answer(_ method: String, _ target: String, _ body: [UInt8]) async -> HTTPReply {
+    do {
+      guard method == "POST", target.hasPrefix("/v1/"), let verb = Verb(rawValue: String(target.dropFirst(4))) else {
+        return .problem(Problem(.notFound, "no such order"))
+      }
+      let arguments = try DocumentReader(JSON(canonical: body, bytesMax: AdminServer.requestBytesMax), at: verb.rawValue)
+      let rows = try await perform(verb, arguments)
+      return HTTPReply(200, headers: ["content-type": "application/x-ndjson"], body: Array(rows.flatMap { $0.canonical + [10] }))
+    } catch {
+      let failure: JSON = [
+        "error": .string(String(describing: error)), "exit": .integer(Int64(ExitCode(error).rawValue)),
+      ]
+      return .json(500, failure)
+    }
+  }
+
+  /// Performs one verb.
+  package func perform(_ verb: Verb, _ given: DocumentReader) async throws -> [JSON] {
+    var arguments = given
+    switch verb {
+    case .status:
+      try arguments.finish()
+      return try await status()
+    case .queue: return try await queue(&arguments)
+    case .trace: return try await trace(try arguments.transfer("id"))
+    case .hold, .resume, .retry, .cancel: return [try await order(verb, try arguments.transfer("id"))]
+    case .check:
+      let isDeep = try arguments.bool("deep")
+      return try await check(isDeep: isDeep)
+    case .poke:
+      context.news.folders.notify()
+      return []
+    case .reload:
+      try context.reloadPolicies()
+      try context.reloadPartners()
+      let context = context
+      try await context.pool.run { try context.reloadKeys() }
+      return [["reloaded": true, "agreements": .integer(Int64(context.policies.agreements.count))]]
+    case .partnersList: return try await partners()
+    case .partnersAdd: return [try await addPartner(try arguments.string("card", bytesMax: Envelope.bytesMax))]
+    case .partnersApprove:
+      let agency = try arguments.agency("agency")
+      try await Partners(context: context).approve(agency, Fingerprint(try arguments.string("fingerprint")))
+      return [["agency": .string(agency.text), "state": "active"]]
+    case .partnersSet:
+      let agency = try arguments.agency("agency")
+      let word = try arguments.string("state")
+      try await Partners(context: context).set(agency, word == "removed" ? nil : PartnerRecord.State(rawValue: word))
+      return [["agency": .string(agency.text), "state": .string(word)]]
+    case .ledgerShow:
+      let after = try arguments.integer("after", 0...JSON.integerMax)
+      let limit = try arguments.integer("limit", 1...Int64(Self.rowsMax))
+      return try await context.ledger.read { try $0.audit(after: after, limit: Int(limit)) }.map { try $0.document() }
+    case .ledgerVerify: return [try await verify()]
+    case .ledgerBackup:
+      let path = try arguments.string("path", bytesMax: 4096)
+      try await context.pool.run { [context] in try context.ledger.backup(to: path) }
+      return [["backup": .string(path), "head": context.ledger.head.document]]
+    case .record:
+      let kind = try arguments.string("kind")
+      let detail = try arguments.string("detail", bytesMax: 4096)
+      try await context.ledger.write { _ = try $0.append(AuditEvent(kind, ["detail": .string(detail)])) }
+      return []
+    }
+  }
+
+  // MARK: looking
+
+  /// A transfer as a row.
+  static func row(_ transfer: Transfer) -> JSON {
+    var members: [String: JSON] = [
+      "id": .string(transfer.id.text), "direction": .string(transfer.direction.rawValue),
+      "sender": .string(transfer.sender.text), "peer": .string(transfer.peer.text), "agreement": .string(transfer.agreement),
+      "state": .string(transfer.state.rawValue), "name": .string(transfer.name), "bytes": .integer(transfer.payloadBytes),
+      "createdAt": .string(Timestamp.format(transfer.createdAt)), "updatedAt": .string(Timestamp.format(transfer.updatedAt)),
+      "attempts": .integer(Int64(transfer.attempts)), "code": .string(transfer.code), "note": .string(transfer.note),
+    ]
+    members["expiresAt"] = transfer.expiresAt.map { .string(Timestamp.format($0)) }
+    members["nextAt"] = transfer.nextAt.map { .string(Timestamp.format($0)) }
+    members["inboxName"] = transfer.inboxName.isEmpty ? nil : .string(transfer.inboxName)
+    return .object(members)
+  }
+
+  private func status() async throws -> [JSON] {
+    let instant = context.now()
+    var rows: [JSON] = [
+      [
+        "kind": "gateway", "agency": .string(context.agency.text), "running": .bool(links != nil),
+        "head": context.ledger.head.document, "cipher": .string(context.engine.rawValue),
+        "agreements": .integer(Int64(context.policies.agreements.count)), "room": .bool(try context.hasRoom()),
+        "at": .string(Timestamp.format(instant)),
+      ]
+    ]
+    for count in try await context.ledger.read({ try $0.counts() }) where count.state != .purged {
+      rows.append([
+        "kind": "transfers", "direction": .string(count.direction.rawValue), "state": .string(count.state.rawValue),
+        "count": .integer(count.count), "oldest": .string(Timestamp.format(count.oldest)),
+      ])
+    }
+    rows += try await partners().map { row in
+      guard case .object(var members) = row else { return row }
+      members["kind"] = "partner"
+      return .object(members)
+    }
+    let cards = [context.keys.card.card] + context.partners.all.compactMap(\.card?.card)
+    for expiry in cards.flatMap({ KeyExpiry.due($0, at: instant) }) {
+      rows.append([
+        "kind": "key-expiry", "agency": .string(expiry.agency.text), "key": .string(expiry.key),
+        "days": .integer(Int64(max(0, expiry.daysLeft(at: instant)))),
+      ])
+    }
+    return rows
+  }
+
+  private func queue(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let state = try arguments.optional("state") { (r, n) throws(SealingError) in try r.choice(n, TransferState.self) }
+    let peer = try arguments.optional("partner") { (r, n) throws(SealingError) in try r.agency(n) }
+    let agreement = try arguments.optional("agreement") { (r, n) throws(SealingError) in try r.string(n) }
+    let all = try arguments.bool("all")
+    let limit = Int(try arguments.integer("limit", 1...Int64(Self.rowsMax)))
+    return try await context.ledger.read {
+      try $0.queue(state: state, peer: peer, agreement: agreement, openOnly: !all && state == nil, limit: limit)
+    }.map(Self.row)
+  }
+
+  private func trace(_ id: TransferID) async throws -> [JSON] {
+    let transfers = try await context.ledger.read { try $0.transfers(called: id) }
+    guard !transfers.isEmpty else { throw LedgerError.notFound("transfer \(id)") }
+    var rows = transfers.map(Self.row)
+    for entry in try await context.ledger.read({ try $0.audit(id: id, limit: Self.rowsMax) }) {
+      rows.append(["entry": try entry.document()])
+    }
+    for transfer in transfers {
+      for envelope in try await context.ledger.read({ try $0.receipts(transfer.sender, transfer.id) }) {
+        rows.append(["receipt": try Receipt(envelope.unverified()).document, "envelope": .string(String(decoding: envelope.bytes, as: UTF8.self))])
+      }
+    }
+    return rows
+  }
+
+  private func partners() async throws -> [JSON] {
+    let records = try await context.ledger.read { try $0.partners() }
+    let instant = context.now()
+    var rows: [JSON] = []
+    for record in records {
+      let card = try SignedCard(own: record.card).card
+      var members: [String: JSON] = [
+        "agency": .string(record.agency.text), "state": .string(record.state.rawValue), "serial": .integer(card.serial),
+        "fingerprint": .string(Fingerprint(card).description), "endpoint": .string(card.endpoint ?? ""),
+        "sealing": .string(card.sealingRecipients(at: instant).first?.kind.rawValue ?? "none"),
+      ]
+      if let pending = record.pendingCard {
+        members["pendingFingerprint"] = .string(Fingerprint(try SignedCard(own: pending).card).description)
+        members["pendingReason"] = .string(record.pendingReason ?? "")
+      }
+      members["lastSeen"] = record.lastSeen.map { .string(Timestamp.format($0)) }
+      members["pausedUntil"] = links?.pausedUntil(record.agency).map { .string(Timestamp.format($0)) }
+      members["head"] = record.head.map(\.document)
+      rows.append(.object(members))
+    }
+    return rows
+  }
+
+  private func check(isDeep: Bool) async throws -> [JSON] {
+    let context = context
+    let (transfers, findings) = try await context.pool.run { try Check(context: context, isDeep: isDeep).run() }
+    return findings.map(\.document) + [["transfers": .integer(transfers), "findings": .integer(Int64(findings.count))]]
+  }
+
+  private func verify() async throws -> JSON {
+    let context = context
+    let result = try await context.pool.run { try context.ledger.verify(heads: HeadsFile.read(context.home.heads)) }
+    return [
+      "entries": .integer(result.entries), "root": .string(result.root.hex),
+      "faults": .array(result.faults.map { .string($0) }),
+    ]
+  }
+
+  // MARK: ordering
+
+  private func order(_ verb: Verb, _ id: TransferID) async throws -> JSON {
+    let found = try await context.ledger.read { try $0.transfers(called: id) }
+    guard let transfer = found.first(where: { $0.direction == .out }) ?? found.first else {
+      throw LedgerError.notFound("transfer \(id)")
+    }
+    let row: Transfer
+    switch verb {
+    case .hold:
+      row = try await context.ledger.write { tx in
+        try tx.advance(transfer, to: .held, ["by": "administrator"]) {
+          $0.heldFrom = transfer.state == .sending ? .queued : transfer.state
+          $0.nextAt = nil
+          $0.code = "held"
+          $0.note = "held by an administrator"
+        }
+      }
+    case .resume:
+      guard transfer.state == .held, let from = transfer.heldFrom else { throw LedgerError.illegal("resuming \(id)") }
+      row = try await context.ledger.write { try $0.advance(transfer, to: from, ["by": "administrator"]) { $0.heldFrom = nil } }
+    case .retry:
+      guard !transfer.state.isEnd, transfer.state != .held, transfer.state != .sending else {
+        throw LedgerError.illegal("trying \(id) again")
+      }
+      row = try await context.ledger.write { tx in
+        try tx.append(AuditEvent("retry", sender: transfer.sender, id: transfer.id, ["by": "administrator"]))
+        return try tx.amend(transfer) {
+          $0.nextAt = tx.at
+          $0.attempts = 0
+        }
+      }
+      links?.retryNow()
+    default:
+      guard transfer.direction == .out, transfer.state.mayBecome(.cancelled, .out) else { throw LedgerError.illegal("cancelling \(id)") }
+      row = try await Ending(context: context).end(
+        transfer, .cancelled, code: "cancelled", note: "cancelled by an administrator")
+    }
+    for signal in [context.news.claimed, context.news.sealed, context.news.custody, context.news.keys] { signal.notify() }
+    return Self.row(row)
+  }
+
+  private func addPartner(_ card: String) async throws -> JSON {
+    let (agency, outcome) = try await Partners(context: context).offer(Array(card.utf8))
+    let record = try await context.ledger.read { try $0.partner(agency) }
+    guard let record else { throw LedgerError.notFound(agency.text) }
+    let shown = try SignedCard(own: record.pendingCard ?? record.card).card
+    let word =
+      switch outcome {
+      case .pending: "pending"
+      case .unchanged: "unchanged"
+      case .accepted: "accepted"
+      case .needsApproval(let reason): "needs approval: \(reason)"
+      }
+    return [
+      "agency": .string(agency.text), "state": .string(record.state.rawValue), "outcome": .string(word),
+      "fingerprint": .string(Fingerprint(shown).description),
+    ]
+  }
+}

@@ -1,0 +1,132 @@
+// `sallyport check`: does everything that was promised still hold? Reads only; may run beside a working gateway.
+
+import Foundation
+import Policies
+import Sealing
+import Store
+
+/// One thing that does not hold, or is left over.
+package struct CheckFinding: Equatable, Sendable {
+  package let invariant: String
+  package let subject: String
+  package let detail: String
+
+  package var document: JSON {
+    ["invariant": .string(invariant), "subject": .string(subject), "detail": .string(detail)]
+  }
+}
+
+/// Verifies the invariants of a home (docs/OPERATIONS.md, Check).
+package struct Check: Sendable {
+  let context: GatewayContext
+  /// Reads every body again and compares its tree root, instead of its size alone.
+  let isDeep: Bool
+
+  package init(context: GatewayContext, isDeep: Bool) {
+    self.context = context
+    self.isDeep = isDeep
+  }
+
+  package func run() throws -> (transfers: Int64, findings: [CheckFinding]) {
+    var findings: [CheckFinding] = []
+    for fault in try context.ledger.integrityFaults() { findings.append(.init(invariant: "database", subject: "ledger.sqlite", detail: fault)) }
+    let heads = HeadsFile.read(context.home.heads)
+    for fault in try context.ledger.verify(heads: heads).faults { findings.append(.init(invariant: "audit", subject: "ledger", detail: fault)) }
+    var transfers: Int64 = 0
+    var staged = Set(try Directory.names(context.home.staging))
+    try context.ledger.readNow { reader in
+      try reader.forEachTransfer { transfer in
+        transfers += 1
+        staged.remove("\(transfer.sender),\(transfer.id)")
+        findings += try faults(transfer, reader).map {
+          CheckFinding(invariant: $0.0, subject: "\(transfer.sender)/\(transfer.id)", detail: $0.1)
+        }
+      }
+    }
+    for name in staged.sorted() { findings.append(.init(invariant: "plaintext", subject: "staging", detail: "a file without a transfer: \(name)")) }
+    return (transfers, findings)
+  }
+
+  private func faults(_ transfer: Transfer, _ reader: Reader) throws -> [(String, String)] {
+    var faults = try history(transfer, reader)
+    let state = transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state
+    if state.needsBody(transfer.direction) { faults += body(transfer) }
+    if state.needsBody(transfer.direction) || transfer.state == .confirmed, !transfer.manifest.isEmpty { faults += manifest(transfer) }
+    faults += try receipts(transfer, reader)
+    let isStaged = Directory.exists("\(context.home.staging)/\(transfer.sender),\(transfer.id)")
+    if isStaged, ![.received, .opened, .delivering, .held].contains(transfer.state) {
+      faults.append(("plaintext", "a staged payload is left in state \(transfer.state.rawValue)"))
+    }
+    return faults
+  }
+
+  /// The audit entries of a transfer are a legal walk that ends where the row is.
+  private func history(_ transfer: Transfer, _ reader: Reader) throws -> [(String, String)] {
+    var state: TransferState?
+    for entry in try reader.audit(id: transfer.id, limit: .max) {
+      guard case .object(let members) = try entry.document(), case .string(transfer.sender.text)? = members["sender"],
+        case .string(let kind)? = members["kind"], let next = TransferState(rawValue: kind)
+      else { continue }
+      if let state, !state.mayBecome(next, transfer.direction) {
+        return [("states", "entry \(entry.sequence): \(state.rawValue) to \(next.rawValue) is no arrow")]
+      }
+      state = next
+    }
+    return state == transfer.state ? [] : [("states", "the row says \(transfer.state.rawValue), the log \(state?.rawValue ?? "nothing")")]
+  }
+
+  private func body(_ transfer: Transfer) -> [(String, String)] {
+    do {
+      let file = OpenFile(try context.spool.open(transfer.place))
+      let size = Int64(try file.file.status().st_size)
+      guard size == transfer.bodyBytes else { return [("spool", "the body has \(size) bytes, not \(transfer.bodyBytes)")] }
+      guard isDeep else { return [] }
+      let buffer = SealedBuffer(BodyGeometry.sealedSegmentBytes)
+      var roots: [Digest] = []
+      var offset: Int64 = 0
+      while offset < size {
+        let count = try file.file.read(into: buffer.storage.bytes, at: offset)
+        guard count > 0 else { break }
+        roots.append(SegmentDigest.root(buffer.storage, sealedBytes: count))
+        offset += Int64(count)
+      }
+      let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+      return MerkleTree.root(roots) == manifest.bodyTreeRoot ? [] : [("spool", "the body does not have the signed tree root")]
+    } catch {
+      return [("spool", "\(error)")]
+    }
+  }
+
+  private func manifest(_ transfer: Transfer) -> [(String, String)] {
+    do {
+      let envelope = try Envelope(parsing: transfer.manifest, as: .manifest)
+      guard envelope.payloadDigest.hex == transfer.manifestDigest else { return [("manifest", "its digest is not the recorded one")] }
+      let manifest = try Manifest(envelope.unverified())
+      if let key = transfer.key, Digest(of: key) != manifest.keySHA256 { return [("manifest", "the key is not the one it names")] }
+      return []
+    } catch {
+      return [("manifest", "\(error)")]
+    }
+  }
+
+  /// Receipts form a chain about this manifest, and states that need one have it.
+  private func receipts(_ transfer: Transfer, _ reader: Reader) throws -> [(String, String)] {
+    var previous: Envelope?
+    var kinds: [Receipt.Kind] = []
+    for envelope in try reader.receipts(transfer.sender, transfer.id) {
+      let receipt = try Receipt(envelope.unverified())
+      guard receipt.previous == previous?.payloadDigest, receipt.manifest.hex == transfer.manifestDigest else {
+        return [("receipts", "the \(receipt.kind.rawValue) receipt is out of its chain")]
+      }
+      kinds.append(receipt.kind)
+      previous = envelope
+    }
+    let needed: [Receipt.Kind] =
+      switch transfer.state {
+      case .custody, .releasing, .released, .unconfirmed, .received, .opened, .delivering: [.received]
+      case .confirmed, .delivered, .acknowledged: [.received, .delivered]
+      default: []
+      }
+    return Array(kinds.prefix(needed.count)) == needed ? [] : [("receipts", "state \(transfer.state.rawValue) needs \(needed.map(\.rawValue).joined(separator: " and "))")]
+  }
+}

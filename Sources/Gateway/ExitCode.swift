@@ -1,0 +1,59 @@
+// Exit codes of the command, frozen (DESIGN, section 10). Unknown means failed.
+
+import Foundation
+import Policies
+import Sealing
+import Store
+import Transport
+
+package enum ExitCode: Int32, Sendable, CaseIterable {
+  case done = 0
+  case failed = 1
+  case partlyDone = 2
+  case usage = 64
+  case badData = 65
+  case unreachable = 69
+  case disk = 74
+  case waiting = 75
+  case protocolError = 76
+  case refused = 77
+  case configuration = 78
+
+  /// The code for a failure, in one place for every command.
+  package init(_ error: any Error) {
+    switch error {
+    case let error as AdminError: self = error.exitCode
+    case let error as SealingError:
+      switch error.code {
+      case .cardSuccession: self = .refused
+      case .keyPassphrase, .selfTest: self = .configuration
+      default: self = .badData
+      }
+    case is ConfigurationError: self = .configuration
+    case is PolicyError: self = .badData
+    case is RelayError: self = .unreachable
+    case is Problem: self = .protocolError
+    case let error as LedgerError:
+      switch error {
+      case .locked: self = .waiting
+      case .stale: self = .waiting
+      case .notFound, .illegal: self = .failed
+      case .rolledBack, .notDurable, .damaged: self = .disk
+      }
+    case let error as FatalFailure: self = ExitCode(error.cause)
+    case let error as DiskError: self = [ENOENT, EEXIST, EACCES, EPERM, EISDIR, ENOTDIR].contains(error.errno) ? .failed : .disk
+    default: self = StoreFailure(error) == .other ? .failed : .disk
+    }
+  }
+}
+
+/// A failure that a running gateway reported to a command.
+package struct AdminError: Error, Equatable, Sendable, CustomStringConvertible {
+  package let exitCode: ExitCode
+  package let description: String
+
+  package init(_ exitCode: ExitCode, _ description: String) {
+    self.exitCode = exitCode
+    self.description = description
+  }
+}

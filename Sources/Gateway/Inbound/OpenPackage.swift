@@ -1,0 +1,165 @@
+// Open, Admit, Deliver, Acknowledge: from a received body and its key to a file in the inbox, exactly once.
+//
+//   key bound to the manifest?  decide again  →  open into staging/SENDER,ID (verified chunk by chunk)
+//   →  fdatasync  fsync(staging)  →  COMMIT opened  →  COMMIT delivering (with the inbox name)
+//   →  renameat2(staging/…, inbox/<sender>/<agreement>/NAME, NOREPLACE)  fsync(inbox)  fsync(staging)
+//   →  COMMIT delivered + receipt  →  unlink the body
+//
+// Recovery of delivering: source present → rename it; absent → it was renamed. The inbox is never looked into: the
+// consumer may have taken the file already.
+
+import Foundation
+import Glibc
+import Logging
+import Policies
+import Sealing
+import Store
+
+struct OpenPackage: Sendable {
+  let context: GatewayContext
+
+  private func staged(_ transfer: Transfer) -> String { "\(context.home.staging)/\(transfer.sender),\(transfer.id)" }
+
+  // MARK: open
+
+  /// Work of the stage `received`: rows that have their key.
+  func open(_ transfer: Transfer) async throws {
+    guard let bytes = transfer.key else { return }
+    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let decision = Evaluation.inbound(
+      manifest, under: context.policies.agreement(manifest.agreement.sha256),
+      try await context.circumstances(transfer.sender, agreement: transfer.agreement))
+    guard decision.outcome != .refuse else {
+      return try await quarantine(transfer, code: decision.codes[0].rawValue, note: decision.sentence)
+    }
+    guard decision.outcome == .permit else {
+      _ = try await context.ledger.write { tx in
+        try tx.amend(transfer) {
+          $0.attempts += 1
+          $0.nextAt = tx.at + Backoff.seconds($0.attempts, max: context.configuration.retrySecondsMax)
+          $0.code = decision.codes[0].rawValue
+          $0.note = decision.sentence
+        }
+      }
+      return
+    }
+    do {
+      try await context.pool.run { try unseal(transfer, manifest, bytes) }
+    } catch let error as SealingError {
+      try await context.pool.run { try Directory.remove(staged(transfer)) }
+      return try await quarantine(transfer, code: error.code.rawValue, note: error.detail)
+    }
+    let row = try await context.ledger.write { tx in
+      // The same task goes on; the stage looks only after what a crash left.
+      try tx.advance(transfer, to: .opened, ["decision": decision.document]) { $0.nextAt = tx.at + 5 }
+    }
+    try await deliver(row)
+  }
+
+  private func unseal(_ transfer: Transfer, _ manifest: Manifest, _ keyBytes: [UInt8]) throws {
+    let key = try PackageKey(parsing: keyBytes)
+    guard key.bytes == keyBytes else { throw SealingError(.headerMalformed, "bytes after the key's nonce") }
+    let payloadKey = try key.open(with: context.keys.identities, binding: manifest.binding)
+    let body = try context.spool.open(transfer.place)
+    guard Int64(try body.status().st_size) == manifest.bodyBytes else {
+      throw SealingError(.bodyLength, "the body in the spool has another size")
+    }
+    let path = staged(transfer)
+    try Directory.remove(path)
+    let payload = try File(path, O_RDWR | O_CREAT | O_EXCL)
+    try payload.reserve(manifest.payloadBytes)
+    let isLarge = manifest.bodyBytes > Int64(BodyGeometry.sealedSegmentBytes)
+    let pass = Pass(engine: context.engine, workers: isLarge ? context.workers : 1)
+    let result = try pass.open(
+      FileSource(body, bytes: manifest.bodyBytes, layout: .sealed), to: FileSink(payload), payloadKey: payloadKey,
+      wholePrefix: manifest.wholeFileSHA256 == nil ? nil : keyBytes)
+    guard result.plainBytes == manifest.payloadBytes else {
+      throw SealingError(.bodyLength, "the payload has \(result.plainBytes) bytes, the manifest says \(manifest.payloadBytes)")
+    }
+    guard result.treeRoot == manifest.bodyTreeRoot else {
+      throw SealingError(.bodyRoot, "the body in the spool is not the one that was received")
+    }
+    guard result.wholeSHA256 == manifest.wholeFileSHA256 else {
+      throw SealingError(.bodyRoot, "key and body do not have the signed SHA-256")
+    }
+    guard fchmod(payload.descriptor, mode_t(context.configuration.inboxFileMode)) == 0 else { throw DiskError("fchmod", path) }
+    try payload.syncData()
+    try context.stagingSync.sync()
+  }
+
+  private func quarantine(_ transfer: Transfer, code: String, note: String) async throws {
+    let previous = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id).last }
+    let (receipt, envelope) = context.receipt(.refused, for: transfer, code: code, previous: previous)
+    try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .quarantined, ["receipt": .string(envelope.payloadDigest.hex)]) {
+        $0.code = code
+        $0.note = note
+        $0.nextAt = nil
+      }
+      try tx.add(receipt: receipt, envelope: envelope)
+    }
+    context.news.receipts.notify()
+    context.logger.error("transfer \(transfer.id) of \(transfer.sender) is quarantined: \(note)")
+  }
+
+  // MARK: deliver
+
+  /// Work of the stage `opened`.
+  func deliver(_ transfer: Transfer) async throws {
+    let directory = context.home.inbox(transfer.sender, transfer.agreement)
+    let name = try await context.pool.run { () -> String in
+      try Directory.make(directory, mode: 0o750)
+      return Directory.exists("\(directory)/\(transfer.name)") ? Self.besides(transfer) : transfer.name
+    }
+    let row = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .delivering) {
+        $0.inboxName = name
+        $0.nextAt = tx.at + 5
+      }
+    }
+    try await finish(row)
+  }
+
+  /// A free name beside one that is taken: `NAME~1234abcd.csv`.
+  private static func besides(_ transfer: Transfer) -> String {
+    let mark = "~\(transfer.id.text.prefix(8))"
+    guard let dot = transfer.name.lastIndex(of: "."), dot != transfer.name.startIndex else { return transfer.name + mark }
+    return transfer.name[..<dot] + mark + transfer.name[dot...]
+  }
+
+  /// Work of the stage `delivering`: what a crash left there, too.
+  func finish(_ transfer: Transfer) async throws {
+    let directory = context.home.inbox(transfer.sender, transfer.agreement)
+    let source = staged(transfer)
+    let isTaken = try await context.pool.run { () -> Bool in
+      do throws(DiskError) {
+        try Directory.renameExclusively(source, "\(directory)/\(transfer.inboxName)")
+      } catch {
+        switch error.errno {
+        case EEXIST: return true
+        // Only this gateway can touch the source: that it is gone is the proof that it was renamed.
+        case ENOENT: break
+        default: throw error
+        }
+      }
+      try context.inboxSyncs[directory].sync()
+      try context.stagingSync.sync()
+      return false
+    }
+    guard !isTaken else {
+      // Somebody took the name in between; the intent is recorded anew before the next try.
+      let row = try await context.ledger.write { tx in
+        try tx.advance(transfer, to: .delivering) { $0.inboxName = "\(transfer.id.text.prefix(12))~\(transfer.name)" }
+      }
+      return try await finish(row)
+    }
+    let previous = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id).last }
+    let (receipt, envelope) = context.receipt(.delivered, for: transfer, previous: previous)
+    try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .delivered, ["receipt": .string(envelope.payloadDigest.hex)]) { $0.nextAt = nil }
+      try tx.add(receipt: receipt, envelope: envelope)
+    }
+    context.news.receipts.notify()
+    try await context.pool.run { try context.spool.remove(transfer.place) }
+  }
+}

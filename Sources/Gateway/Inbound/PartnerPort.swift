@@ -1,0 +1,77 @@
+// The partner port: each request of the API to its journey, each failure to its problem document.
+
+import Foundation
+import Logging
+import Sealing
+import Store
+import Transport
+
+/// Answers partners. Callable concurrently; never blocks its thread.
+struct PartnerPort: Sendable {
+  let context: GatewayContext
+  let receive: Receive
+  /// Called when the disk's state is unknown: the process must stop.
+  let onFatal: @Sendable (any Error) -> Void
+
+  func answer(_ request: PartnerRequest) async -> HTTPReply {
+    do {
+      return try await route(request)
+    } catch let problem as Problem {
+      return .problem(problem)
+    } catch LedgerError.stale {
+      return .problem(Problem(.superseded, "the transfer changed meanwhile"))
+    } catch {
+      switch StoreFailure(error) {
+      case .full: return .problem(Problem(.full, code: "disk.full", "there is no room", retryAfterSeconds: 60))
+      case .unknown:
+        onFatal(error)
+        return .problem(Problem(.unavailable, "this gateway is stopping", retryAfterSeconds: 60))
+      case .other:
+        if !(error is CancellationError) { context.logger.error("a request of \(request.partner) failed: \(error)") }
+        return .problem(Problem(.unavailable, "this cannot be answered now", retryAfterSeconds: 10))
+      }
+    }
+  }
+
+  private func route(_ request: PartnerRequest) async throws -> HTTPReply {
+    switch try PartnerRoute(method: request.method, target: request.target) {
+    case .card:
+      return HTTPReply(200, headers: ["content-type": "application/json"], body: context.keys.card.envelope.bytes)
+    case .list(let after, let limit, let wait): return try await list(request.partner, after, limit, wait)
+    case .putManifest(let id): return try await receive.putManifest(id, request)
+    case .bodyOffset(let id): return try await receive.bodyOffset(id, request)
+    case .appendBody(let id): return try await receive.appendBody(id, request)
+    case .putKey(let id): return try await receive.putKey(id, request)
+    case .receipts(let id, let after, let wait): return try await receive.receipts(id, after: after, waitSeconds: wait, request)
+    case .takeBack(let id): return try await receive.takeBack(id, request)
+    }
+  }
+
+  /// What concerns the caller after its cursor: our receipts about its transfers. Asking with a cursor says that
+  /// everything up to it was read, which acknowledges delivered transfers.
+  private func list(_ partner: AgencyID, _ after: Int64, _ limit: Int, _ wait: Int) async throws -> HTTPReply {
+    try await acknowledge(partner, upTo: after)
+    let deadline = context.now() + Double(wait)
+    while true {
+      let seen = context.news.receipts.generation
+      let fresh = try await context.ledger.read { try $0.receipts(about: partner, after: after, limit: max(1, limit)) }
+      let left = deadline.timeIntervalSince(context.now())
+      if !fresh.isEmpty || left <= 0 || Task.isCancelled {
+        var members = ReceiptList.document(fresh.map(\.envelope))
+        members["cursor"] = .integer(fresh.last?.sequence ?? after)
+        if let head = try await context.ledger.read({ try $0.partner(partner)?.head }) { members["yourHead"] = head.document }
+        return .json(200, .object(members))
+      }
+      await context.news.receipts.wait(after: seen, for: .seconds(left))
+    }
+  }
+
+  private func acknowledge(_ partner: AgencyID, upTo cursor: Int64) async throws {
+    guard cursor > 0 else { return }
+    let read = try await context.ledger.read { try $0.delivered(to: partner, receiptsUpTo: cursor, limit: 500) }
+    guard !read.isEmpty else { return }
+    try await context.ledger.write { tx in
+      for transfer in read { try tx.advance(transfer, to: .acknowledged) { $0.nextAt = nil } }
+    }
+  }
+}

@@ -1,0 +1,273 @@
+// One body as it arrives: appended to its part, digested segment by segment, resumable from what is durable.
+//
+// Two buffers take turns: one fills from the socket while the other is hashed and written by the pool.
+
+import Foundation
+import Glibc
+import NIOConcurrencyHelpers
+import Sealing
+import Store
+import Transport
+
+/// The receiving side of one PATCH after another. One request at a time uses it; `Sessions` sees to that.
+final class ReceivingBody: BodySink, @unchecked Sendable {
+  // Proof for @unchecked: used by one request at a time; within it, `append` and `flush` are called in turn, and the
+  // pool's task owns `writing` until `flush` awaited it.
+  private let place: Spool.Place
+  private let context: GatewayContext
+  private let geometry: BodyGeometry
+  private let file: OpenFile
+  private var filling: SealedBuffer
+  private var filled = 0
+  private var spare: SealedBuffer?
+  private var writing: Task<SealedBuffer, any Error>?
+  private var roots: [Digest] = []
+  /// Bytes handed to the pool or written; a multiple of a segment but at the end or after a cut.
+  private var writtenBytes: Int64 = 0
+  /// Bytes that an fdatasync covered.
+  private(set) var durableBytes: Int64 = 0
+  private var requestDigest: RunningDigest?
+
+  static let syncBytes: Int64 = 64 << 20
+
+  /// Opens or makes the part. Bytes beyond `durableBytes` in it are forgotten; those before are digested again.
+  static func open(_ context: GatewayContext, _ transfer: Transfer) throws -> ReceivingBody {
+    let body = try ReceivingBody(context, transfer)
+    try body.digestAgain(upTo: transfer.durableBytes)
+    return body
+  }
+
+  private init(_ context: GatewayContext, _ transfer: Transfer) throws {
+    self.context = context
+    place = transfer.place
+    geometry = try BodyGeometry(sealedBytes: transfer.bodyBytes)
+    if transfer.durableBytes > 0, let part = try context.spool.reopen(transfer.place) {
+      file = OpenFile(part)
+    } else {
+      file = OpenFile(try context.spool.create(transfer.place, bytes: transfer.bodyBytes))
+    }
+    filling = SealedBuffer(geometry.sealedSegmentBytesMax)
+    if geometry.segments > 1 { spare = SealedBuffer(geometry.sealedSegmentBytesMax) }
+  }
+
+  private func digestAgain(upTo bytes: Int64) throws {
+    let size = Int64(BodyGeometry.sealedSegmentBytes)
+    while writtenBytes + size <= bytes {
+      guard try file.file.read(into: filling.storage.bytes, at: writtenBytes) == Int(size) else { return try startOver() }
+      roots.append(SegmentDigest.root(filling.storage, sealedBytes: Int(size)))
+      writtenBytes += size
+    }
+    let rest = Int(bytes - writtenBytes)
+    if rest > 0 {
+      let target = UnsafeMutableRawBufferPointer(rebasing: filling.storage.bytes[..<rest])
+      guard try file.file.read(into: target, at: writtenBytes) == rest else { return try startOver() }
+      filled = rest
+    }
+    durableBytes = bytes
+  }
+
+  /// The part is not what the ledger thinks: begin at zero, which a peer may be told at any time.
+  private func startOver() throws {
+    roots = []
+    writtenBytes = 0
+    filled = 0
+    durableBytes = 0
+  }
+
+  var isComplete: Bool { writtenBytes + Int64(filled) == geometry.sealedBytes }
+
+  /// Expects RFC 9530 `digest` over the bytes of this request.
+  func begin(expecting digest: Digest?) { requestDigest = digest.map(RunningDigest.init) }
+
+  // MARK: BodySink
+
+  func append(_ bytes: UnsafeRawBufferPointer) -> Int {
+    let room = geometry.sealedBytes - writtenBytes - Int64(filled)
+    let count = min(bytes.count, filling.storage.bytes.count - filled, Int(min(room, Int64(Int.max))))
+    // More than was signed: swallowed here, refused by `settle`.
+    guard count > 0 else {
+      isOverlong = true
+      return bytes.count
+    }
+    let piece = UnsafeRawBufferPointer(rebasing: bytes[..<count])
+    requestDigest?.update(piece)
+    UnsafeMutableRawBufferPointer(rebasing: filling.storage.bytes[filled..<(filled + count)]).copyMemory(from: piece)
+    filled += count
+    return count
+  }
+
+  private var isOverlong = false
+
+  var isFull: Bool { filled == filling.storage.bytes.count && filled == BodyGeometry.sealedSegmentBytes }
+
+  func flush() async throws {
+    try await rotate()
+    if writtenBytes - durableBytes >= Self.syncBytes {
+      try await drain()
+      try await sync()
+    }
+  }
+
+  /// Hands the full buffer to the pool and takes the other one.
+  private func rotate() async throws {
+    let (full, count, offset) = (filling, filled, writtenBytes)
+    let next: SealedBuffer
+    if let writing {
+      next = try await writing.value
+      self.writing = nil
+    } else {
+      next = spare ?? SealedBuffer(geometry.sealedSegmentBytesMax)
+      spare = nil
+    }
+    let file = file
+    let pool = context.pool
+    let index = Int(offset / Int64(BodyGeometry.sealedSegmentBytes))
+    writing = Task { [self] in
+      let root = try await pool.run {
+        let root = SegmentDigest.root(full.storage, sealedBytes: count)
+        try file.file.write(UnsafeRawBufferPointer(rebasing: full.storage.bytes[..<count]), at: offset)
+        return root
+      }
+      if roots.count == index { roots.append(root) }
+      return full
+    }
+    filling = next
+    filled = 0
+    writtenBytes += Int64(count)
+  }
+
+  private func drain() async throws {
+    guard let writing else { return }
+    spare = try await writing.value
+    self.writing = nil
+  }
+
+  private func sync() async throws {
+    let file = file
+    try await context.pool.run { try file.file.syncData() }
+    durableBytes = writtenBytes
+  }
+
+  // MARK: the end of a request
+
+  /// Makes what came durable. A partial segment is written too, and kept in the buffer for its continuation.
+  ///
+  /// - Throws: `Problem` digest when the request's bytes are not those it announced; they are forgotten then.
+  func settle(from start: Int64) async throws {
+    try await drain()
+    if let digest = requestDigest, !digest.matches {
+      let context = context
+      try await context.pool.run { [self] in
+        try startOver()
+        try digestAgain(upTo: start)
+      }
+      throw Problem(.digest, "the body of this request does not have the Content-Digest that it announces")
+    }
+    if isComplete, filled > 0 || geometry.sealedBytes == 0 {
+      // rotate's root goes to its place; the buffer is not needed again.
+      try await rotate()
+      try await drain()
+      try await sync()
+    } else if filled > 0 {
+      let (file, buffer, count, offset) = (file, filling, filled, writtenBytes)
+      try await context.pool.run {
+        try file.file.write(UnsafeRawBufferPointer(rebasing: buffer.storage.bytes[..<count]), at: offset)
+        try file.file.syncData()
+      }
+      durableBytes = writtenBytes + Int64(count)
+    } else if durableBytes < writtenBytes {
+      try await sync()
+    }
+    if isOverlong { throw Problem(.tooLarge, "more bytes came than the manifest names") }
+  }
+
+  /// The root of what came; only after everything did.
+  var treeRoot: Digest { MerkleTree.root(roots) }
+}
+
+/// A segment's buffer that may travel between the loop and the pool.
+final class SealedBuffer: @unchecked Sendable {
+  // Proof for @unchecked: one owner at a time, ReceivingBody or the task that writes it.
+  let storage: SegmentBuffer
+
+  init(_ bytes: Int) { storage = SegmentBuffer(sealedBytesMax: bytes) }
+}
+
+/// SHA-256 of one request's bytes, beside what it announced.
+private struct RunningDigest {
+  private let expected: Digest
+  private var hash = StreamingSHA256()
+
+  init(_ expected: Digest) { self.expected = expected }
+
+  mutating func update(_ bytes: UnsafeRawBufferPointer) { hash.update(bytes) }
+  var matches: Bool { hash.finish() == expected }
+}
+
+/// Who receives what: one request a transfer at a time, the newest wins.
+final class Sessions: Sendable {
+  private struct Entry {
+    var body: ReceivingBody?
+    var holder: UInt64
+    /// Ends the request that holds the session now.
+    var stop: (@Sendable () -> Void)?
+    let freed: Signal
+  }
+
+  private struct Key: Hashable {
+    let sender: AgencyID
+    let id: TransferID
+  }
+
+  private let entries = NIOLockedValueBox<[Key: Entry]>([:])
+  private let tickets = NIOLockedValueBox<UInt64>(0)
+
+  /// Takes the session for a new request: stops the request that has it and waits until that let go.
+  ///
+  /// - Parameter stop: called when a newer request wants the session.
+  func take(_ transfer: Transfer, stop: @escaping @Sendable () -> Void) async -> (ticket: UInt64, body: ReceivingBody?) {
+    let ticket = tickets.withLockedValue { value in
+      value += 1
+      return value
+    }
+    let key = Key(sender: transfer.sender, id: transfer.id)
+    while true {
+      let (older, freed, seen): ((@Sendable () -> Void)?, Signal, UInt64) = entries.withLockedValue { all in
+        var entry = all[key] ?? Entry(body: nil, holder: 0, stop: nil, freed: Signal())
+        if entry.holder == 0 {
+          entry.holder = ticket
+          entry.stop = stop
+          all[key] = entry
+          return (nil, entry.freed, 0)
+        }
+        return (entry.stop, entry.freed, entry.freed.generation)
+      }
+      guard let older else { return (ticket, entries.withLockedValue { $0[key]?.body }) }
+      older()
+      await freed.wait(after: seen, for: .seconds(1))
+    }
+  }
+
+  /// Gives the session back, with the body for the next request; nil forgets it.
+  func leave(_ transfer: Transfer, _ ticket: UInt64, keeping body: ReceivingBody?) {
+    let key = Key(sender: transfer.sender, id: transfer.id)
+    let freed = entries.withLockedValue { all -> Signal? in
+      guard var entry = all[key], entry.holder == ticket else { return nil }
+      if let body {
+        entry.body = body
+        entry.holder = 0
+        entry.stop = nil
+        all[key] = entry
+      } else {
+        all[key] = nil
+      }
+      return entry.freed
+    }
+    freed?.notify()
+  }
+
+  /// The durable offset, when a session is open.
+  func durableBytes(_ transfer: Transfer) -> Int64? {
+    entries.withLockedValue { $0[Key(sender: transfer.sender, id: transfer.id)]?.body?.durableBytes }
+  }
+}

@@ -1,0 +1,106 @@
+// Confirm: one long poll per partner that owes us receipts.
+
+import Foundation
+import Logging
+import NIOConcurrencyHelpers
+import Sealing
+import ServiceLifecycle
+import Store
+import Transport
+
+/// Polls one partner's `GET /v1/transfers` while transfers to it wait for their receipts.
+struct Confirm: Sendable {
+  static let waitSeconds = 20
+  static let owing: [TransferState] = [.releasing, .released, .unconfirmed]
+
+  let context: GatewayContext
+  let links: PartnerLinks
+  let receipts: ReceiptBook
+
+  func run(_ partner: AgencyID) async throws {
+    var isHeadChecked = false
+    while !Task.isCancelled {
+      let seen = context.news.released.generation
+      let owes = try await context.ledger.read { reader in
+        try Self.owing.contains { try reader.has(.out, $0, peer: partner) }
+      }
+      let pause = links.pausedUntil(partner).map { max(0, $0.timeIntervalSince(context.now())) } ?? 0
+      guard owes, pause == 0 else {
+        await context.news.released.wait(after: seen, for: .seconds(owes ? min(2, max(0.05, pause)) : 2))
+        continue
+      }
+      do {
+        try await poll(partner, checkHead: !isHeadChecked)
+        isHeadChecked = true
+      } catch {
+        switch Disposition(error) {
+        case .stop: throw FatalFailure(cause: error)
+        case .ignore: break
+        case .retry(let code, let note), .halt(let code, let note):
+          context.logger.notice("receipts of \(partner): \(note) [\(code)]")
+          await context.news.released.wait(after: context.news.released.generation, for: .seconds(2))
+        }
+      }
+    }
+  }
+
+  private func poll(_ partner: AgencyID, checkHead: Bool) async throws {
+    let cursor = try await context.ledger.read { try $0.partner(partner)?.cursor ?? 0 }
+    let reply = try await links.send(
+      partner, "GET", "/v1/transfers?after=\(cursor)&limit=\(ReceiptList.receiptsMax)&wait=\(Self.waitSeconds)"
+    ) {
+      $0.replyBytesMax = ReceiptList.bytesMax
+      $0.stallSeconds = Self.waitSeconds + 15
+    }
+    guard reply.status == 200 else { throw Problem(reply) ?? Problem(.unavailable, "the list answers \(reply.status)") }
+    var (envelopes, reader) = try ReceiptList.parse(reply)
+    let next = try reader.integer("cursor", 0...JSON.integerMax)
+    let ours = try reader.optional("yourHead") { (r, n) throws(SealingError) in
+      var head = try r.object(n)
+      return try LedgerHead(fields: &head)
+    }
+    // A partner that saw more of our ledger than we have: it was rolled back, and nothing may go on.
+    if let ours { try await context.ledger.requireHead(ours, thorough: checkHead) }
+    try await withThrowingDiscardingTaskGroup { group in
+      // One transfer's receipts in their order, different transfers side by side.
+      for chain in try Self.chains(envelopes) {
+        group.addTask {
+          for bytes in chain { try await take(bytes, from: partner) }
+        }
+      }
+    }
+    if next > cursor {
+      try await context.ledger.write { tx in
+        guard var record = try tx.reader.partner(partner) else { return }
+        record.cursor = next
+        record.lastSeen = tx.at
+        try tx.put(record)
+      }
+    }
+  }
+
+  private static func chains(_ envelopes: [[UInt8]]) throws -> [[[UInt8]]] {
+    var chains: [TransferID: [[UInt8]]] = [:]
+    for bytes in envelopes {
+      let claimed = try Receipt(Envelope(parsing: bytes, as: .receipt).unverified())
+      chains[claimed.id, default: []].append(bytes)
+    }
+    return Array(chains.values)
+  }
+
+  /// One receipt from the list. What does not verify is logged and passed over: the partner's list must not block it.
+  private func take(_ bytes: [UInt8], from partner: AgencyID) async throws {
+    do {
+      let claimed = try Receipt(Envelope(parsing: bytes, as: .receipt).unverified())
+      guard claimed.sender == context.agency,
+        let transfer = try await context.ledger.read({ try $0.transfer(claimed.sender, claimed.id) }),
+        transfer.peer == partner, transfer.direction == .out
+      else { return }
+      _ = try await receipts.apply([bytes], to: transfer)
+    } catch let error as SealingError {
+      context.logger.error("a receipt of \(partner) is not accepted: \(error)")
+    } catch LedgerError.illegal(let what) {
+      context.logger.error("a receipt of \(partner) is not accepted: \(what)")
+    }
+  }
+}

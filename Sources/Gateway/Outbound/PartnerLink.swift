@@ -1,0 +1,89 @@
+// How to reach one partner: its endpoint and pins from the held card, and whether it is worth trying now.
+
+import Foundation
+import NIOConcurrencyHelpers
+import Policies
+import Sealing
+import Transport
+
+/// Sends requests to partners and remembers which of them are down, so that one dead partner delays nobody and is not
+/// tried once per package. Callable concurrently.
+final class PartnerLinks: Sendable {
+  private struct Health {
+    var failures = 0
+    var notBefore: Date?
+  }
+
+  private let context: GatewayContext
+  private let client: RelayClient
+  private let health = NIOLockedValueBox<[AgencyID: Health]>([:])
+
+  init(context: GatewayContext, client: RelayClient) {
+    self.context = context
+    self.client = client
+  }
+
+  /// Before this instant the partner is left alone; nil when it may be tried.
+  func pausedUntil(_ partner: AgencyID) -> Date? { health.withLockedValue { $0[partner]?.notBefore } }
+
+  /// One request to `partner`. `path` begins with `/v1/`.
+  ///
+  /// - Throws: `RelayError`, having noted that the partner is down; `Problem` unavailable when it has no endpoint here.
+  func send(_ partner: AgencyID, _ method: String, _ path: String, _ fill: (inout RelayRequest) -> Void = { _ in }) async throws -> HTTPReply {
+    guard let known = context.partners[partner], known.state == .active, let card = known.card?.card else {
+      throw Problem(.unavailable, code: "partner.inactive", "\(partner) is not an active partner")
+    }
+    guard let endpoint = card.endpoint else {
+      throw Problem(.unavailable, code: "partner.no-endpoint", "the card of \(partner) has no endpoint")
+    }
+    var request = RelayRequest(method, endpoint + path, pins: card.tlsPins)
+    fill(&request)
+    do {
+      let reply = try await client.send(request)
+      let wait = reply.headers["retry-after"].flatMap(Int.init)
+      if [429, 503, 507].contains(reply.status) { pause(partner, seconds: wait.map { min(Double($0), 3600) }) } else { recover(partner) }
+      return reply
+    } catch let error as RelayError {
+      pause(partner, seconds: nil)
+      throw error
+    }
+  }
+
+  private func pause(_ partner: AgencyID, seconds: Double?) {
+    let limit = context.configuration.retrySecondsMax
+    let now = context.now()
+    health.withLockedValue { all in
+      var one = all[partner] ?? Health()
+      // Many requests fail together when a partner goes; that is one failure.
+      if let until = one.notBefore, until > now { return }
+      one.failures += 1
+      one.notBefore = now + (seconds ?? Backoff.seconds(one.failures, max: limit))
+      all[partner] = one
+    }
+  }
+
+  private func recover(_ partner: AgencyID) { health.withLockedValue { $0[partner] = nil } }
+
+  /// An operator's `retry`: try at once.
+  func retryNow() { health.withLockedValue { $0.removeAll() } }
+}
+
+/// The body of replies that carry receipts: `{"receipts":[…]}`, envelopes as strings.
+enum ReceiptList {
+  static let receiptsMax = 500
+  static let bytesMax = 8 << 20
+
+  static func document(_ envelopes: [[UInt8]]) -> [String: JSON] {
+    ["receipts": .array(envelopes.map { .string(String(decoding: $0, as: UTF8.self)) })]
+  }
+
+  static func parse(_ reply: HTTPReply) throws(SealingError) -> (receipts: [[UInt8]], reader: DocumentReader) {
+    var reader = try DocumentReader(JSON(canonical: reply.body, bytesMax: bytesMax), at: "reply")
+    var receipts: [[UInt8]] = []
+    for item in try reader.array("receipts", countMax: receiptsMax) {
+      guard case .string(let text) = item else { throw reader.invalid("receipts", "expected strings") }
+      receipts.append(Array(text.utf8))
+    }
+    return (receipts, reader)
+  }
+}

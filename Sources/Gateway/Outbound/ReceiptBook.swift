@@ -1,0 +1,104 @@
+// Confirm: verifies what recipients sign, and moves transfers by it.
+
+import Foundation
+import Logging
+import Policies
+import Sealing
+import Store
+import Transport
+
+/// The sender's side of receipts.
+struct ReceiptBook: Sendable {
+  let context: GatewayContext
+
+  /// A receipt that is the partner's, about this transfer, in its place in the chain.
+  struct Verified: Sendable {
+    let receipt: Receipt
+    let envelope: Envelope
+  }
+
+  /// Verifies `envelopes` in order and applies those that are new.
+  ///
+  /// - Returns: the row as it is then; nil when nothing was new.
+  /// - Throws: `document.*` when one does not verify; nothing after it is applied.
+  func apply(_ envelopes: [[UInt8]], to transfer: Transfer) async throws -> Transfer? {
+    var row = transfer
+    var changed = false
+    for bytes in envelopes {
+      let known = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
+      if known.contains(where: { $0.bytes == bytes }) { continue }
+      let verified = try verify(bytes, of: row, after: known.last)
+      row = try await store(verified, row)
+      changed = true
+    }
+    return changed ? row : nil
+  }
+
+  private func verify(_ bytes: [UInt8], of transfer: Transfer, after previous: Envelope?) throws -> Verified {
+    guard let card = context.partners[transfer.peer]?.card?.card else { throw LedgerError.notFound(transfer.peer.text) }
+    let envelope = try Envelope(parsing: bytes, as: .receipt)
+    let receipt = try Receipt(try envelope.verify(card.signers(at: context.now())))
+    guard receipt.id == transfer.id, receipt.sender == transfer.sender, receipt.recipient == transfer.peer,
+      receipt.manifest.hex == transfer.manifestDigest, receipt.previous == previous?.payloadDigest
+    else { throw SealingError(.documentInvalid, "the receipt of \(transfer.peer) is not about this transfer, or out of order") }
+    return Verified(receipt: receipt, envelope: envelope)
+  }
+
+  private func store(_ verified: Verified, _ transfer: Transfer) async throws -> Transfer {
+    let receipt = verified.receipt
+    let detail: [String: JSON] = [
+      "receipt": .string(verified.envelope.payloadDigest.hex), "head": receipt.head.document,
+    ]
+    let row = try await context.ledger.write { tx in
+      try tx.add(receipt: receipt, envelope: verified.envelope)
+      try Self.keepHead(receipt.head, of: transfer.peer, tx)
+      // The row may have moved since it was read: a receipt counts whatever our own last step was.
+      guard let current = try tx.reader.transfer(transfer.sender, transfer.id) else { throw LedgerError.notFound(transfer.id.text) }
+      switch receipt.kind {
+      case .received:
+        guard current.state == .sending || current.state == .queued else { return current }
+        let sending = current.state == .queued ? try tx.advance(current, to: .sending) : current
+        // Whoever applied the receipt goes on with it; the stage looks only after what was left.
+        return try tx.advance(sending, to: .custody, detail) { $0.nextAt = tx.at + GatewayContext.leaseSeconds }
+      case .delivered:
+        guard current.state.mayBecome(.confirmed, .out) else {
+          throw LedgerError.illegal("\(transfer.id): delivered without a release")
+        }
+        return try tx.advance(current, to: .confirmed, detail) { $0.nextAt = nil }
+      case .refused:
+        guard current.state.mayBecome(.refused, .out) else { return current }
+        return try tx.advance(current, to: .refused, detail) {
+          $0.code = receipt.code
+          $0.note = "\(transfer.peer) refused it"
+          $0.nextAt = nil
+        }
+      }
+    }
+    if row.state.isEnd { try await settle(row) }
+    return row
+  }
+
+  /// After the last receipt: the outcome for the batch job, and the body goes.
+  private func settle(_ row: Transfer) async throws {
+    let context = context
+    try await context.pool.run {
+      try Outcomes(context: context).write(row)
+      try context.spool.remove(row.place)
+    }
+  }
+
+  /// Keeps a partner's highest head.
+  static func keepHead(_ head: LedgerHead, of partner: AgencyID, _ tx: Transaction) throws {
+    guard var record = try tx.reader.partner(partner) else { return }
+    if let held = record.head, held.epoch == head.epoch, held.size >= head.size {
+      guard held.size > head.size || held.root == head.root else {
+        try tx.append(AuditEvent("partner-head-conflict", ["partner": .string(partner.text), "size": .integer(head.size)]))
+        throw SealingError(.documentInvalid, "two ledgers of \(partner) claim the same size")
+      }
+      return
+    }
+    record.head = head
+    record.lastSeen = tx.at
+    try tx.put(record)
+  }
+}

@@ -1,0 +1,181 @@
+// Relay: manifest, then body, then — after the recipient's signed `received` and the release rule — the key.
+//
+//   queued → sending    PUT manifest   (201, or 200 with an offset: everything here may be repeated)
+//                       PATCH body     from the offset that the peer reports
+//   sending → custody   the `received` receipt, verified, in the same commit
+//   custody → releasing the release rule: checked and recorded in one transaction, with a lease
+//   releasing → released  PUT key
+//
+// A cut anywhere goes back to queued (or stays in releasing) and begins again with the peer's word on what it holds.
+
+import Foundation
+import Logging
+import Policies
+import Sealing
+import Store
+import Transport
+
+/// Drives transfers of the sender's side from queued to released.
+struct Relay: Sendable {
+  let context: GatewayContext
+  let links: PartnerLinks
+  let receipts: ReceiptBook
+
+  /// Work of the stage `queued`. While it is under way the row is nobody else's: it has no next time.
+  func send(_ transfer: Transfer) async throws {
+    let row = try await context.ledger.write { tx in try tx.advance(transfer, to: .sending) { $0.nextAt = nil } }
+    try await transmit(row)
+  }
+
+  private func transmit(_ transfer: Transfer) async throws {
+    let path = "/v1/transfers/\(transfer.id)"
+    let reply = try await links.send(transfer.peer, "PUT", "\(path)/manifest") {
+      $0.body = .bytes(transfer.manifest)
+      $0.headers = ["Content-Type: application/json"]
+    }
+    guard reply.status == 200 || reply.status == 201 else { return try await refused(transfer, reply) }
+    var (held, _) = try ReceiptList.parse(reply)
+    if held.isEmpty {
+      guard let offset = reply.headers["upload-offset"].flatMap(Int64.init), (0...transfer.bodyBytes).contains(offset) else {
+        throw Problem(.unavailable, code: "partner.protocol", "\(transfer.peer) names no offset to go on from")
+      }
+      held = try await sendBody(transfer, path, from: offset)
+    }
+    guard let row = try await receipts.apply(held, to: transfer) else { return }
+    if row.state == .custody { try await release(row) }
+  }
+
+  private func sendBody(_ transfer: Transfer, _ path: String, from start: Int64) async throws -> [[UInt8]] {
+    let file = try await context.pool.run { OpenFile(try context.spool.open(transfer.place)) }
+    var offset = start
+    // A peer that lies about offsets costs a few rounds, not an endless loop.
+    for _ in 0..<4 {
+      let length = transfer.bodyBytes - offset
+      var headers = ["Upload-Offset: \(offset)", "Content-Type: application/octet-stream"]
+      // Small bodies carry their digest; a large one is covered by the tree root, and hashing it first would cost a pass.
+      if length <= Int64(BodyGeometry.sealedSegmentBytes), length > 0 {
+        let start = offset
+        let bytes = try await context.pool.run { try file.bytes(at: start, count: Int(length)) }
+        headers.append("Content-Digest: \(ContentDigest.header(Digest(of: bytes)))")
+      }
+      let (from, fields) = (offset, headers)
+      let reply = try await links.send(transfer.peer, "PATCH", "\(path)/body") {
+        $0.headers = fields
+        $0.body = .file(descriptor: file.file.descriptor, offset: from, length: length)
+        $0.stallSeconds = 60
+      }
+      withExtendedLifetime(file) {}
+      switch reply.status {
+      case 200: return try ReceiptList.parse(reply).receipts
+      case 409:
+        guard let problem = Problem(reply), problem.kind == .offset,
+          let next = reply.headers["upload-offset"].flatMap(Int64.init), (0...transfer.bodyBytes).contains(next), next != offset
+        else { throw Problem(reply) ?? Problem(.unavailable, code: "partner.protocol", "the peer refuses the body without a reason") }
+        offset = next
+      default:
+        try await refused(transfer, reply)
+        return []
+      }
+    }
+    throw Problem(.unavailable, code: "partner.protocol", "\(transfer.peer) keeps changing its offset")
+  }
+
+  /// The peer said no. A refusal is evidence only when it is signed.
+  private func refused(_ transfer: Transfer, _ reply: HTTPReply) async throws {
+    let problem = Problem(reply)
+    if let document = try? JSON(canonical: reply.body, bytesMax: 65536), case .object(let members) = document,
+      case .string(let receipt)? = members["receipt"],
+      try await receipts.apply([Array(receipt.utf8)], to: transfer) != nil
+    {
+      return
+    }
+    switch reply.status {
+    case 429, 500...599:
+      throw problem ?? Problem(.unavailable, code: "partner.status", "\(transfer.peer) answers \(reply.status)")
+    case 404 where problem == nil, 404:
+      // Not known there (any more), or not ours to know: begin again from the manifest, later.
+      throw Problem(.unavailable, code: "partner.not-found", "\(transfer.peer) does not know this transfer")
+    default:
+      throw problem ?? Problem(.conflict, code: "partner.status", "\(transfer.peer) answers \(reply.status)")
+    }
+  }
+
+  // MARK: release
+
+  /// Work of the stages `custody` and `releasing`: the one moment of disclosure.
+  ///
+  /// Every try, repeats included, is a new release: a fresh check, a fresh lease, an entry in the ledger.
+  func release(_ transfer: Transfer) async throws {
+    let rule = ReleaseRule(context: context)
+    let outcome = try await rule.open(transfer)
+    switch outcome {
+    case .opened(let row):
+      try await handOver(row)
+    case .refused(let decision):
+      try await end(transfer, decision)
+    case .waits(let code, let note):
+      try await wait(transfer, code, note)
+    }
+  }
+
+  private func handOver(_ transfer: Transfer) async throws {
+    guard let key = transfer.key else { throw SealingError(.keyInvalid, "the key of the package is missing") }
+    let head = context.sign(context.ledger.head.document, as: .head)
+    let reply = try await links.send(transfer.peer, "PUT", "/v1/transfers/\(transfer.id)/key") {
+      $0.body = .bytes(key)
+      $0.headers = ["Content-Type: application/octet-stream", "Sallyport-Head: \(Base64.encode(head.bytes))"]
+      // The lease ends whatever the peer does.
+      $0.totalSeconds = Int(GatewayContext.leaseSeconds) - 5
+    }
+    guard reply.status == 200 else { return try await refused(transfer, reply) }
+    let row = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .released) { $0.nextAt = tx.at + Double(context.configuration.receiptSeconds) }
+    }
+    context.news.released.notify()
+    let held = try ReceiptList.parse(reply).receipts
+    if !held.isEmpty { _ = try await receipts.apply(held, to: row) }
+  }
+
+  private func end(_ transfer: Transfer, _ decision: Decision) async throws {
+    let code = decision.codes.first?.rawValue ?? "release.refused"
+    guard transfer.state == .custody else {
+      // It counts as disclosed already; it is only not sent again.
+      return try await wait(transfer, code, decision.sentence)
+    }
+    let row = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .refused, ["decision": decision.document]) {
+        $0.code = code
+        $0.note = decision.sentence
+        // The recipient still holds the body: it is taken back.
+        $0.nextAt = tx.at
+      }
+    }
+    context.news.takeBacks.notify()
+    try await context.pool.run { try Outcomes(context: context).write(row) }
+  }
+
+  private func wait(_ transfer: Transfer, _ code: String, _ note: String) async throws {
+    _ = try await context.ledger.write { tx in
+      try tx.amend(transfer) {
+        $0.attempts += 1
+        $0.nextAt = tx.at + Backoff.seconds($0.attempts, max: context.configuration.retrySecondsMax)
+        $0.code = code
+        $0.note = note
+      }
+    }
+  }
+}
+
+/// An open file that several closures may use.
+final class OpenFile: Sendable {
+  let file: File
+
+  init(_ file: consuming File) { self.file = file }
+
+  func bytes(at offset: Int64, count: Int) throws -> [UInt8] {
+    let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: count, alignment: 16)
+    defer { buffer.deallocate() }
+    guard try file.read(into: buffer, at: offset) == count else { throw DiskError("read", file.path, errno: ENODATA) }
+    return Array(buffer)
+  }
+}

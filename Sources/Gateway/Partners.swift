@@ -1,0 +1,138 @@
+// Partners and their cards: added as pending, approved by fingerprint, followed through successions.
+
+import Foundation
+import Logging
+import Sealing
+import Store
+import Transport
+
+/// What a person did or must do about a card.
+package enum CardOutcome: Equatable, Sendable {
+  case pending
+  case unchanged
+  case accepted
+  case needsApproval(String)
+}
+
+/// Changes to the partners of a home.
+package struct Partners: Sendable {
+  let context: GatewayContext
+
+  /// Takes a card from a file or a partner's gateway.
+  ///
+  /// - Throws: `document.*`, `card.succession`; `key.invalid` when one of its TLS keys is on another partner's card.
+  package func offer(_ bytes: [UInt8]) async throws -> (agency: AgencyID, outcome: CardOutcome) {
+    let instant = context.now()
+    let card = try SignedCard(selfSigned: bytes, at: instant)
+    let agency = card.card.agency
+    guard agency != context.agency else { throw SealingError(.cardSuccession, "that is this agency's own card") }
+    let outcome = try await context.ledger.write { tx -> CardOutcome in
+      for other in try tx.reader.partners() where other.agency != agency {
+        let held = try SignedCard(own: other.card)
+        guard Set(held.card.tlsPins).isDisjoint(with: card.card.tlsPins) else {
+          throw SealingError(.keyInvalid, "a TLS key of this card is on the card of \(other.agency) too")
+        }
+      }
+      guard var record = try tx.reader.partner(agency) else {
+        try tx.put(PartnerRecord(agency: agency, state: .pending, card: card.envelope.bytes))
+        try tx.append(AuditEvent("partner-added", ["partner": .string(agency.text), "card": .string(card.digest.hex)]))
+        return .pending
+      }
+      guard record.state != .pending else {
+        // Nothing was trusted yet: the newest offer is the one to compare.
+        record.card = card.envelope.bytes
+        try tx.put(record)
+        return .pending
+      }
+      switch try SignedCard(own: record.card).succession(of: card, at: tx.at) {
+      case .same: return .unchanged
+      case .accepted:
+        record.card = card.envelope.bytes
+        record.pendingCard = nil
+        record.pendingReason = nil
+        try tx.put(record)
+        try tx.append(
+          AuditEvent("card-accepted", ["partner": .string(agency.text), "card": .string(card.digest.hex), "serial": .integer(card.card.serial)]))
+        return .accepted
+      case .needsApproval(let reason):
+        guard record.pendingCard != card.envelope.bytes else { return .needsApproval(reason) }
+        record.pendingCard = card.envelope.bytes
+        record.pendingReason = reason
+        try tx.put(record)
+        try tx.append(AuditEvent("card-waits", ["partner": .string(agency.text), "card": .string(card.digest.hex), "reason": .string(reason)]))
+        return .needsApproval(reason)
+      }
+    }
+    try context.reloadPartners()
+    return (agency, outcome)
+  }
+
+  /// Activates the pending card whose fingerprint a person compared.
+  ///
+  /// - Throws: `key.invalid` when it is another fingerprint; `LedgerError.notFound`, `illegal`.
+  package func approve(_ agency: AgencyID, _ fingerprint: Fingerprint) async throws {
+    try await context.ledger.write { tx in
+      guard var record = try tx.reader.partner(agency) else { throw LedgerError.notFound(agency.text) }
+      let waiting = record.pendingCard ?? record.card
+      guard record.state == .pending || record.pendingCard != nil else {
+        throw LedgerError.illegal("approving \(agency), which has no card waiting,")
+      }
+      let card = try SignedCard(own: waiting)
+      guard Fingerprint(card.card) == fingerprint else {
+        throw SealingError(.keyInvalid, "the fingerprint of \(agency) is another: do not approve it, ask again by telephone")
+      }
+      record.card = waiting
+      record.pendingCard = nil
+      record.pendingReason = nil
+      record.state = .active
+      try tx.put(record)
+      try tx.append(AuditEvent("partner-approved", ["partner": .string(agency.text), "card": .string(card.digest.hex)]))
+    }
+    try context.reloadPartners()
+  }
+
+  /// Suspends, resumes or removes a partner.
+  package func set(_ agency: AgencyID, _ state: PartnerRecord.State?) async throws {
+    try await context.ledger.write { tx in
+      guard var record = try tx.reader.partner(agency) else { throw LedgerError.notFound(agency.text) }
+      guard record.state != .pending || state == nil else { throw LedgerError.illegal("\(agency) waits for approval; that") }
+      if let state {
+        record.state = state
+        try tx.put(record)
+      } else {
+        try tx.remove(partner: agency)
+      }
+      try tx.append(AuditEvent("partner-\(state?.rawValue ?? "removed")", ["partner": .string(agency.text)]))
+    }
+    try context.reloadPartners()
+  }
+}
+
+/// Asks a partner's gateway for its card once an hour, so that rotations arrive by themselves.
+struct CardExchange: Sendable {
+  static let everySeconds = 3600
+
+  let context: GatewayContext
+  let links: PartnerLinks
+
+  func run(_ partner: AgencyID) async throws {
+    while !Task.isCancelled {
+      do {
+        let reply = try await links.send(partner, "GET", "/v1/card")
+        if reply.status == 200 {
+          let (agency, outcome) = try await Partners(context: context).offer(reply.body)
+          if case .needsApproval(let reason) = outcome {
+            context.logger.warning("the new card of \(agency) waits: \(reason). Compare fingerprints: sallyport partners show \(agency)")
+          }
+        }
+      } catch {
+        switch Disposition(error) {
+        case .stop: throw FatalFailure(cause: error)
+        case .ignore: break
+        case .retry(_, let note), .halt(_, let note): context.logger.notice("card of \(partner): \(note)")
+        }
+      }
+      await Signal().wait(after: 0, for: .seconds(Self.everySeconds))
+    }
+  }
+}

@@ -1,0 +1,160 @@
+// A gateway that runs: which stages there are, in which order a transfer meets them, and how they start and stop.
+
+import Foundation
+import Logging
+import NIOConcurrencyHelpers
+import NIOCore
+import NIOPosix
+import Policies
+import Sealing
+import ServiceLifecycle
+import Store
+import Transport
+
+/// The daemon. `run` returns after a graceful shutdown, and throws when it must stop by itself.
+package struct RunningGateway: Service {
+  package let context: GatewayContext
+  private let client: RelayClient
+  private let links: PartnerLinks
+  private let onListening: @Sendable (Int) async -> Void
+
+  /// - Parameter onListening: called with the real port once partners can connect.
+  package init(context: GatewayContext, onListening: @escaping @Sendable (Int) async -> Void = { _ in }) {
+    self.context = context
+    client = RelayClient(identity: context.keys.tlsInUse)
+    links = PartnerLinks(context: context, client: client)
+    self.onListening = onListening
+  }
+
+  package func run() async throws {
+    let group = MultiThreadedEventLoopGroup(numberOfThreads: 2)
+    let fatal = FatalStop()
+    let port = PartnerPort(
+      context: context, receive: Receive(context: context, sessions: Sessions()), onFatal: { fatal.raise($0) })
+    let context = context
+    let administration = Administration(context: context, links: links)
+    try Directory.remove(context.home.adminSocket)
+    let services: [any Service] =
+      [
+        PartnerServer(
+          host: context.configuration.host, port: context.configuration.port, identity: context.keys.tlsInUse,
+          partner: { context.partners.known(by: $0) }, handler: { await port.answer($0) }, group: group,
+          logger: context.logger, onListening: onListening),
+        AdminServer(path: context.home.adminSocket, group: group, logger: context.logger) { method, target, body in
+          await administration.answer(method, target, body)
+        },
+        fatal, Maintenance(context: context), Intake(context: context),
+      ] + stages + [Lanes(context: context, links: links)]
+    let serviceGroup = ServiceGroup(
+      configuration: .init(
+        services: services.map { .init(service: $0, successTerminationBehavior: .gracefullyShutdownGroup, failureTerminationBehavior: .cancelGroup) },
+        logger: context.logger))
+    try await serviceGroup.run()
+    client.stop()
+    try await group.shutdownGracefully()
+  }
+
+  /// The stages that are not a partner's own.
+  private var stages: [any Service] {
+    let context = context
+    let seal = Seal(context: context)
+    let open = OpenPackage(context: context)
+    let takeBack = TakeBackStage(context: context, links: links)
+    return [
+      Stage(context: context, direction: .out, state: .claimed, concurrency: 16, news: context.news.claimed) { try await seal.seal($0) },
+      Stage(context: context, direction: .out, state: .sealed, concurrency: 4, news: context.news.claimed) { try await seal.queue($0) },
+      Stage(context: context, direction: .in, state: .received, concurrency: 16, news: context.news.keys) { try await open.open($0) },
+      Stage(context: context, direction: .in, state: .opened, concurrency: 4, news: context.news.keys) { try await open.deliver($0) },
+      Stage(context: context, direction: .in, state: .delivering, concurrency: 4, news: context.news.keys) { try await open.finish($0) },
+      Loop { try await takeBack.expire() },
+    ]
+  }
+}
+
+/// A service made of one function that runs until it is cancelled.
+struct Loop: Service {
+  let body: @Sendable () async throws -> Void
+
+  func run() async throws { try await cancelWhenGracefulShutdown { try await body() } }
+}
+
+/// Ends the service group when a request handler meets a failure that must stop the process.
+private final class FatalStop: Service {
+  private let failure = NIOLockedValueBox<(any Error)?>(nil)
+  private let news = Signal()
+
+  func raise(_ error: any Error) {
+    failure.withLockedValue { $0 = $0 ?? error }
+    news.notify()
+  }
+
+  func run() async throws {
+    try await cancelWhenGracefulShutdown { [self] in
+      while !Task.isCancelled {
+        let seen = news.generation
+        if let error = failure.withLockedValue({ $0 }) { throw FatalFailure(cause: error) }
+        await news.wait(after: seen, for: .seconds(3600))
+      }
+    }
+  }
+}
+
+/// One lane per active partner: its own queue, its own limits, its own pauses. A dead partner holds up its lane alone.
+private struct Lanes: Service {
+  static let concurrency = 16
+
+  let context: GatewayContext
+  let links: PartnerLinks
+
+  func run() async throws {
+    try await cancelWhenGracefulShutdown {
+      try await withThrowingDiscardingTaskGroup { group in
+        var running: Set<AgencyID> = []
+        while !Task.isCancelled {
+          for partner in context.partners.all where partner.state == .active && running.insert(partner.agency).inserted {
+            try await recover(partner.agency)
+            add(partner.agency, to: &group)
+          }
+          await Signal().wait(after: 0, for: .seconds(1))
+        }
+      }
+    }
+  }
+
+  /// What was under way when the process ended begins again with the peer's word on what it holds.
+  private func recover(_ partner: AgencyID) async throws {
+    let cut = try await context.ledger.read { try $0.queue(state: .sending, peer: partner, limit: .max) }
+    for transfer in cut { _ = try await context.ledger.write { try $0.advance(transfer, to: .queued) } }
+  }
+
+  private func add(_ partner: AgencyID, to group: inout ThrowingDiscardingTaskGroup<any Error>) {
+    let receipts = ReceiptBook(context: context)
+    let relay = Relay(context: context, links: links, receipts: receipts)
+    let takeBack = TakeBackStage(context: context, links: links)
+    let links = links
+    let context = context
+    func stage(_ state: TransferState, _ concurrency: Int, _ news: Signal, _ work: @escaping @Sendable (Transfer) async throws -> Void) {
+      let stage = Stage(
+        context: context, direction: .out, state: state, peer: partner, concurrency: concurrency, news: news, work: work,
+        notBefore: { links.pausedUntil(partner) })
+      group.addTask { try await stage.loop() }
+    }
+    stage(.queued, Self.concurrency, context.news.sealed) { try await relay.send($0) }
+    stage(.custody, 4, context.news.custody) { try await relay.release($0) }
+    stage(.releasing, 4, context.news.custody) { try await relay.release($0) }
+    for state in TakeBackStage.reasonStates { stage(state, 2, context.news.takeBacks) { try await takeBack.takeBack($0) } }
+    stage(.released, 4, context.news.custody) { transfer in
+      _ = try await context.ledger.write { tx in
+        try tx.advance(transfer, to: .unconfirmed) {
+          $0.nextAt = nil
+          $0.code = "receipt.late"
+          $0.note = "released, and no receipt in time; asking goes on"
+        }
+      }
+    }
+    let cards = CardExchange(context: context, links: links)
+    group.addTask { try await cards.run(partner) }
+    let confirm = Confirm(context: context, links: links, receipts: receipts)
+    group.addTask { try await confirm.run(partner) }
+  }
+}
