@@ -4,7 +4,6 @@ import PackageDescription
 let strict: [SwiftSetting] = [
   .treatAllWarnings(as: .error),
   .enableUpcomingFeature("ExistentialAny"),
-  .enableUpcomingFeature("MemberImportVisibility"),
 ]
 
 let package = Package(
@@ -92,7 +91,8 @@ let package = Package(
     .executableTarget(
       name: "sallyport",
       dependencies: [
-        "CLinux", "Gateway",
+        "CLinux", "Gateway", "Policies", "Sealing", "Store", "Transport",
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ],

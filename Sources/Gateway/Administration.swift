@@ -49,7 +49,7 @@ package struct Administration: Sendable {
       return HTTPReply(200, headers: ["content-type": "application/x-ndjson"], body: Array(rows.flatMap { $0.canonical + [10] }))
     } catch {
       let failure: JSON = [
-        "error": .string(String(describing: error)), "exit": .integer(Int64(ExitCode(error).rawValue)),
+        "error": .string(String(describing: error)), "exit": .integer(Int64(ExitStatus(error).rawValue)),
       ]
       return .json(500, failure)
     }

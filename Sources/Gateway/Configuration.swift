@@ -21,6 +21,8 @@ package struct Configuration: Sendable {
     package var readiness = Readiness.rename
     package var triggerSuffix = ".done"
     package var stableSeconds: Int64 = 60
+
+    package init() {}
   }
 
   package var agency: AgencyID

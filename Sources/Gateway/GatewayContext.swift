@@ -44,6 +44,7 @@ package final class GatewayContext: Sendable {
     let keys = Signal()
     let receipts = Signal()
     let released = Signal()
+    let partners = Signal()
   }
 
   /// Opens a home for one process: takes its lock, opens the ledger, loads partners and policies.
@@ -98,6 +99,7 @@ package final class GatewayContext: Sendable {
   package func reloadPartners() throws {
     let fresh = PartnerDirectory(try ledger.readNow { try $0.partners() })
     partnerBox.withLockedValue { $0 = fresh }
+    news.partners.notify()
   }
 
   func sign(_ document: JSON, as kind: DocumentKind) -> Envelope { keys.sign(document, as: kind, at: now()) }

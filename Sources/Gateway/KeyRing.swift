@@ -27,6 +27,7 @@ package struct KeyRing: Sendable {
     package var postQuantumSealing = true
     package var postQuantumSigning = false
     package var endpoint: String?
+    package var validDays = KeyRing.validityDays
 
     package init() {}
   }
@@ -43,15 +44,15 @@ package struct KeyRing: Sendable {
     self.tls = [(scalar, tls)]
     let card = Card(
       agency: agency, serial: 1, previous: nil, issuedAt: instant,
-      signingKeys: signing.map { Self.fresh($0.verifying, at: instant) },
-      recipients: [Self.fresh(identity.recipient, at: instant)], tlsPins: [tls.pin], endpoint: options.endpoint)
+      signingKeys: signing.map { Self.fresh($0.verifying, at: instant, days: options.validDays) },
+      recipients: [Self.fresh(identity.recipient, at: instant, days: options.validDays)], tlsPins: [tls.pin], endpoint: options.endpoint)
     self.card = SignedCard(signing: card, with: signing)
   }
 
-  private static func fresh<Key>(_ key: Key, at instant: Date) -> CardKey<Key> {
+  private static func fresh<Key>(_ key: Key, at instant: Date, days: Int = validityDays) -> CardKey<Key> {
     // Whole seconds, as they are written.
     let start = Timestamp.parse(Timestamp.format(instant))!
-    return CardKey(key: key, notBefore: start, notAfter: start + Double(validityDays) * 86400)
+    return CardKey(key: key, notBefore: start, notAfter: start + Double(days) * 86400)
   }
 
   // MARK: at rest

@@ -111,11 +111,12 @@ private struct Lanes: Service {
       try await withThrowingDiscardingTaskGroup { group in
         var running: Set<AgencyID> = []
         while !Task.isCancelled {
+          let seen = context.news.partners.generation
           for partner in context.partners.all where partner.state == .active && running.insert(partner.agency).inserted {
             try await recover(partner.agency)
             add(partner.agency, to: &group)
           }
-          await Signal().wait(after: 0, for: .seconds(1))
+          await context.news.partners.wait(after: seen, for: .seconds(60))
         }
       }
     }

@@ -38,7 +38,8 @@ package enum StrictYAML {
     guard depth <= JSON.depthMax else { throw fault(node, "nested deeper than \(JSON.depthMax)") }
     switch node {
     case .scalar(let scalar):
-      try refuse(tag: scalar.tag, anchor: scalar.anchor, node)
+      // Yams gives a quoted scalar the tag of strings.
+      try refuse(tag: scalar.style == .plain || scalar.tag != Tag(.str) ? scalar.tag : nil, anchor: scalar.anchor, node)
       return try plain(scalar, node)
     case .sequence(let sequence):
       try refuse(tag: sequence.tag, anchor: sequence.anchor, node)
@@ -62,9 +63,9 @@ package enum StrictYAML {
   }
 
   /// An alias stands for a node with an anchor, so refusing anchors refuses both.
-  private static func refuse(tag: Tag, anchor: Anchor?, _ node: Node) throws(PolicyError) {
+  private static func refuse(tag: Tag?, anchor: Anchor?, _ node: Node) throws(PolicyError) {
     guard anchor == nil else { throw fault(node, "anchors and aliases are not allowed") }
-    guard tag.description.isEmpty || tag.description == "!" else { throw fault(node, "tags are not allowed") }
+    guard tag == nil || tag!.description.isEmpty || tag!.description == "!" else { throw fault(node, "tags are not allowed") }
   }
 
   private static func plain(_ scalar: Node.Scalar, _ node: Node) throws(PolicyError) -> JSON {

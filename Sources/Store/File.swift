@@ -8,11 +8,12 @@ package struct File: ~Copyable, Sendable {
   package let descriptor: Int32
   package let path: String
 
-  /// open(2) with O_CLOEXEC and O_NOFOLLOW.
+  /// open(2) with O_CLOEXEC and O_NOFOLLOW. A new file (O_EXCL) has just `mode`, whatever the umask.
   package init(_ path: String, _ flags: Int32, mode: mode_t = 0o600) throws(DiskError) {
     self.path = path
     descriptor = Glibc.open(path, flags | O_CLOEXEC | O_NOFOLLOW, mode)
     if descriptor < 0 { throw DiskError("open", path) }
+    if flags & O_EXCL != 0, mode & 0o077 != 0, fchmod(descriptor, mode) != 0 { throw DiskError("fchmod", path) }
   }
 
   /// Takes over a descriptor.
@@ -95,9 +96,10 @@ package struct File: ~Copyable, Sendable {
 
 /// Directory operations that are durable when they return.
 package enum Directory {
-  /// Makes `path` and its parents with `mode`, durably. An existing directory is kept as it is.
+  /// Makes `path` and its parents with `mode`, durably, whatever the umask. An existing directory is kept as it is.
   package static func make(_ path: String, mode: mode_t = 0o700) throws(DiskError) {
     if mkdir(path, mode) == 0 {
+      guard chmod(path, mode) == 0 else { throw DiskError("chmod", path) }
       try sync(parent(of: path))
       return
     }

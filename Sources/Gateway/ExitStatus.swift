@@ -6,7 +6,7 @@ import Sealing
 import Store
 import Transport
 
-package enum ExitCode: Int32, Sendable, CaseIterable {
+package enum ExitStatus: Int32, Sendable, CaseIterable {
   case done = 0
   case failed = 1
   case partlyDone = 2
@@ -40,7 +40,7 @@ package enum ExitCode: Int32, Sendable, CaseIterable {
       case .notFound, .illegal: self = .failed
       case .rolledBack, .notDurable, .damaged: self = .disk
       }
-    case let error as FatalFailure: self = ExitCode(error.cause)
+    case let error as FatalFailure: self = ExitStatus(error.cause)
     case let error as DiskError: self = [ENOENT, EEXIST, EACCES, EPERM, EISDIR, ENOTDIR].contains(error.errno) ? .failed : .disk
     default: self = StoreFailure(error) == .other ? .failed : .disk
     }
@@ -49,10 +49,10 @@ package enum ExitCode: Int32, Sendable, CaseIterable {
 
 /// A failure that a running gateway reported to a command.
 package struct AdminError: Error, Equatable, Sendable, CustomStringConvertible {
-  package let exitCode: ExitCode
+  package let exitCode: ExitStatus
   package let description: String
 
-  package init(_ exitCode: ExitCode, _ description: String) {
+  package init(_ exitCode: ExitStatus, _ description: String) {
     self.exitCode = exitCode
     self.description = description
   }

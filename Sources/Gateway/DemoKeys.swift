@@ -1,0 +1,13 @@
+// The keys in keys-example/ are public: everybody has their secrets. They are known here and refused outside demo mode.
+
+import Sealing
+
+package enum DemoKeys {
+  /// Ids of the demo agencies' signing keys.
+  package static let ids: Set<String> = [
+    "ed25519:127082857e4ea15dea93052c1e0245ea95b8d46111a533f66c4783f1ff416061",
+    "ed25519:1d177a288a02ae78b35ed8a8c5fac61c919686038b82a82ef8e629547d96c8b3",
+  ]
+
+  package static func areIn(_ card: Card) -> Bool { card.signingKeys.contains { ids.contains($0.key.id) } }
+}

@@ -1,0 +1,16 @@
+// `ledger restore`: under the home's lock, then recorded by the first start.
+
+import Foundation
+import Sealing
+import Store
+
+package enum LedgerRestore {
+  /// - Returns: the new epoch.
+  package static func run(_ home: Home, backup: String, at instant: Date) throws -> String {
+    let lock = try HomeLock(home: home.path)
+    let epoch = TransferID().text
+    try Ledger.restore(backup, to: home.ledger, heads: home.heads, at: instant, epoch: epoch)
+    withExtendedLifetime(lock) {}
+    return epoch
+  }
+}

@@ -1,0 +1,39 @@
+// How `send` hands a file over: as a claim that the next scan finds, with an id that is known beforehand.
+
+import CLinux
+import Foundation
+import Glibc
+import Sealing
+import Store
+
+package enum Dropping {
+  /// Copies `file` into the claim directory of an agreement's outbox. Durable when it returns.
+  ///
+  /// - Returns: the id that the transfer will have.
+  /// - Throws: DiskError; `document.invalid` for a name that may not travel.
+  package static func drop(_ file: String, into home: Home, agreement: String) throws -> TransferID {
+    let name = URL(fileURLWithPath: file).lastPathComponent
+    if let fault = FileName.fault(name) { throw SealingError(.documentInvalid, "\(file): \(fault)") }
+    let id = TransferID()
+    let claims = home.claims(agreement)
+    try Directory.make(claims)
+    let temporary = "\(claims)/.\(id)"
+    do {
+      try copy(file, to: temporary)
+      try Directory.rename(temporary, "\(claims)/\(Claim(id: id, name: name).fileName)")
+      try Directory.sync(claims)
+    } catch {
+      try Directory.remove(temporary)
+      throw error
+    }
+    return id
+  }
+
+  private static func copy(_ source: String, to target: String) throws {
+    let from = try File(source, O_RDONLY)
+    guard try from.status().st_mode & S_IFMT == S_IFREG else { throw DiskError("read", source, errno: EINVAL) }
+    let into = try File(target, O_WRONLY | O_CREAT | O_EXCL)
+    guard sp_copy(from.descriptor, into.descriptor) == 0 else { throw DiskError("copy", source) }
+    try into.syncData()
+  }
+}

@@ -1,0 +1,46 @@
+// Restoring a ledger: an old database in place of a newer one is a roll-back, and is made to be seen as one.
+//
+// The backup gets a new epoch, so heads that were signed from the lost part do not bind it; the instant of the restore is
+// kept, and packages made before it that it does not know are refused: their delivery may have been forgotten.
+
+import Foundation
+import GRDB
+import Glibc
+
+extension Ledger {
+  /// Puts `backup` in place of the stopped home's ledger. The caller holds the home's lock.
+  ///
+  /// - Returns: the new epoch.
+  /// - Throws: `LedgerError.damaged` when the backup does not verify; DiskError. Nothing is changed then.
+  package static func restore(_ backup: String, to path: String, heads: String, at instant: Date, epoch: String) throws {
+    let fresh = "\(path).restoring"
+    for suffix in ["", "-wal", "-shm"] { try Directory.remove(fresh + suffix) }
+    let source = try DatabaseQueue(path: backup, configuration: readOnly)
+    let target = try DatabaseQueue(path: fresh)
+    try source.backup(to: target)
+    try source.close()
+    guard try target.read({ try String.fetchOne($0, sql: "PRAGMA integrity_check(1)") }) == "ok" else {
+      throw LedgerError.damaged("the backup \(backup) is not whole")
+    }
+    try target.write { db in
+      try db.execute(sql: "INSERT INTO meta (name, value) VALUES ('epoch', ?) ON CONFLICT DO UPDATE SET value = excluded.value", arguments: [epoch])
+      try db.execute(
+        sql: "INSERT INTO meta (name, value) VALUES ('restored-at', ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+        arguments: [Transfer.milliseconds(instant)])
+    }
+    try target.close()
+    try File(fresh, O_RDWR).syncData()
+    for suffix in ["", "-wal", "-shm"] where Directory.exists(path + suffix) {
+      try Directory.rename(path + suffix, "\(path).before-restore\(suffix)")
+    }
+    if Directory.exists(heads) { try Directory.rename(heads, "\(heads).before-restore") }
+    try Directory.rename(fresh, path)
+    try Directory.sync(Directory.parent(of: path))
+  }
+
+  private static var readOnly: GRDB.Configuration {
+    var configuration = GRDB.Configuration()
+    configuration.readonly = true
+    return configuration
+  }
+}

@@ -1,0 +1,193 @@
+// demo: two agencies on this machine exchange one file, and every piece of evidence is shown.
+
+import ArgumentParser
+import Foundation
+import Gateway
+import Glibc
+import Sealing
+import Store
+
+struct DemoCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "demo", abstract: "Two agencies' gateways on loopback exchange a file; nothing is left running.")
+
+  @Argument(help: "The file to exchange; the shipped example otherwise.", completion: .file())
+  var file: String?
+  @Option(help: "The folder with the demo agencies' keys.", completion: .directory)
+  var keysExample = "keys-example"
+  @Option(help: "The folder with the demo agreement.", completion: .directory)
+  var policies = "policies"
+  @Flag(help: "Keep the two homes and print where they are.")
+  var keep = false
+
+  func run() async throws {
+    let root = FileManager.default.temporaryDirectory.appendingPathComponent("sallyport-demo-\(getpid())").path
+    let demo = Demo(root: root, keysExample: keysExample, policies: policies)
+    do {
+      try await demo.run(file ?? "\(policies)/examples/deaths-2026-11.csv")
+    } catch {
+      await demo.stop()
+      if !keep { try FileManager.default.removeItem(atPath: root) }
+      throw error
+    }
+    await demo.stop()
+    if keep { Output.note("the homes are in \(root)") } else { try FileManager.default.removeItem(atPath: root) }
+  }
+}
+
+private final class Demo {
+  private static let sender = "registry.demo.example"
+  private static let recipient = "benefits.demo.example"
+  private static let agreement = "deaths-to-benefits"
+
+  private let root: String
+  private let keysExample: String
+  private let policies: String
+  private var processes: [Process] = []
+  private let out = Output(asJSON: false)
+
+  init(root: String, keysExample: String, policies: String) {
+    self.root = root
+    self.keysExample = keysExample
+    self.policies = policies
+  }
+
+  func run(_ file: String) async throws {
+    guard FileManager.default.isReadableFile(atPath: file) else { throw DiskError("read", file, errno: ENOENT) }
+    let homes = try [Self.sender, Self.recipient].map { try makeHome($0) }
+    for home in homes { try start(home) }
+    for home in homes { try await waitUntilRunning(home) }
+    try await introduce(homes[0], to: homes[1])
+    try await introduce(homes[1], to: homes[0])
+
+    out.line("1. \(Self.sender) drops \(URL(fileURLWithPath: file).lastPathComponent) for \(Self.recipient)")
+    let size = Int64(try File(file, O_RDONLY).status().st_size)
+    let start = ContinuousClock.now
+    let id = try Dropping.drop(file, into: homes[0], agreement: Self.agreement)
+    _ = try await session(homes[0]).perform(.poke)
+    let trace = try await waitForEnd(homes[0], id)
+    let seconds = (ContinuousClock.now - start) / .seconds(1)
+    guard trace.first?.text("state") == "confirmed" else {
+      throw AdminError(.failed, "the exchange ended as \(trace.first?.text("state") ?? "unknown"): \(trace.first?.text("note") ?? "")")
+    }
+    try await show(homes, id, trace, original: file)
+    let rate = Int64(Double(size) / max(seconds, 0.001))
+    out.line("5. \(Progress.bytes(size)) in \(Int(seconds * 1000)) ms, outbox to signed receipt: \(Progress.bytes(rate))/s")
+  }
+
+  private func show(_ homes: [Home], _ id: TransferID, _ trace: [JSON], original: String) async throws {
+    let there = try await session(homes[1]).perform(.trace, ["id": .string(id.text)])
+    let inbox = "\(homes[1].inbox(AgencyID(Self.sender)!, Self.agreement))/\(there.first?.text("inboxName") ?? "")"
+    guard FileManager.default.contentsEqual(atPath: original, andPath: inbox) else {
+      throw AdminError(.failed, "what arrived is not what was sent")
+    }
+    out.line("2. it arrived, the same bytes: inbox/\(Self.sender)/\(Self.agreement)/\(there.first?.text("inboxName") ?? "")")
+    out.line("3. receipts, signed by \(Self.recipient) and verified by \(Self.sender):")
+    for row in trace {
+      if let receipt = row.member("receipt") { out.line("     \(receipt.text("kind"))  at \(receipt.text("at"))  manifest \(receipt.text("manifest").prefix(16))…") }
+    }
+    out.line("4. the sender's ledger:")
+    for row in trace {
+      if let entry = row.member("entry") { out.line("     #\(entry.text("sequence"))  \(entry.text("at"))  \(entry.text("kind"))") }
+    }
+    for home in homes {
+      let verified = try await session(home).perform(.ledgerVerify)
+      guard verified.first?.member("faults") == .array([]) else { throw AdminError(.failed, "a ledger does not verify") }
+    }
+    out.line("   both ledgers verify.")
+  }
+
+  /// A home with the demo agency's keys, a free port, and the demo agreement.
+  private func makeHome(_ agency: String) throws -> Home {
+    let home = Home("\(root)/\(agency.prefix { $0 != "." })")
+    try home.make()
+    for name in ["keyring", "card.json", "passphrase"] {
+      var bytes = try File.contents("\(keysExample)/\(agency)/\(name)", bytesMax: 1 << 20)
+      if name == "card.json", bytes.last != 10 { bytes.append(10) }
+      try DurableFile.write(bytes, to: "\(home.keys)/\(name)", mode: name == "card.json" ? 0o644 : 0o600)
+    }
+    let port = try FreePort.find()
+    try DurableFile.write(Array("agency: \(agency)\nlisten: \"127.0.0.1:\(port)\"\nscanSeconds: 1\nlogLevel: error\n".utf8), to: home.configuration)
+    let agreement = try File.contents("\(policies)/\(Self.agreement).v1.yaml", bytesMax: 1 << 20)
+    try DurableFile.write(agreement, to: "\(home.policies)/\(Self.agreement).v1.yaml", mode: 0o644)
+    let passphrase = try PassphraseFile.read(home.passphrase)
+    var keys = try KeyRing(home, passphrase: passphrase)
+    try keys.setEndpoint("https://127.0.0.1:\(port)", at: Date())
+    try keys.save(home, passphrase: passphrase, cost: .minimal)
+    return home
+  }
+
+  private func start(_ home: Home) throws {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe"))
+    process.arguments = ["run", "--demo", "--home", home.path]
+    process.standardOutput = FileHandle.nullDevice
+    try process.run()
+    processes.append(process)
+  }
+
+  /// Ends the gateways that this command started.
+  func stop() async {
+    for process in processes where process.isRunning { process.terminate() }
+    for process in processes { process.waitUntilExit() }
+  }
+
+  private func waitUntilRunning(_ home: Home) async throws {
+    for _ in 0..<600 {
+      if try await session(home).isRunning() { return }
+      guard processes.allSatisfy(\.isRunning) else { break }
+      try await Task.sleep(for: .milliseconds(50))
+    }
+    throw AdminError(.failed, "the gateway of \(home.path) did not start")
+  }
+
+  /// What two people would do by exchanging cards and reading fingerprints to each other.
+  private func introduce(_ home: Home, to other: Home) async throws {
+    let card = try KeyRing.loadCard(home)
+    let session = session(other)
+    _ = try await session.perform(.partnersAdd, ["card": .string(String(decoding: card.envelope.bytes, as: UTF8.self))])
+    _ = try await session.perform(
+      .partnersApprove, ["agency": .string(card.card.agency.text), "fingerprint": .string(Fingerprint(card.card).description)])
+  }
+
+  private func waitForEnd(_ home: Home, _ id: TransferID) async throws -> [JSON] {
+    for _ in 0..<36000 {
+      do {
+        let trace = try await session(home).perform(.trace, ["id": .string(id.text)])
+        if let state = TransferState(rawValue: trace.first?.text("state") ?? ""), state.isEnd || state == .held { return trace }
+      } catch let error as AdminError where error.exitCode == .failed {
+        // not claimed yet
+      }
+      try await Task.sleep(for: .milliseconds(20))
+    }
+    throw AdminError(.waiting, "no receipt came")
+  }
+
+  private func session(_ home: Home) -> Session {
+    var options = HomeOptions()
+    options.path = home.path
+    options.json = false
+    options.passphraseFile = nil
+    return Session(options)
+  }
+}
+
+/// A TCP port on loopback that is free now.
+enum FreePort {
+  static func find() throws -> Int {
+    let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+    guard descriptor >= 0 else { throw DiskError("socket", "127.0.0.1") }
+    defer { close(descriptor) }
+    var address = sockaddr_in()
+    address.sin_family = sa_family_t(AF_INET)
+    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+    var size = socklen_t(MemoryLayout<sockaddr_in>.size)
+    let bound = withUnsafeMutablePointer(to: &address) { pointer in
+      pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+        bind(descriptor, $0, size) == 0 && getsockname(descriptor, $0, &size) == 0
+      }
+    }
+    guard bound else { throw DiskError("bind", "127.0.0.1") }
+    return Int(UInt16(bigEndian: address.sin_port))
+  }
+}

@@ -1,0 +1,89 @@
+// What `doctor` looks at. Each finding: severity (ok, warning, fault), what, and the command that helps.
+
+import CLinux
+import Foundation
+import Gateway
+import Glibc
+import Policies
+import Sealing
+import Store
+
+struct Doctor {
+  let options: HomeOptions
+
+  func examine() async throws -> [JSON] {
+    let home = options.home
+    var findings: [JSON] = []
+    func add(_ severity: String, _ what: String, _ remedy: String = "") {
+      findings.append(["severity": .string(severity), "what": .string(what), "remedy": .string(remedy)])
+    }
+    func attempt(_ what: String, _ body: () throws -> Void) {
+      do {
+        try body()
+        add("ok", what)
+      } catch let error as ConfigurationError {
+        add("fault", error.detail, error.remedy)
+      } catch {
+        add("fault", "\(what): \(error)")
+      }
+    }
+    attempt("permissions of secrets and settings") { try home.requireTightPermissions() }
+    attempt("sallyport.yaml") { _ = try Configuration.load(home) }
+    attempt("policies") { _ = try PolicyFolder.load(home) }
+    attempt("the two chunk ciphers and the SHA-256 kernels agree") { _ = try CipherEngine.selfTest() }
+    if FileManager.default.fileExists(atPath: home.passphrase) {
+      add("warning", "the passphrase lies beside the keys that it protects", "move \(home.passphrase) to a credential store: docs/OPERATIONS.md, Unlock")
+    }
+    guard let configuration = try? Configuration.load(home) else { return findings }
+    let free = try Directory.free(home.path)
+    if free.bytes < configuration.lowWaterBytes * 2 {
+      add("warning", "\(free.bytes >> 20) MiB free; nothing new is taken below \(configuration.lowWaterBytes >> 20) MiB")
+    } else {
+      add("ok", "disk space")
+    }
+    try expiries(home, add)
+    try folders(home, configuration, add)
+    let session = Session(options)
+    guard try await session.isRunning() else {
+      add("warning", "no gateway runs on this home", "sallyport run --home \(home.path)")
+      return findings
+    }
+    for row in try await session.perform(.status) where row.text("kind") == "partner" {
+      let agency = row.text("agency")
+      if row.text("state") == "pending" || !row.text("pendingReason").isEmpty {
+        add("warning", "a card of \(agency) waits for approval", "sallyport partners show \(agency)")
+      }
+      if !row.text("pausedUntil").isEmpty { add("warning", "\(agency) cannot be reached; next try \(row.text("pausedUntil"))") }
+    }
+    return findings
+  }
+
+  private func expiries(_ home: Home, _ add: (String, String, String) -> Void) throws {
+    let card = try KeyRing.loadCard(home)
+    let instant = Date()
+    for expiry in KeyExpiry.due(card.card, at: instant) {
+      let days = expiry.daysLeft(at: instant)
+      add(days < 0 ? "fault" : "warning", days < 0 ? "key \(expiry.key) has expired" : "key \(expiry.key) expires in \(days) days", "sallyport keys rotate --use sign|seal")
+    }
+  }
+
+  /// File systems on which inotify does not see what other machines do; scans do.
+  private static let remote: [Int64: String] = [0x6969: "NFS", 0xff53_4d42: "CIFS", 0xfe53_4d42: "SMB2", 0x6573_5546: "FUSE"]
+
+  private func folders(_ home: Home, _ configuration: Configuration, _ add: (String, String, String) -> Void) throws {
+    for agreement in try PolicyFolder.load(home).agreements where agreement.party(configuration.agency, as: .provider) != nil {
+      let path = home.outbox(agreement.id)
+      guard Directory.exists(path) else { continue }
+      guard Directory.exists("\(path)/\(Folder.sentinel)") else {
+        add("fault", "\(path) is not the folder that was made: is its file system mounted?", "mount it; it is never taken for empty")
+        continue
+      }
+      guard access(path, R_OK | W_OK | X_OK) == 0 else {
+        add("fault", "\(path) cannot be read and written by this user", "chown \(geteuid()) \(path)")
+        continue
+      }
+      let kind = Self.remote[Int64(sp_filesystem_type(path))]
+      add("ok", "folder \(agreement.id): \(kind.map { "on \($0), found by scans" } ?? "watched and scanned")", "")
+    }
+  }
+}

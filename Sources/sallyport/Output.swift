@@ -1,0 +1,110 @@
+// What people and scripts read. Rows go to standard output; warnings, progress and errors to standard error.
+
+import Foundation
+import Gateway
+import Glibc
+import Sealing
+
+struct Output: Sendable {
+  let asJSON: Bool
+
+  /// One JSON object a line, or what `human` makes of it.
+  func rows(_ rows: [JSON], human: (JSON) -> String) {
+    for row in rows { line(asJSON ? String(decoding: row.canonical, as: UTF8.self) : human(row)) }
+  }
+
+  func row(_ row: JSON, human: String) { rows([row]) { _ in human } }
+
+  /// A table with a heading, columns as wide as they need; JSON Lines for scripts.
+  func table(_ rows: [JSON], _ columns: [(title: String, member: String)]) {
+    guard !asJSON else { return self.rows(rows) { _ in "" } }
+    let cells = [columns.map(\.title)] + rows.map { row in columns.map { row.text($0.member) } }
+    let widths = columns.indices.map { column in cells.map { $0[column].count }.max() ?? 0 }
+    for row in cells {
+      let padded = zip(row, widths).map { $0 + String(repeating: " ", count: $1 - $0.count) }
+      line(padded.joined(separator: "  ").replacing(/\ +$/, with: ""))
+    }
+  }
+
+  func line(_ text: String) { FileHandle.standardOutput.write(Data("\(text)\n".utf8)) }
+
+  static func note(_ text: String) { FileHandle.standardError.write(Data("\(text)\n".utf8)) }
+
+  static func failure(_ error: any Error, asJSON: Bool) {
+    let text = String(describing: error)
+    if asJSON {
+      let object: JSON = ["error": .string(text), "exit": .integer(Int64(ExitStatus(error).rawValue))]
+      note(String(decoding: object.canonical, as: UTF8.self))
+    } else {
+      note("sallyport: \(text)")
+    }
+  }
+}
+
+extension JSON {
+  /// A member as text for people; empty when it is not there.
+  func text(_ name: String) -> String {
+    guard case .object(let members) = self, let value = members[name] else { return "" }
+    switch value {
+    case .string(let text): return text
+    case .integer(let number): return String(number)
+    case .bool(let flag): return flag ? "yes" : "no"
+    default: return String(decoding: value.canonical, as: UTF8.self)
+    }
+  }
+
+  func member(_ name: String) -> JSON? {
+    guard case .object(let members) = self else { return nil }
+    return members[name]
+  }
+}
+
+/// A bar on standard error while something long runs; nothing when standard error is not a terminal.
+final class Progress: @unchecked Sendable {
+  // Proof for @unchecked: `lastDrawn` is touched only under `lock`.
+  private let lock = NSLock()
+  private let total: Int64?
+  private let start = ContinuousClock.now
+  private var lastDrawn: ContinuousClock.Instant
+  private let isShown: Bool
+
+  /// - Parameter total: bytes; nil when it is not known.
+  init(total: Int64?, quiet: Bool) {
+    self.total = total
+    lastDrawn = start
+    isShown = !quiet && isatty(STDERR_FILENO) == 1
+  }
+
+  func update(_ done: Int64) {
+    guard isShown else { return }
+    lock.lock()
+    defer { lock.unlock() }
+    let now = ContinuousClock.now
+    guard now - lastDrawn >= .milliseconds(100) else { return }
+    lastDrawn = now
+    let seconds = (now - start) / .seconds(1)
+    let rate = Int64(Double(done) / max(seconds, 0.001))
+    var text = "\r\(Self.bytes(done))"
+    if let total, total > 0 {
+      let filled = Int(30 * done / total)
+      text = "\r[\(String(repeating: "#", count: filled))\(String(repeating: "-", count: 30 - filled))] \(done * 100 / total)%"
+    }
+    FileHandle.standardError.write(Data("\(text)  \(Self.bytes(rate))/s   ".utf8))
+  }
+
+  func finish() {
+    guard isShown else { return }
+    FileHandle.standardError.write(Data("\r\u{1b}[K".utf8))
+  }
+
+  static func bytes(_ count: Int64) -> String {
+    var value = count
+    var rest: Int64 = 0
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+      if value < 1024 { return unit == "B" ? "\(value) B" : "\(value).\(rest * 10 / 1024) \(unit)" }
+      rest = value % 1024
+      value /= 1024
+    }
+    return "\(value).\(rest * 10 / 1024) TiB"
+  }
+}

@@ -1,0 +1,217 @@
+// seal and open: stock age files, outside any agreement. `-` is standard input or output.
+
+import ArgumentParser
+import Foundation
+import Gateway
+import Glibc
+import Sealing
+import Store
+
+struct StreamOptions: ParsableArguments {
+  @Option(name: .shortAndLong, help: "Where to write; - for standard output. A file appears only when it is whole.", completion: .file())
+  var output: String
+  @Option(help: "Force one chunk cipher: openssl or sodium.")
+  var cipher: CipherEngine?
+  @Option(help: "Threads; all cores otherwise.")
+  var workers: Int?
+  @Flag(help: "Return only when the output is on disk (fdatasync).")
+  var sync = false
+  @Flag(help: "No progress bar.")
+  var quiet = false
+
+  var count: Int { min(64, max(1, workers ?? ProcessInfo.processInfo.activeProcessorCount)) }
+
+  func engine() throws -> CipherEngine {
+    let fastest = try CipherEngine.selfTest()
+    return cipher ?? fastest
+  }
+}
+
+struct SealCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "seal", abstract: "Seal a file to age recipients; stock age opens it.")
+
+  @Argument(help: "The file to seal; - for standard input.", completion: .file())
+  var file: String
+  @Option(name: .shortAndLong, help: "A recipient: age1… or age1pq1…. May be given several times.")
+  var recipient: [String] = []
+  @Option(name: .customShort("R"), help: "A file of recipients, one a line.", completion: .file())
+  var recipientsFile: [String] = []
+  @OptionGroup var stream: StreamOptions
+
+  func run() async throws {
+    var recipients = try recipient.map { try Recipient($0) }
+    for path in recipientsFile {
+      let text = String(decoding: try File.contents(path, bytesMax: 1 << 20), as: UTF8.self)
+      for line in text.split(whereSeparator: \.isNewline) where !line.hasPrefix("#") {
+        recipients.append(try Recipient(line.trimmingCharacters(in: .whitespaces)))
+      }
+    }
+    guard !recipients.isEmpty else { throw ValidationError("give at least one recipient: -r age1…") }
+    let (key, payloadKey) = try PackageKey.create(for: recipients)
+    let input = try Input(file)
+    let progress = Progress(total: input.size, quiet: stream.quiet)
+    let pass = Pass(engine: try stream.engine(), workers: stream.count) { progress.update($0) }
+    try Destination.write(to: stream.output, sync: stream.sync) { destination in
+      try destination.put(key.bytes)
+      let offset = Int64(key.bytes.count)
+      switch (input.source(layout: .plain), destination.file) {
+      case (.file(let source), let file?): _ = try pass.seal(try source(), to: file.sink(offset), payloadKey: payloadKey)
+      case (.file(let source), nil): _ = try pass.seal(try source(), to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
+      case (.stream(let source), let file?): _ = try pass.seal(source, to: file.sink(offset), payloadKey: payloadKey)
+      case (.stream(let source), nil): _ = try pass.seal(source, to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
+      }
+    }
+    progress.finish()
+  }
+}
+
+struct OpenCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "open", abstract: "Open an age file with identities.")
+
+  @Argument(help: "The sealed file; - for standard input.", completion: .file())
+  var file: String
+  @Option(name: .shortAndLong, help: "A file with age identities (AGE-SECRET-KEY-…). May be given several times.", completion: .file())
+  var identity: [String]
+  @OptionGroup var stream: StreamOptions
+
+  func run() async throws {
+    var identities: [Identity] = []
+    for path in identity { identities += try IdentityFile.read(path) }
+    let input = try Input(file)
+    let start = try input.prefix(PackageKey.bytesMax)
+    if start.starts(with: "-----BEGIN AGE".utf8) {
+      throw SealingError(.headerMalformed, "\(file) is armored; remove the armor first: age-keygen and age write binary without -a")
+    }
+    let key = try PackageKey(parsing: start)
+    let payloadKey = try key.open(with: identities)
+    let offset = key.bytes.count
+    let progress = Progress(total: input.size, quiet: stream.quiet)
+    let pass = Pass(engine: try stream.engine(), workers: stream.count) { progress.update($0) }
+    try Destination.write(to: stream.output, sync: stream.sync) { destination in
+      switch (input.source(layout: .sealed, after: offset, of: start), destination.file) {
+      case (.file(let source), let file?): _ = try pass.open(try source(), to: file.sink(0), payloadKey: payloadKey)
+      case (.file(let source), nil): _ = try pass.open(try source(), to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
+      case (.stream(let source), let file?): _ = try pass.open(source, to: file.sink(0), payloadKey: payloadKey)
+      case (.stream(let source), nil): _ = try pass.open(source, to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
+      }
+    }
+    progress.finish()
+  }
+}
+
+/// Standard input, or an open file.
+private final class Input {
+  enum Source {
+    case file(() throws -> FileSource)
+    case stream(StreamSource)
+  }
+
+  private let file: File
+  private let isStream: Bool
+  /// Bytes, where they are known.
+  let size: Int64?
+
+  init(_ path: String) throws {
+    let file = path == "-" ? File(owning: dup(STDIN_FILENO), path: "standard input") : try Input.open(path)
+    let info = try file.status()
+    guard info.st_mode & S_IFMT != S_IFDIR else { throw DiskError("read", path, errno: EISDIR) }
+    // A regular file on standard input is read as a stream too: its offset is its owner's.
+    isStream = path == "-" || info.st_mode & S_IFMT != S_IFREG
+    size = isStream ? nil : Int64(info.st_size)
+    self.file = file
+  }
+
+  /// Unlike a gateway's own files, what a person names may be a link.
+  private static func open(_ path: String) throws -> File {
+    let descriptor = Glibc.open(path, O_RDONLY | O_CLOEXEC)
+    guard descriptor >= 0 else { throw DiskError("open", path) }
+    return File(owning: descriptor, path: path)
+  }
+
+  /// The first bytes, at most `count`.
+  func prefix(_ count: Int) throws -> [UInt8] {
+    let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: count, alignment: 16)
+    defer { buffer.deallocate() }
+    guard isStream else { return Array(buffer[..<(try file.read(into: buffer, at: 0))]) }
+    var done = 0
+    while done < count {
+      let got = read(file.descriptor, buffer.baseAddress! + done, count - done)
+      if got < 0, errno == EINTR { continue }
+      guard got >= 0 else { throw DiskError("read", file.path) }
+      if got == 0 { break }
+      done += got
+    }
+    return Array(buffer[..<done])
+  }
+
+  /// What follows the first `offset` bytes, of which a stream's reader has `taken` already.
+  func source(layout: SegmentLayout, after offset: Int = 0, of taken: [UInt8] = []) -> Source {
+    if isStream {
+      return .stream(StreamSource(descriptor: file.descriptor, prefix: Array(taken.dropFirst(offset)), layout: layout))
+    }
+    return .file { [self] in try FileSource(file, offset: Int64(offset), bytes: size! - Int64(offset), layout: layout) }
+  }
+}
+
+/// A new file that appears only when it is whole, or standard output.
+private struct Destination {
+  final class NewFile {
+    let file: File
+    init(_ file: consuming File) { self.file = file }
+    func sink(_ offset: Int64) -> FileSink { FileSink(file, offset: offset) }
+  }
+
+  let file: NewFile?
+
+  func put(_ bytes: [UInt8]) throws {
+    if let file {
+      try file.file.write(bytes, at: 0)
+    } else {
+      try bytes.withUnsafeBytes { try StreamSink.writeAll(STDOUT_FILENO, $0) }
+    }
+  }
+
+  /// Runs `body`; on failure nothing is left at `path`. /dev/null and other special files are written to as they are.
+  static func write(to path: String, sync: Bool, _ body: (Destination) throws -> Void) throws {
+    guard path != "-" else { return try body(Destination(file: nil)) }
+    var info = stat()
+    if stat(path, &info) == 0, info.st_mode & S_IFMT != S_IFREG {
+      guard info.st_mode & S_IFMT != S_IFDIR else { throw DiskError("write", path, errno: EISDIR) }
+      let descriptor = Glibc.open(path, O_WRONLY | O_CLOEXEC)
+      guard descriptor >= 0 else { throw DiskError("open", path) }
+      return try body(Destination(file: NewFile(File(owning: descriptor, path: path))))
+    }
+    let url = URL(fileURLWithPath: path)
+    let directory = url.deletingLastPathComponent().path
+    let temporary = "\(directory)/.\(url.lastPathComponent).tmp-\(getpid())"
+    do {
+      let file = NewFile(try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: 0o644))
+      try body(Destination(file: file))
+      if sync { try file.file.syncData() }
+      try Directory.rename(temporary, path)
+      if sync { try Directory.sync(directory) }
+    } catch {
+      unlink(temporary)
+      throw error
+    }
+  }
+}
+
+/// Files as age-keygen writes them.
+enum IdentityFile {
+  static func read(_ path: String) throws -> [Identity] {
+    var info = stat()
+    if stat(path, &info) == 0, info.st_mode & 0o077 != 0 {
+      Output.note("warning: others may read \(path): chmod 600 \(path)")
+    }
+    let bytes = try File.contents(path, bytesMax: 1 << 20)
+    var identities: [Identity] = []
+    for line in bytes.split(separator: 10) {
+      let text = line.drop { $0 == 32 }.prefix { $0 != 13 && $0 != 32 }
+      if text.isEmpty || text.first == 35 { continue }
+      identities.append(try Identity(text))
+    }
+    guard !identities.isEmpty else { throw SealingError(.keyInvalid, "\(path) holds no identity") }
+    return identities
+  }
+}

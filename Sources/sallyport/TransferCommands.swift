@@ -1,0 +1,214 @@
+// send, queue, trace, why, hold, resume, retry, cancel: transfers one by one.
+
+import ArgumentParser
+import CLinux
+import Foundation
+import Gateway
+import Glibc
+import Policies
+import Sealing
+import Store
+
+struct SendCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "send", abstract: "Hand one file to the gateway under an agreement, as if it were dropped in the outbox.")
+
+  @OptionGroup var options: HomeOptions
+  @Argument(help: "The file. It is copied; the original stays.", completion: .file())
+  var file: String
+  @Option(help: "The agreement's id.")
+  var agreement: String
+  @Flag(help: "Wait for the recipient's receipt.")
+  var wait = false
+  @Option(help: "With --wait: give up waiting after so many seconds (exit 75); the transfer goes on.")
+  var seconds = 3600
+
+  func run() async throws {
+    let home = options.home
+    let configuration = try Configuration.load(home)
+    guard let found = try PolicyFolder.load(home).current(agreement, at: Date()),
+      found.party(configuration.agency, as: .provider) != nil
+    else {
+      throw AdminError(.refused, "no agreement \(agreement) lets \(configuration.agency) send. Try: sallyport agreements list --home \(home.path)")
+    }
+    let session = Session(options)
+    let isRunning = try await session.isRunning()
+    guard isRunning || !wait else {
+      throw AdminError(.waiting, "no gateway runs on \(home.path), so nobody would send it. Try: sallyport run --home \(home.path)")
+    }
+    let id = try Dropping.drop(file, into: home, agreement: agreement)
+    if isRunning { _ = try await session.perform(.poke) }
+    guard wait else {
+      options.output.row(["id": .string(id.text), "state": "claimed"], human: "\(id)  handed over\(isRunning ? "" : "; it goes when the gateway runs")")
+      return
+    }
+    let end = ContinuousClock.now + .seconds(seconds)
+    while ContinuousClock.now < end {
+      if let row = try await row(session, id), let state = TransferState(rawValue: row.text("state")), state.isEnd || state == .held {
+        options.output.row(row, human: "\(id)  \(state.rawValue)\(row.text("note").isEmpty ? "" : ": \(row.text("note"))")")
+        switch state {
+        case .confirmed, .purged: return
+        case .refused: throw ExitCode(.refused)
+        case .held: throw ExitCode(.waiting)
+        default: throw ExitCode(.failed)
+        }
+      }
+      try await Task.sleep(for: .milliseconds(50))
+    }
+    Output.note("sallyport: no receipt within \(seconds) s; it goes on: sallyport trace \(id)")
+    throw ExitCode(.waiting)
+  }
+
+  /// nil until the gateway has claimed it.
+  private func row(_ session: Session, _ id: TransferID) async throws -> JSON? {
+    do {
+      return try await session.perform(.trace, ["id": .string(id.text)]).first
+    } catch let error as AdminError where error.exitCode == .failed {
+      return nil
+    }
+  }
+}
+
+struct QueueCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "queue", abstract: "List transfers that have not ended.")
+
+  @OptionGroup var options: HomeOptions
+  @Option(help: "Only this state.") var state: String?
+  @Option(help: "Only with this partner.") var partner: String?
+  @Option(help: "Only under this agreement.") var agreement: String?
+  @Flag(help: "Ended ones too.") var all = false
+  @Option(help: "At most so many.") var limit = 1000
+
+  func run() async throws {
+    var arguments: [String: JSON] = ["all": .bool(all), "limit": .integer(Int64(max(1, limit)))]
+    if let state {
+      guard TransferState(rawValue: state) != nil else { throw ValidationError("--state: unknown state \(state)") }
+      arguments["state"] = .string(state)
+    }
+    arguments["partner"] = partner.map { .string($0) }
+    arguments["agreement"] = agreement.map { .string($0) }
+    let rows = try await Session(options).perform(.queue, arguments)
+    options.output.table(
+      rows,
+      [("ID", "id"), ("DIR", "direction"), ("PARTNER", "peer"), ("AGREEMENT", "agreement"), ("STATE", "state"), ("BYTES", "bytes"), ("NAME", "name"), ("NEXT", "nextAt"), ("NOTE", "note")])
+  }
+}
+
+struct TraceCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "trace", abstract: "Everything that happened to one transfer, with its receipts.")
+
+  @OptionGroup var options: HomeOptions
+  @Argument(help: "The transfer's id.") var id: String
+
+  func run() async throws {
+    let id = try TransferArgument.parse(id)
+    let rows = try await Session(options).perform(.trace, ["id": .string(id.text)])
+    options.output.rows(rows) { row in
+      if let entry = row.member("entry") {
+        return "  \(entry.text("at"))  #\(entry.text("sequence"))  \(entry.text("kind"))"
+      }
+      if let receipt = row.member("receipt") {
+        return "  receipt  \(receipt.text("kind"))  by \(receipt.text("recipient")) at \(receipt.text("at"))  code \(receipt.text("code"))"
+      }
+      return "\(row.text("id"))  \(row.text("name"))  \(row.text("bytes")) bytes  \(row.text("state"))"
+        + (row.text("note").isEmpty ? "" : "\n  \(row.text("note")) [\(row.text("code"))]")
+    }
+  }
+}
+
+enum TransferArgument {
+  static func parse(_ text: String) throws -> TransferID {
+    guard let id = TransferID(text) else { throw ValidationError("'\(text)' is not a transfer id (26 letters and digits)") }
+    return id
+  }
+}
+
+struct WhyCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "why", abstract: "Why a file in an outbox has not been taken.")
+
+  @OptionGroup var options: HomeOptions
+  @Argument(help: "The file's path.", completion: .file()) var path: String
+
+  func run() async throws {
+    let home = options.home
+    let configuration = try Configuration.load(home)
+    let full = Home(path).path
+    let parts = full.split(separator: "/").map(String.init)
+    guard full.hasPrefix(home.outboxes + "/"), parts.count >= 2, let name = parts.last else {
+      throw AdminError(.failed, "\(path) is not in an outbox of \(home.path) (\(home.outboxes)/AGREEMENT/NAME)")
+    }
+    let agreement = parts[parts.count - 2]
+    func answer(_ waiting: Bool, _ text: String) throws {
+      options.output.row(
+        ["path": .string(full), "agreement": .string(agreement), "answer": .string(text), "waiting": .bool(waiting)], human: text)
+      if waiting { throw ExitCode(.waiting) }
+    }
+    guard let found = try PolicyFolder.load(home).current(agreement, at: Date()) else {
+      return try answer(true, "no agreement called \(agreement) is in \(home.policies): nothing in this folder is taken")
+    }
+    guard found.party(configuration.agency, as: .provider) != nil else {
+      return try answer(true, "\(configuration.agency) is no provider under \(agreement)")
+    }
+    guard try await Session(options).isRunning() else {
+      return try answer(true, "no gateway runs on this home: sallyport run --home \(home.path)")
+    }
+    let folder = Folder(home, agreement: agreement, contract: configuration.folders[agreement] ?? .init())
+    var memory = StabilityMemory()
+    switch folder.judge(name, &memory, now: Date()) {
+    case .ready:
+      let hasRoom = try Directory.free(home.path).bytes >= configuration.lowWaterBytes
+      try answer(true, hasRoom ? "it is ready, and taken with the next scan (every \(configuration.scanSeconds) s at least)" : "the disk is below its low-water mark: nothing new is taken")
+    case .waiting(let why): try answer(true, why)
+    case .ignored(let why): try answer(true, why)
+    case .unfit(let why): try answer(true, "\(why); it will be moved to \(home.returned(agreement))")
+    }
+  }
+}
+
+struct HoldCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "hold", abstract: "Stop a transfer where it is, until resume.")
+  @OptionGroup var options: HomeOptions
+  @Argument(help: "Transfer ids.") var ids: [String]
+  func run() async throws { try await Orders.give(.hold, ids, options) }
+}
+
+struct ResumeCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "resume", abstract: "Let a held transfer go on.")
+  @OptionGroup var options: HomeOptions
+  @Argument(help: "Transfer ids.") var ids: [String]
+  func run() async throws { try await Orders.give(.resume, ids, options) }
+}
+
+struct RetryCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "retry", abstract: "Try again now instead of later.")
+  @OptionGroup var options: HomeOptions
+  @Argument(help: "Transfer ids.") var ids: [String]
+  func run() async throws { try await Orders.give(.retry, ids, options) }
+}
+
+struct CancelCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "cancel", abstract: "End a transfer whose key was not handed over.")
+  @OptionGroup var options: HomeOptions
+  @Argument(help: "Transfer ids.") var ids: [String]
+  func run() async throws { try await Orders.give(.cancel, ids, options) }
+}
+
+/// Orders about several transfers: each is tried; some failing is "partly done".
+enum Orders {
+  static func give(_ verb: Administration.Verb, _ ids: [String], _ options: HomeOptions) async throws {
+    let parsed = try ids.map(TransferArgument.parse)
+    let session = Session(options)
+    var failures: [any Error] = []
+    for id in parsed {
+      do {
+        let rows = try await session.perform(verb, ["id": .string(id.text)])
+        options.output.rows(rows) { "\($0.text("id"))  \($0.text("state"))" }
+      } catch {
+        failures.append(error)
+        Output.failure(error, asJSON: options.json)
+      }
+    }
+    guard let first = failures.first else { return }
+    throw ExitCode(failures.count < parsed.count ? .partlyDone : ExitStatus(first))
+  }
+}
