@@ -100,14 +100,21 @@ let package = Package(
 
     .testTarget(
       name: "SealingTests",
-      dependencies: ["Sealing", "CKernels", .product(name: "Crypto", package: "swift-crypto")], resources: [.copy("Vectors")],
+      dependencies: ["Sealing", "CKernels", .product(name: "Crypto", package: "swift-crypto")],
+      resources: [.copy("Vectors")],
       swiftSettings: strict),
     .testTarget(name: "PoliciesTests", dependencies: ["Policies"], swiftSettings: strict),
-    .testTarget(name: "StoreTests", dependencies: ["Store", "CLinux"], swiftSettings: strict),
-    .testTarget(name: "TransportTests", dependencies: ["Transport"], swiftSettings: strict),
-    .testTarget(name: "GatewayTests", dependencies: ["Gateway"], swiftSettings: strict),
-    .testTarget(name: "ScriptTests", dependencies: ["sallyport"], swiftSettings: strict),
-    .testTarget(name: "FaultTests", dependencies: ["sallyport"], swiftSettings: strict),
+    .testTarget(name: "StoreTests", dependencies: ["Store", "TestSupport"], swiftSettings: strict),
+    .testTarget(
+      name: "TransportTests",
+      dependencies: ["Transport", "TestSupport", .product(name: "NIOPosix", package: "swift-nio")],
+      swiftSettings: strict),
+    .testTarget(name: "GatewayTests", dependencies: ["Gateway", "TestSupport"], swiftSettings: strict),
+    .testTarget(name: "ScriptTests", dependencies: ["sallyport", "TestSupport"], swiftSettings: strict),
+    .testTarget(name: "FaultTests", dependencies: ["sallyport", "TestSupport"], swiftSettings: strict),
+    .target(
+      name: "TestSupport", dependencies: ["Gateway", "Policies", "Sealing", "Store"], path: "Tests/TestSupport",
+      swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6]
 )

@@ -44,9 +44,11 @@ package struct Administration: Sendable {
       guard method == "POST", target.hasPrefix("/v1/"), let verb = Verb(rawValue: String(target.dropFirst(4))) else {
         return .problem(Problem(.notFound, "no such order"))
       }
-      let arguments = try DocumentReader(JSON(canonical: body, bytesMax: AdminServer.requestBytesMax), at: verb.rawValue)
+      let arguments = try DocumentReader(
+        JSON(canonical: body, bytesMax: AdminServer.requestBytesMax), at: verb.rawValue)
       let rows = try await perform(verb, arguments)
-      return HTTPReply(200, headers: ["content-type": "application/x-ndjson"], body: Array(rows.flatMap { $0.canonical + [10] }))
+      return HTTPReply(
+        200, headers: ["content-type": "application/x-ndjson"], body: Array(rows.flatMap { $0.canonical + [10] }))
     } catch {
       let failure: JSON = [
         "error": .string(String(describing: error)), "exit": .integer(Int64(ExitStatus(error).rawValue)),
@@ -111,9 +113,12 @@ package struct Administration: Sendable {
   static func row(_ transfer: Transfer) -> JSON {
     var members: [String: JSON] = [
       "id": .string(transfer.id.text), "direction": .string(transfer.direction.rawValue),
-      "sender": .string(transfer.sender.text), "peer": .string(transfer.peer.text), "agreement": .string(transfer.agreement),
-      "state": .string(transfer.state.rawValue), "name": .string(transfer.name), "bytes": .integer(transfer.payloadBytes),
-      "createdAt": .string(Timestamp.format(transfer.createdAt)), "updatedAt": .string(Timestamp.format(transfer.updatedAt)),
+      "sender": .string(transfer.sender.text), "peer": .string(transfer.peer.text),
+      "agreement": .string(transfer.agreement),
+      "state": .string(transfer.state.rawValue), "name": .string(transfer.name),
+      "bytes": .integer(transfer.payloadBytes),
+      "createdAt": .string(Timestamp.format(transfer.createdAt)),
+      "updatedAt": .string(Timestamp.format(transfer.updatedAt)),
       "attempts": .integer(Int64(transfer.attempts)), "code": .string(transfer.code), "note": .string(transfer.note),
     ]
     members["expiresAt"] = transfer.expiresAt.map { .string(Timestamp.format($0)) }
@@ -173,7 +178,10 @@ package struct Administration: Sendable {
     }
     for transfer in transfers {
       for envelope in try await context.ledger.read({ try $0.receipts(transfer.sender, transfer.id) }) {
-        rows.append(["receipt": try Receipt(envelope.unverified()).document, "envelope": .string(String(decoding: envelope.bytes, as: UTF8.self))])
+        rows.append([
+          "receipt": try Receipt(envelope.unverified()).document,
+          "envelope": .string(String(decoding: envelope.bytes, as: UTF8.self)),
+        ])
       }
     }
     return rows
@@ -237,7 +245,9 @@ package struct Administration: Sendable {
       }
     case .resume:
       guard transfer.state == .held, let from = transfer.heldFrom else { throw LedgerError.illegal("resuming \(id)") }
-      row = try await context.ledger.write { try $0.advance(transfer, to: from, ["by": "administrator"]) { $0.heldFrom = nil } }
+      row = try await context.ledger.write {
+        try $0.advance(transfer, to: from, ["by": "administrator"]) { $0.heldFrom = nil }
+      }
     case .retry:
       guard !transfer.state.isEnd, transfer.state != .held, transfer.state != .sending else {
         throw LedgerError.illegal("trying \(id) again")
@@ -251,11 +261,15 @@ package struct Administration: Sendable {
       }
       links?.retryNow()
     default:
-      guard transfer.direction == .out, transfer.state.mayBecome(.cancelled, .out) else { throw LedgerError.illegal("cancelling \(id)") }
+      guard transfer.direction == .out, transfer.state.mayBecome(.cancelled, .out) else {
+        throw LedgerError.illegal("cancelling \(id)")
+      }
       row = try await Ending(context: context).end(
         transfer, .cancelled, code: "cancelled", note: "cancelled by an administrator")
     }
-    for signal in [context.news.claimed, context.news.sealed, context.news.custody, context.news.keys] { signal.notify() }
+    for signal in [context.news.claimed, context.news.sealed, context.news.custody, context.news.keys] {
+      signal.notify()
+    }
     return Self.row(row)
   }
 

@@ -29,9 +29,13 @@ package struct Check: Sendable {
 
   package func run() throws -> (transfers: Int64, findings: [CheckFinding]) {
     var findings: [CheckFinding] = []
-    for fault in try context.ledger.integrityFaults() { findings.append(.init(invariant: "database", subject: "ledger.sqlite", detail: fault)) }
+    for fault in try context.ledger.integrityFaults() {
+      findings.append(.init(invariant: "database", subject: "ledger.sqlite", detail: fault))
+    }
     let heads = HeadsFile.read(context.home.heads)
-    for fault in try context.ledger.verify(heads: heads).faults { findings.append(.init(invariant: "audit", subject: "ledger", detail: fault)) }
+    for fault in try context.ledger.verify(heads: heads).faults {
+      findings.append(.init(invariant: "audit", subject: "ledger", detail: fault))
+    }
     var transfers: Int64 = 0
     var staged = Set(try Directory.names(context.home.staging))
     try context.ledger.readNow { reader in
@@ -43,7 +47,9 @@ package struct Check: Sendable {
         }
       }
     }
-    for name in staged.sorted() { findings.append(.init(invariant: "plaintext", subject: "staging", detail: "a file without a transfer: \(name)")) }
+    for name in staged.sorted() {
+      findings.append(.init(invariant: "plaintext", subject: "staging", detail: "a file without a transfer: \(name)"))
+    }
     return (transfers, findings)
   }
 
@@ -51,7 +57,9 @@ package struct Check: Sendable {
     var faults = try history(transfer, reader)
     let state = transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state
     if state.needsBody(transfer.direction) { faults += body(transfer) }
-    if state.needsBody(transfer.direction) || transfer.state == .confirmed, !transfer.manifest.isEmpty { faults += manifest(transfer) }
+    if state.needsBody(transfer.direction) || transfer.state == .confirmed, !transfer.manifest.isEmpty {
+      faults += manifest(transfer)
+    }
     faults += try receipts(transfer, reader)
     let isStaged = Directory.exists("\(context.home.staging)/\(transfer.sender),\(transfer.id)")
     if isStaged, ![.received, .opened, .delivering, .held].contains(transfer.state) {
@@ -72,14 +80,17 @@ package struct Check: Sendable {
       }
       state = next
     }
-    return state == transfer.state ? [] : [("states", "the row says \(transfer.state.rawValue), the log \(state?.rawValue ?? "nothing")")]
+    return state == transfer.state
+      ? [] : [("states", "the row says \(transfer.state.rawValue), the log \(state?.rawValue ?? "nothing")")]
   }
 
   private func body(_ transfer: Transfer) -> [(String, String)] {
     do {
       let file = OpenFile(try context.spool.open(transfer.place))
       let size = Int64(try file.file.status().st_size)
-      guard size == transfer.bodyBytes else { return [("spool", "the body has \(size) bytes, not \(transfer.bodyBytes)")] }
+      guard size == transfer.bodyBytes else {
+        return [("spool", "the body has \(size) bytes, not \(transfer.bodyBytes)")]
+      }
       guard isDeep else { return [] }
       let buffer = SealedBuffer(BodyGeometry.sealedSegmentBytes)
       var roots: [Digest] = []
@@ -91,7 +102,8 @@ package struct Check: Sendable {
         offset += Int64(count)
       }
       let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
-      return MerkleTree.root(roots) == manifest.bodyTreeRoot ? [] : [("spool", "the body does not have the signed tree root")]
+      return MerkleTree.root(roots) == manifest.bodyTreeRoot
+        ? [] : [("spool", "the body does not have the signed tree root")]
     } catch {
       return [("spool", "\(error)")]
     }
@@ -100,9 +112,13 @@ package struct Check: Sendable {
   private func manifest(_ transfer: Transfer) -> [(String, String)] {
     do {
       let envelope = try Envelope(parsing: transfer.manifest, as: .manifest)
-      guard envelope.payloadDigest.hex == transfer.manifestDigest else { return [("manifest", "its digest is not the recorded one")] }
+      guard envelope.payloadDigest.hex == transfer.manifestDigest else {
+        return [("manifest", "its digest is not the recorded one")]
+      }
       let manifest = try Manifest(envelope.unverified())
-      if let key = transfer.key, Digest(of: key) != manifest.keySHA256 { return [("manifest", "the key is not the one it names")] }
+      if let key = transfer.key, Digest(of: key) != manifest.keySHA256 {
+        return [("manifest", "the key is not the one it names")]
+      }
       return []
     } catch {
       return [("manifest", "\(error)")]
@@ -127,6 +143,8 @@ package struct Check: Sendable {
       case .confirmed, .delivered, .acknowledged: [.received, .delivered]
       default: []
       }
-    return Array(kinds.prefix(needed.count)) == needed ? [] : [("receipts", "state \(transfer.state.rawValue) needs \(needed.map(\.rawValue).joined(separator: " and "))")]
+    return Array(kinds.prefix(needed.count)) == needed
+      ? []
+      : [("receipts", "state \(transfer.state.rawValue) needs \(needed.map(\.rawValue).joined(separator: " and "))")]
   }
 }

@@ -106,13 +106,17 @@ package struct Configuration: Sendable {
     var reader = try folders.object(name)
     var folder = Folder()
     folder.readiness = try reader.choice("readiness")
-    if let suffix = try reader.optional("triggerSuffix", { (r, n) throws(SealingError) in try r.string(n, bytesMax: 32) }) {
+    if let suffix = try reader.optional(
+      "triggerSuffix", { (r, n) throws(SealingError) in try r.string(n, bytesMax: 32) })
+    {
       guard folder.readiness == .trigger, !suffix.contains("/") else {
         throw reader.invalid("triggerSuffix", "only for readiness: trigger, and without a slash")
       }
       folder.triggerSuffix = suffix
     }
-    if let seconds = try reader.optional("stableSeconds", { (r, n) throws(SealingError) in try r.integer(n, 1...86400) }) {
+    if let seconds = try reader.optional(
+      "stableSeconds", { (r, n) throws(SealingError) in try r.integer(n, 1...86400) })
+    {
       guard folder.readiness == .stable else { throw reader.invalid("stableSeconds", "only for readiness: stable") }
       folder.stableSeconds = seconds
     }
@@ -125,7 +129,8 @@ package struct Configuration: Sendable {
     do {
       bytes = try File.contents(home.configuration, bytesMax: StrictYAML.bytesMax)
     } catch {
-      throw ConfigurationError("cannot read \(home.configuration): \(error)", remedy: "sallyport init --agency ID --home \(home.path)")
+      throw ConfigurationError(
+        "cannot read \(home.configuration): \(error)", remedy: "sallyport init --agency ID --home \(home.path)")
     }
     guard let text = String(validating: bytes, as: UTF8.self) else {
       throw ConfigurationError("\(home.configuration) is not UTF-8")

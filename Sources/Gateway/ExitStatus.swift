@@ -41,7 +41,8 @@ package enum ExitStatus: Int32, Sendable, CaseIterable {
       case .rolledBack, .notDurable, .damaged: self = .disk
       }
     case let error as FatalFailure: self = ExitStatus(error.cause)
-    case let error as DiskError: self = [ENOENT, EEXIST, EACCES, EPERM, EISDIR, ENOTDIR].contains(error.errno) ? .failed : .disk
+    case let error as DiskError:
+      self = [ENOENT, EEXIST, EACCES, EPERM, EISDIR, ENOTDIR, EINVAL, ELOOP, ENAMETOOLONG].contains(error.errno) ? .failed : .disk
     default: self = StoreFailure(error) == .other ? .failed : .disk
     }
   }

@@ -62,7 +62,8 @@ package final class GatewayContext: Sendable {
     self.logger = logger
     self.now = now
     guard keys.card.card.agency == configuration.agency else {
-      throw ConfigurationError("the keys belong to \(keys.card.card.agency), the configuration to \(configuration.agency)")
+      throw ConfigurationError(
+        "the keys belong to \(keys.card.card.agency), the configuration to \(configuration.agency)")
     }
     let keyBox = NIOLockedValueBox(keys)
     self.keyBox = keyBox

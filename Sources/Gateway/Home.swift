@@ -46,7 +46,10 @@ package struct Home: Sendable {
   ///
   /// - Throws: `ConfigurationError` with the command that mends it.
   package func requireTightPermissions() throws {
-    for (file, mask) in [(path, mode_t(0o022)), (keys, 0o077), (keyring, 0o077), (passphrase, 0o077), (configuration, 0o022), (policies, 0o022)] {
+    for (file, mask) in [
+      (path, mode_t(0o022)), (keys, 0o077), (keyring, 0o077), (passphrase, 0o077), (configuration, 0o022),
+      (policies, 0o022),
+    ] {
       try Self.requireMode(file, forbidding: mask)
     }
   }
@@ -61,7 +64,8 @@ package struct Home: Sendable {
         remedy: "chmod go-\(mask & 0o044 != 0 ? "rwx" : "w") \(file)")
     }
     guard info.st_uid == geteuid() || info.st_uid == 0 else {
-      throw ConfigurationError("\(file) belongs to another user (uid \(info.st_uid))", remedy: "chown \(geteuid()) \(file)")
+      throw ConfigurationError(
+        "\(file) belongs to another user (uid \(info.st_uid))", remedy: "chown \(geteuid()) \(file)")
     }
   }
 }

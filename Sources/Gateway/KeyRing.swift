@@ -43,9 +43,10 @@ package struct KeyRing: Sendable {
     identities = [identity]
     self.tls = [(scalar, tls)]
     let card = Card(
-      agency: agency, serial: 1, previous: nil, issuedAt: instant,
+      agency: agency, serial: 1, previous: nil, issuedAt: Timestamp.parse(Timestamp.format(instant))!,
       signingKeys: signing.map { Self.fresh($0.verifying, at: instant, days: options.validDays) },
-      recipients: [Self.fresh(identity.recipient, at: instant, days: options.validDays)], tlsPins: [tls.pin], endpoint: options.endpoint)
+      recipients: [Self.fresh(identity.recipient, at: instant, days: options.validDays)], tlsPins: [tls.pin],
+      endpoint: options.endpoint)
     self.card = SignedCard(signing: card, with: signing)
   }
 
@@ -91,10 +92,13 @@ package struct KeyRing: Sendable {
     signing = []
     identities = []
     tls = []
-    guard records.count.isMultiple(of: Self.recordBytes) else { throw SealingError(.keyInvalid, "the keyring is damaged") }
+    guard records.count.isMultiple(of: Self.recordBytes) else {
+      throw SealingError(.keyInvalid, "the keyring is damaged")
+    }
     for index in 0..<(records.count / Self.recordBytes) {
       let (kind, seed) = records.withBytes { bytes in
-        let record = UnsafeRawBufferPointer(rebasing: bytes[(index * Self.recordBytes)..<((index + 1) * Self.recordBytes)])
+        let record = UnsafeRawBufferPointer(
+          rebasing: bytes[(index * Self.recordBytes)..<((index + 1) * Self.recordBytes)])
         return (record[0], Secret(copying: UnsafeRawBufferPointer(rebasing: record[1...])))
       }
       switch Kind(rawValue: kind) {
@@ -117,7 +121,8 @@ package struct KeyRing: Sendable {
     do {
       bytes = try File.contents(home.card, bytesMax: Envelope.bytesMax)
     } catch {
-      throw ConfigurationError("cannot read \(home.card): \(error)", remedy: "sallyport init --agency ID --home \(home.path)")
+      throw ConfigurationError(
+        "cannot read \(home.card): \(error)", remedy: "sallyport init --agency ID --home \(home.path)")
     }
     return try SignedCard(own: bytes.last == 10 ? Array(bytes.dropLast()) : bytes)
   }
@@ -151,7 +156,9 @@ package struct KeyRing: Sendable {
   package enum Use: String, Sendable, CaseIterable { case sign, seal, tls }
 
   /// Adds a fresh key for `use` and lets the present one retire.
-  package mutating func rotate(_ use: Use, kind: RecipientKind? = nil, postQuantum: Bool = false, at instant: Date) throws {
+  package mutating func rotate(_ use: Use, kind: RecipientKind? = nil, postQuantum: Bool = false, at instant: Date)
+    throws
+  {
     var signingKeys = card.card.signingKeys
     var recipients = card.card.recipients
     var pins = card.card.tlsPins
@@ -159,7 +166,8 @@ package struct KeyRing: Sendable {
     case .sign:
       let algorithm = postQuantum ? SigningAlgorithm.mlDSA65 : .ed25519
       let key = try SigningKey(generating: algorithm)
-      for index in signingKeys.indices where signingKeys[index].key.algorithm == algorithm && signingKeys[index].state == .active {
+      for index in signingKeys.indices
+      where signingKeys[index].key.algorithm == algorithm && signingKeys[index].state == .active {
         signingKeys[index].state = .retiring
       }
       signing.append(key)
@@ -190,7 +198,8 @@ package struct KeyRing: Sendable {
   private mutating func addRecipient(
     _ identity: Identity, to recipients: inout [CardKey<Recipient>], at instant: Date
   ) throws {
-    for index in recipients.indices where recipients[index].state == .active && recipients[index].key.kind == identity.recipient.kind {
+    for index in recipients.indices
+    where recipients[index].state == .active && recipients[index].key.kind == identity.recipient.kind {
       recipients[index].state = .retiring
     }
     identities.append(identity)

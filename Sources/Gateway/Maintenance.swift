@@ -41,7 +41,11 @@ struct Maintenance: Service {
           let state = row.state == .held ? row.heldFrom ?? row.state : row.state
           return isBody ? state.needsBody(direction) || state == .receiving : state == .receiving
         } ?? false
-      if !isNeeded { try await context.pool.run { try Directory.remove(isBody ? context.spool.body(place) : context.spool.part(place)) } }
+      if !isNeeded {
+        try await context.pool.run {
+          try Directory.remove(isBody ? context.spool.body(place) : context.spool.part(place))
+        }
+      }
     }
   }
 

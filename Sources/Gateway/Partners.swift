@@ -52,14 +52,19 @@ package struct Partners: Sendable {
         record.pendingReason = nil
         try tx.put(record)
         try tx.append(
-          AuditEvent("card-accepted", ["partner": .string(agency.text), "card": .string(card.digest.hex), "serial": .integer(card.card.serial)]))
+          AuditEvent(
+            "card-accepted",
+            ["partner": .string(agency.text), "card": .string(card.digest.hex), "serial": .integer(card.card.serial)]))
         return .accepted
       case .needsApproval(let reason):
         guard record.pendingCard != card.envelope.bytes else { return .needsApproval(reason) }
         record.pendingCard = card.envelope.bytes
         record.pendingReason = reason
         try tx.put(record)
-        try tx.append(AuditEvent("card-waits", ["partner": .string(agency.text), "card": .string(card.digest.hex), "reason": .string(reason)]))
+        try tx.append(
+          AuditEvent(
+            "card-waits",
+            ["partner": .string(agency.text), "card": .string(card.digest.hex), "reason": .string(reason)]))
         return .needsApproval(reason)
       }
     }
@@ -79,14 +84,16 @@ package struct Partners: Sendable {
       }
       let card = try SignedCard(own: waiting)
       guard Fingerprint(card.card) == fingerprint else {
-        throw SealingError(.keyInvalid, "the fingerprint of \(agency) is another: do not approve it, ask again by telephone")
+        throw SealingError(
+          .keyInvalid, "the fingerprint of \(agency) is another: do not approve it, ask again by telephone")
       }
       record.card = waiting
       record.pendingCard = nil
       record.pendingReason = nil
       record.state = .active
       try tx.put(record)
-      try tx.append(AuditEvent("partner-approved", ["partner": .string(agency.text), "card": .string(card.digest.hex)]))
+      try tx.append(
+        AuditEvent("partner-approved", ["partner": .string(agency.text), "card": .string(card.digest.hex)]))
     }
     try context.reloadPartners()
   }
@@ -95,7 +102,9 @@ package struct Partners: Sendable {
   package func set(_ agency: AgencyID, _ state: PartnerRecord.State?) async throws {
     try await context.ledger.write { tx in
       guard var record = try tx.reader.partner(agency) else { throw LedgerError.notFound(agency.text) }
-      guard record.state != .pending || state == nil else { throw LedgerError.illegal("\(agency) waits for approval; that") }
+      guard record.state != .pending || state == nil else {
+        throw LedgerError.illegal("\(agency) waits for approval; that")
+      }
       if let state {
         record.state = state
         try tx.put(record)
@@ -122,7 +131,8 @@ struct CardExchange: Sendable {
         if reply.status == 200 {
           let (agency, outcome) = try await Partners(context: context).offer(reply.body)
           if case .needsApproval(let reason) = outcome {
-            context.logger.warning("the new card of \(agency) waits: \(reason). Compare fingerprints: sallyport partners show \(agency)")
+            context.logger.warning(
+              "the new card of \(agency) waits: \(reason). Compare fingerprints: sallyport partners show \(agency)")
           }
         }
       } catch {

@@ -32,6 +32,10 @@ package struct RunningGateway: Service {
     let port = PartnerPort(
       context: context, receive: Receive(context: context, sessions: Sessions()), onFatal: { fatal.raise($0) })
     let context = context
+    // The server reports every cancelled connection as an error; what matters is logged here.
+    var serverLogger = context.logger
+    serverLogger.logLevel = .critical
+    let quiet = serverLogger
     let administration = Administration(context: context, links: links)
     try Directory.remove(context.home.adminSocket)
     let services: [any Service] =
@@ -39,15 +43,18 @@ package struct RunningGateway: Service {
         PartnerServer(
           host: context.configuration.host, port: context.configuration.port, identity: context.keys.tlsInUse,
           partner: { context.partners.known(by: $0) }, handler: { await port.answer($0) }, group: group,
-          logger: context.logger, onListening: onListening),
-        AdminServer(path: context.home.adminSocket, group: group, logger: context.logger) { method, target, body in
+          logger: quiet, onListening: onListening),
+        AdminServer(path: context.home.adminSocket, group: group, logger: quiet) { method, target, body in
           await administration.answer(method, target, body)
         },
         fatal, Maintenance(context: context), Intake(context: context),
       ] + stages + [Lanes(context: context, links: links)]
     let serviceGroup = ServiceGroup(
       configuration: .init(
-        services: services.map { .init(service: $0, successTerminationBehavior: .gracefullyShutdownGroup, failureTerminationBehavior: .cancelGroup) },
+        services: services.map {
+          .init(
+            service: $0, successTerminationBehavior: .gracefullyShutdownGroup, failureTerminationBehavior: .cancelGroup)
+        },
         logger: context.logger))
     try await serviceGroup.run()
     client.stop()
@@ -61,11 +68,21 @@ package struct RunningGateway: Service {
     let open = OpenPackage(context: context)
     let takeBack = TakeBackStage(context: context, links: links)
     return [
-      Stage(context: context, direction: .out, state: .claimed, concurrency: 16, news: context.news.claimed) { try await seal.seal($0) },
-      Stage(context: context, direction: .out, state: .sealed, concurrency: 4, news: context.news.claimed) { try await seal.queue($0) },
-      Stage(context: context, direction: .in, state: .received, concurrency: 16, news: context.news.keys) { try await open.open($0) },
-      Stage(context: context, direction: .in, state: .opened, concurrency: 4, news: context.news.keys) { try await open.deliver($0) },
-      Stage(context: context, direction: .in, state: .delivering, concurrency: 4, news: context.news.keys) { try await open.finish($0) },
+      Stage(context: context, direction: .out, state: .claimed, concurrency: 16, news: context.news.claimed) {
+        try await seal.seal($0)
+      },
+      Stage(context: context, direction: .out, state: .sealed, concurrency: 4, news: context.news.claimed) {
+        try await seal.queue($0)
+      },
+      Stage(context: context, direction: .in, state: .received, concurrency: 16, news: context.news.keys) {
+        try await open.open($0)
+      },
+      Stage(context: context, direction: .in, state: .opened, concurrency: 4, news: context.news.keys) {
+        try await open.deliver($0)
+      },
+      Stage(context: context, direction: .in, state: .delivering, concurrency: 4, news: context.news.keys) {
+        try await open.finish($0)
+      },
       Loop { try await takeBack.expire() },
     ]
   }
@@ -112,7 +129,8 @@ private struct Lanes: Service {
         var running: Set<AgencyID> = []
         while !Task.isCancelled {
           let seen = context.news.partners.generation
-          for partner in context.partners.all where partner.state == .active && running.insert(partner.agency).inserted {
+          for partner in context.partners.all where partner.state == .active && running.insert(partner.agency).inserted
+          {
             try await recover(partner.agency)
             add(partner.agency, to: &group)
           }
@@ -134,16 +152,22 @@ private struct Lanes: Service {
     let takeBack = TakeBackStage(context: context, links: links)
     let links = links
     let context = context
-    func stage(_ state: TransferState, _ concurrency: Int, _ news: Signal, _ work: @escaping @Sendable (Transfer) async throws -> Void) {
+    func stage(
+      _ state: TransferState, _ concurrency: Int, _ news: Signal,
+      _ work: @escaping @Sendable (Transfer) async throws -> Void
+    ) {
       let stage = Stage(
-        context: context, direction: .out, state: state, peer: partner, concurrency: concurrency, news: news, work: work,
+        context: context, direction: .out, state: state, peer: partner, concurrency: concurrency, news: news,
+        work: work,
         notBefore: { links.pausedUntil(partner) })
       group.addTask { try await stage.loop() }
     }
     stage(.queued, Self.concurrency, context.news.sealed) { try await relay.send($0) }
     stage(.custody, 4, context.news.custody) { try await relay.release($0) }
     stage(.releasing, 4, context.news.custody) { try await relay.release($0) }
-    for state in TakeBackStage.reasonStates { stage(state, 2, context.news.takeBacks) { try await takeBack.takeBack($0) } }
+    for state in TakeBackStage.reasonStates {
+      stage(state, 2, context.news.takeBacks) { try await takeBack.takeBack($0) }
+    }
     stage(.released, 4, context.news.custody) { transfer in
       _ = try await context.ledger.write { tx in
         try tx.advance(transfer, to: .unconfirmed) {

@@ -157,7 +157,9 @@ package enum Evaluation {
     rules.append(
       Rule(.keyMissing, holds: true, passed: !offered.isEmpty, "the partner's card offers a key in its time"))
     rules.append(
-      Rule(.keyWeak, passed: offered.isEmpty || !offered.isDisjoint(with: allowed), "the key is of a kind that the agreement allows"))
+      Rule(
+        .keyWeak, passed: offered.isEmpty || !offered.isDisjoint(with: allowed),
+        "the key is of a kind that the agreement allows"))
     rules.append(
       Rule(
         .limitRate, holds: true, passed: now.packagesToday < agreement.packagesPerDayMax,
@@ -180,7 +182,8 @@ package enum Evaluation {
     }
     var rules = common(draft, agreement, now)
     let lifetime = Duration.seconds(manifest.expiresAt.timeIntervalSince(manifest.createdAt))
-    rules.append(Rule(.limitTimeToLive, passed: lifetime <= agreement.timeToLive, "the package lives no longer than agreed"))
+    rules.append(
+      Rule(.limitTimeToLive, passed: lifetime <= agreement.timeToLive, "the package lives no longer than agreed"))
     rules.append(
       Rule(
         .inputDigest, passed: !agreement.wholeFileSHA256 || manifest.wholeFileSHA256 != nil,
@@ -207,7 +210,8 @@ package enum Evaluation {
       agreement.party(draft.sender, as: .provider) != nil && agreement.party(draft.recipient, as: .recipient) != nil
     return [
       Rule(.matchNone, passed: parties, "\(draft.sender) provides and \(draft.recipient) receives"),
-      Rule(.agreementNotYet, passed: now.instant >= agreement.notBefore, "begins \(Timestamp.format(agreement.notBefore))"),
+      Rule(
+        .agreementNotYet, passed: now.instant >= agreement.notBefore, "begins \(Timestamp.format(agreement.notBefore))"),
       Rule(.agreementExpired, passed: now.instant < agreement.notAfter, "ends \(Timestamp.format(agreement.notAfter))"),
       Rule(.partnerUnknown, passed: now.partner != .unknown, "the partner's card is held"),
       Rule(.partnerPending, holds: true, passed: now.partner != .pending, "the partner's fingerprint is approved"),
@@ -217,7 +221,9 @@ package enum Evaluation {
         "the name is safe and fits \(agreement.namePattern)"),
       Rule(.inputMediaType, passed: draft.mediaType == agreement.mediaType, "the media type is \(agreement.mediaType)"),
       Rule(.inputEmpty, passed: draft.payloadBytes > 0, "the payload is not empty"),
-      Rule(.limitBytes, passed: draft.payloadBytes <= agreement.bytesMax, "\(draft.payloadBytes) of at most \(agreement.bytesMax) bytes"),
+      Rule(
+        .limitBytes, passed: draft.payloadBytes <= agreement.bytesMax,
+        "\(draft.payloadBytes) of at most \(agreement.bytesMax) bytes"),
     ]
   }
 

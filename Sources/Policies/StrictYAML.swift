@@ -23,14 +23,18 @@ package enum StrictYAML {
   /// - Throws: `PolicyError` with line and column.
   package static func parse(_ text: String) throws(PolicyError) -> JSON {
     guard text.utf8.count <= bytesMax else { throw PolicyError("over the limit of \(bytesMax) bytes") }
+    let parser: Parser
     let node: Node?
     do {
-      // compose refuses a second document and duplicate keys.
-      node = try Yams.compose(yaml: text)
+      parser = try Parser(yaml: text)
+      // Refuses a second document and duplicate keys.
+      node = try parser.singleRoot()
     } catch {
       throw PolicyError("not YAML: \(error)")
     }
     guard let node else { throw PolicyError("the file is empty") }
+    // A node's anchor is a weak reference into the parser.
+    defer { withExtendedLifetime(parser) {} }
     return try value(node, depth: 1)
   }
 
@@ -65,7 +69,9 @@ package enum StrictYAML {
   /// An alias stands for a node with an anchor, so refusing anchors refuses both.
   private static func refuse(tag: Tag?, anchor: Anchor?, _ node: Node) throws(PolicyError) {
     guard anchor == nil else { throw fault(node, "anchors and aliases are not allowed") }
-    guard tag == nil || tag!.description.isEmpty || tag!.description == "!" else { throw fault(node, "tags are not allowed") }
+    guard tag == nil || tag!.description.isEmpty || tag!.description == "!" else {
+      throw fault(node, "tags are not allowed")
+    }
   }
 
   private static func plain(_ scalar: Node.Scalar, _ node: Node) throws(PolicyError) -> JSON {

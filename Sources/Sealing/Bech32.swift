@@ -21,8 +21,7 @@ enum Bech32 {
   }
 
   /// Regroups bits; nil when padding is needed but not allowed, or is not zero.
-  private static func regroup(_ input: some Sequence<UInt8>, from: Int, to: Int, pad: Bool) -> [UInt8]?
-  {
+  private static func regroup(_ input: some Sequence<UInt8>, from: Int, to: Int, pad: Bool) -> [UInt8]? {
     var output: [UInt8] = []
     var pending: UInt32 = 0
     var held = 0

@@ -88,10 +88,12 @@ public struct Card: Equatable, Sendable {
       "issuedAt": .string(Timestamp.format(issuedAt)),
       "signingKeys": .array(
         signingKeys.map { item in
-          Self.document(item, [
-            "algorithm": .string(item.key.algorithm.rawValue),
-            "key": .string(Base64.encode(item.key.bytes)),
-          ])
+          Self.document(
+            item,
+            [
+              "algorithm": .string(item.key.algorithm.rawValue),
+              "key": .string(Base64.encode(item.key.bytes)),
+            ])
         }),
       "recipients": .array(
         recipients.map { Self.document($0, ["recipient": .string($0.key.description)]) }),

@@ -123,7 +123,9 @@ private final class CommitQueue: @unchecked Sendable {
   private var frontier: MerkleFrontier
   private var heads: HeadsLog
 
-  init(pool: DatabasePool, heads: consuming HeadsLog, now: @escaping @Sendable () -> Date, sign: @escaping HeadSigner) throws {
+  init(pool: DatabasePool, heads: consuming HeadsLog, now: @escaping @Sendable () -> Date, sign: @escaping HeadSigner)
+    throws
+  {
     self.pool = pool
     self.now = now
     self.sign = sign

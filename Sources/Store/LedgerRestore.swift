@@ -12,7 +12,8 @@ extension Ledger {
   ///
   /// - Returns: the new epoch.
   /// - Throws: `LedgerError.damaged` when the backup does not verify; DiskError. Nothing is changed then.
-  package static func restore(_ backup: String, to path: String, heads: String, at instant: Date, epoch: String) throws {
+  package static func restore(_ backup: String, to path: String, heads: String, at instant: Date, epoch: String) throws
+  {
     let fresh = "\(path).restoring"
     for suffix in ["", "-wal", "-shm"] { try Directory.remove(fresh + suffix) }
     let source = try DatabaseQueue(path: backup, configuration: readOnly)
@@ -23,10 +24,16 @@ extension Ledger {
       throw LedgerError.damaged("the backup \(backup) is not whole")
     }
     try target.write { db in
-      try db.execute(sql: "INSERT INTO meta (name, value) VALUES ('epoch', ?) ON CONFLICT DO UPDATE SET value = excluded.value", arguments: [epoch])
-      try db.execute(
-        sql: "INSERT INTO meta (name, value) VALUES ('restored-at', ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-        arguments: [Transfer.milliseconds(instant)])
+      let put = "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+      // Partners hold heads of the old epoch; that is known from now on, and no sign of a roll-back.
+      if let old = try String.fetchOne(db, sql: "SELECT value FROM meta WHERE name = 'epoch'") {
+        try db.execute(sql: put, arguments: ["epoch:\(old)", ""])
+      }
+      try db.execute(sql: put, arguments: ["epoch", epoch])
+      try db.execute(sql: put, arguments: ["restored-at", Transfer.milliseconds(instant)])
+      // Partners' cursors into our receipts went on after the backup; new receipts must come after all of them.
+      try db.execute(sql: "INSERT INTO sqlite_sequence (name, seq) SELECT 'receipts', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'receipts')")
+      try db.execute(sql: "UPDATE sqlite_sequence SET seq = seq + 4294967296 WHERE name = 'receipts'")
     }
     try target.close()
     try File(fresh, O_RDWR).syncData()

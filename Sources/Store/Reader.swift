@@ -147,7 +147,9 @@ package struct Reader {
   }
 
   /// Receipts about `sender`'s transfers after `cursor`, for its long poll.
-  package func receipts(about sender: AgencyID, after cursor: Int64, limit: Int) throws -> [(sequence: Int64, envelope: [UInt8])] {
+  package func receipts(about sender: AgencyID, after cursor: Int64, limit: Int) throws -> [(
+    sequence: Int64, envelope: [UInt8]
+  )] {
     try fetchAll(
       "SELECT sequence, envelope FROM receipts WHERE sequence > ? AND sender = ? ORDER BY sequence LIMIT ?",
       [cursor, sender.text, limit]
@@ -194,6 +196,11 @@ package struct Reader {
     try fetchOne("SELECT value FROM meta WHERE name = 'restored-at'", []).map { Transfer.date($0["value"]) }
   }
 
+  /// Whether this ledger had `epoch` before it was restored.
+  package func isEarlier(epoch: String) throws -> Bool {
+    try fetchOne("SELECT 1 FROM meta WHERE name = ?", ["epoch:\(epoch)"]) != nil
+  }
+
   /// Whether `setFlag` was called with this name.
   package func flag(_ name: String) throws -> Bool {
     try fetchOne("SELECT 1 FROM meta WHERE name = ?", ["flag:\(name)"]) != nil
@@ -213,7 +220,8 @@ package struct Reader {
           "SELECT sequence, entry FROM audit WHERE transfer = ? AND sequence > ? ORDER BY sequence LIMIT ?",
           [id.text, sequence, limit])
       } else {
-        try fetchAll("SELECT sequence, entry FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?", [sequence, limit])
+        try fetchAll(
+          "SELECT sequence, entry FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?", [sequence, limit])
       }
     return rows.map { AuditEntry(sequence: $0["sequence"], bytes: Array($0["entry"] as Data)) }
   }

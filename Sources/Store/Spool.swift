@@ -58,7 +58,7 @@ package final class Spool: Sendable {
   package func reopen(_ place: Place) throws(DiskError) -> File? {
     do throws(DiskError) {
       return try File(part(place), O_RDWR)
-    } catch where error.errno == ENOENT {
+    } catch  where error.errno == ENOENT {
       return nil
     }
   }

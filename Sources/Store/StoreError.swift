@@ -63,7 +63,8 @@ package enum StoreFailure: Sendable {
   package init(_ error: any Error) {
     switch error {
     case let error as DiskError: self = error.isFull ? .full : error.isFatal ? .unknown : .other
-    case let error as DatabaseError: self = error.resultCode == .SQLITE_FULL ? .full : .unknown
+    case let error as DatabaseError:
+      self = error.resultCode == .SQLITE_FULL ? .full : error.isDiskFailure ? .unknown : .other
     default: self = .other
     }
   }

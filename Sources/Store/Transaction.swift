@@ -99,7 +99,8 @@ package final class Transaction {
       [
         next.state.rawValue, next.name, next.payloadBytes, next.bodyBytes, Data(next.manifest), next.manifestDigest,
         next.key.map { Data($0) }, next.durableBytes, next.expiresAt.map(Transfer.milliseconds),
-        next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue, next.sealedTo,
+        next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue,
+        next.sealedTo,
         next.inboxName, Transfer.milliseconds(at), next.sender.text, next.id.text, state.rawValue,
       ])
     guard db.changesCount == 1 else { throw LedgerError.stale("transfer \(next.id)") }

@@ -17,7 +17,8 @@ package struct HTTPReply: Sendable {
   }
 
   package static func json(_ status: Int, _ document: JSON, headers: [String: String] = [:]) -> HTTPReply {
-    HTTPReply(status, headers: headers.merging(["content-type": "application/json"]) { a, _ in a }, body: document.canonical)
+    HTTPReply(
+      status, headers: headers.merging(["content-type": "application/json"]) { a, _ in a }, body: document.canonical)
   }
 
   package static func problem(_ problem: Problem, headers: [String: String] = [:]) -> HTTPReply {

@@ -209,11 +209,13 @@ private final class Exchange: @unchecked Sendable {
     case .file(_, _, let length): prepareUpload(easy, me, length)
     }
     sp_curl_set_io(easy, CURLOPT_WRITEFUNCTION) { data, size, count, me in
-      Unmanaged<Exchange>.fromOpaque(me!).takeUnretainedValue().take(UnsafeRawBufferPointer(start: data, count: size * count))
+      Unmanaged<Exchange>.fromOpaque(me!).takeUnretainedValue().take(
+        UnsafeRawBufferPointer(start: data, count: size * count))
     }
     sp_curl_set_pointer(easy, CURLOPT_WRITEDATA, me)
     sp_curl_set_io(easy, CURLOPT_HEADERFUNCTION) { data, size, count, me in
-      Unmanaged<Exchange>.fromOpaque(me!).takeUnretainedValue().takeHeader(UnsafeRawBufferPointer(start: data, count: size * count))
+      Unmanaged<Exchange>.fromOpaque(me!).takeUnretainedValue().takeHeader(
+        UnsafeRawBufferPointer(start: data, count: size * count))
       return size * count
     }
     sp_curl_set_pointer(easy, CURLOPT_HEADERDATA, me)
@@ -291,7 +293,8 @@ private final class Exchange: @unchecked Sendable {
 
   func outcome(_ easy: UnsafeMutableRawPointer, _ result: CURLcode) -> Result<HTTPReply, any Error> {
     guard result == CURLE_OK else {
-      let detail = isOverLimit ? "the reply is over \(request.replyBytesMax) bytes" : String(cString: curl_easy_strerror(result))
+      let detail =
+        isOverLimit ? "the reply is over \(request.replyBytesMax) bytes" : String(cString: curl_easy_strerror(result))
       return .failure(RelayError(code: Int(result.rawValue), detail: detail))
     }
     var status = 0

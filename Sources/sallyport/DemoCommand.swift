@@ -68,11 +68,13 @@ private final class Demo {
     let trace = try await waitForEnd(homes[0], id)
     let seconds = (ContinuousClock.now - start) / .seconds(1)
     guard trace.first?.text("state") == "confirmed" else {
-      throw AdminError(.failed, "the exchange ended as \(trace.first?.text("state") ?? "unknown"): \(trace.first?.text("note") ?? "")")
+      throw AdminError(
+        .failed, "the exchange ended as \(trace.first?.text("state") ?? "unknown"): \(trace.first?.text("note") ?? "")")
     }
     try await show(homes, id, trace, original: file)
     let rate = Int64(Double(size) / max(seconds, 0.001))
-    out.line("5. \(Progress.bytes(size)) in \(Int(seconds * 1000)) ms, outbox to signed receipt: \(Progress.bytes(rate))/s")
+    out.line(
+      "5. \(Progress.bytes(size)) in \(Int(seconds * 1000)) ms, outbox to signed receipt: \(Progress.bytes(rate))/s")
   }
 
   private func show(_ homes: [Home], _ id: TransferID, _ trace: [JSON], original: String) async throws {
@@ -81,18 +83,26 @@ private final class Demo {
     guard FileManager.default.contentsEqual(atPath: original, andPath: inbox) else {
       throw AdminError(.failed, "what arrived is not what was sent")
     }
-    out.line("2. it arrived, the same bytes: inbox/\(Self.sender)/\(Self.agreement)/\(there.first?.text("inboxName") ?? "")")
+    out.line(
+      "2. it arrived, the same bytes: inbox/\(Self.sender)/\(Self.agreement)/\(there.first?.text("inboxName") ?? "")")
     out.line("3. receipts, signed by \(Self.recipient) and verified by \(Self.sender):")
     for row in trace {
-      if let receipt = row.member("receipt") { out.line("     \(receipt.text("kind"))  at \(receipt.text("at"))  manifest \(receipt.text("manifest").prefix(16))…") }
+      if let receipt = row.member("receipt") {
+        out.line(
+          "     \(receipt.text("kind"))  at \(receipt.text("at"))  manifest \(receipt.text("manifest").prefix(16))…")
+      }
     }
     out.line("4. the sender's ledger:")
     for row in trace {
-      if let entry = row.member("entry") { out.line("     #\(entry.text("sequence"))  \(entry.text("at"))  \(entry.text("kind"))") }
+      if let entry = row.member("entry") {
+        out.line("     #\(entry.text("sequence"))  \(entry.text("at"))  \(entry.text("kind"))")
+      }
     }
     for home in homes {
       let verified = try await session(home).perform(.ledgerVerify)
-      guard verified.first?.member("faults") == .array([]) else { throw AdminError(.failed, "a ledger does not verify") }
+      guard verified.first?.member("faults") == .array([]) else {
+        throw AdminError(.failed, "a ledger does not verify")
+      }
     }
     out.line("   both ledgers verify.")
   }
@@ -107,7 +117,9 @@ private final class Demo {
       try DurableFile.write(bytes, to: "\(home.keys)/\(name)", mode: name == "card.json" ? 0o644 : 0o600)
     }
     let port = try FreePort.find()
-    try DurableFile.write(Array("agency: \(agency)\nlisten: \"127.0.0.1:\(port)\"\nscanSeconds: 1\nlogLevel: error\n".utf8), to: home.configuration)
+    try DurableFile.write(
+      Array("agency: \(agency)\nlisten: \"127.0.0.1:\(port)\"\nscanSeconds: 1\nlogLevel: error\n".utf8),
+      to: home.configuration)
     let agreement = try File.contents("\(policies)/\(Self.agreement).v1.yaml", bytesMax: 1 << 20)
     try DurableFile.write(agreement, to: "\(home.policies)/\(Self.agreement).v1.yaml", mode: 0o644)
     let passphrase = try PassphraseFile.read(home.passphrase)
@@ -119,7 +131,8 @@ private final class Demo {
 
   private func start(_ home: Home) throws {
     let process = Process()
-    process.executableURL = URL(fileURLWithPath: try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe"))
+    process.executableURL = URL(
+      fileURLWithPath: try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe"))
     process.arguments = ["run", "--demo", "--home", home.path]
     process.standardOutput = FileHandle.nullDevice
     try process.run()
@@ -147,14 +160,17 @@ private final class Demo {
     let session = session(other)
     _ = try await session.perform(.partnersAdd, ["card": .string(String(decoding: card.envelope.bytes, as: UTF8.self))])
     _ = try await session.perform(
-      .partnersApprove, ["agency": .string(card.card.agency.text), "fingerprint": .string(Fingerprint(card.card).description)])
+      .partnersApprove,
+      ["agency": .string(card.card.agency.text), "fingerprint": .string(Fingerprint(card.card).description)])
   }
 
   private func waitForEnd(_ home: Home, _ id: TransferID) async throws -> [JSON] {
     for _ in 0..<36000 {
       do {
         let trace = try await session(home).perform(.trace, ["id": .string(id.text)])
-        if let state = TransferState(rawValue: trace.first?.text("state") ?? ""), state.isEnd || state == .held { return trace }
+        if let state = TransferState(rawValue: trace.first?.text("state") ?? ""), state.isEnd || state == .held {
+          return trace
+        }
       } catch let error as AdminError where error.exitCode == .failed {
         // not claimed yet
       }

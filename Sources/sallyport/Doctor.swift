@@ -32,12 +32,15 @@ struct Doctor {
     attempt("policies") { _ = try PolicyFolder.load(home) }
     attempt("the two chunk ciphers and the SHA-256 kernels agree") { _ = try CipherEngine.selfTest() }
     if FileManager.default.fileExists(atPath: home.passphrase) {
-      add("warning", "the passphrase lies beside the keys that it protects", "move \(home.passphrase) to a credential store: docs/OPERATIONS.md, Unlock")
+      add(
+        "warning", "the passphrase lies beside the keys that it protects",
+        "move \(home.passphrase) to a credential store: docs/OPERATIONS.md, Unlock")
     }
     guard let configuration = try? Configuration.load(home) else { return findings }
     let free = try Directory.free(home.path)
     if free.bytes < configuration.lowWaterBytes * 2 {
-      add("warning", "\(free.bytes >> 20) MiB free; nothing new is taken below \(configuration.lowWaterBytes >> 20) MiB")
+      add(
+        "warning", "\(free.bytes >> 20) MiB free; nothing new is taken below \(configuration.lowWaterBytes >> 20) MiB")
     } else {
       add("ok", "disk space")
     }
@@ -53,7 +56,9 @@ struct Doctor {
       if row.text("state") == "pending" || !row.text("pendingReason").isEmpty {
         add("warning", "a card of \(agency) waits for approval", "sallyport partners show \(agency)")
       }
-      if !row.text("pausedUntil").isEmpty { add("warning", "\(agency) cannot be reached; next try \(row.text("pausedUntil"))") }
+      if !row.text("pausedUntil").isEmpty {
+        add("warning", "\(agency) cannot be reached; next try \(row.text("pausedUntil"))")
+      }
     }
     return findings
   }
@@ -63,19 +68,27 @@ struct Doctor {
     let instant = Date()
     for expiry in KeyExpiry.due(card.card, at: instant) {
       let days = expiry.daysLeft(at: instant)
-      add(days < 0 ? "fault" : "warning", days < 0 ? "key \(expiry.key) has expired" : "key \(expiry.key) expires in \(days) days", "sallyport keys rotate --use sign|seal")
+      add(
+        days < 0 ? "fault" : "warning",
+        days < 0 ? "key \(expiry.key) has expired" : "key \(expiry.key) expires in \(days) days",
+        "sallyport keys rotate --use sign|seal")
     }
   }
 
   /// File systems on which inotify does not see what other machines do; scans do.
-  private static let remote: [Int64: String] = [0x6969: "NFS", 0xff53_4d42: "CIFS", 0xfe53_4d42: "SMB2", 0x6573_5546: "FUSE"]
+  private static let remote: [Int64: String] = [
+    0x6969: "NFS", 0xff53_4d42: "CIFS", 0xfe53_4d42: "SMB2", 0x6573_5546: "FUSE",
+  ]
 
   private func folders(_ home: Home, _ configuration: Configuration, _ add: (String, String, String) -> Void) throws {
-    for agreement in try PolicyFolder.load(home).agreements where agreement.party(configuration.agency, as: .provider) != nil {
+    for agreement in try PolicyFolder.load(home).agreements
+    where agreement.party(configuration.agency, as: .provider) != nil {
       let path = home.outbox(agreement.id)
       guard Directory.exists(path) else { continue }
       guard Directory.exists("\(path)/\(Folder.sentinel)") else {
-        add("fault", "\(path) is not the folder that was made: is its file system mounted?", "mount it; it is never taken for empty")
+        add(
+          "fault", "\(path) is not the folder that was made: is its file system mounted?",
+          "mount it; it is never taken for empty")
         continue
       }
       guard access(path, R_OK | W_OK | X_OK) == 0 else {

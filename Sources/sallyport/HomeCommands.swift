@@ -11,7 +11,8 @@ import ServiceLifecycle
 import Store
 
 struct InitCommand: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "init", abstract: "Make a new home: keys, card and configuration.")
+  static let configuration = CommandConfiguration(
+    commandName: "init", abstract: "Make a new home: keys, card and configuration.")
 
   @OptionGroup var options: HomeOptions
   @Option(help: "The agency's id, shaped like a domain: tax.example.gov.")
@@ -42,7 +43,9 @@ struct InitCommand: AsyncParsableCommand {
       passphrase = try HomeOptions.read(file)
     } else {
       passphrase = try PassphraseFile.create(home.passphrase)
-      Output.note("note: the passphrase is in \(home.passphrase); move it to a credential store before real use (docs/OPERATIONS.md)")
+      Output.note(
+        "note: the passphrase is in \(home.passphrase); move it to a credential store before real use (docs/OPERATIONS.md)"
+      )
     }
     var keyOptions = KeyRing.Options()
     keyOptions.postQuantumSealing = !classical
@@ -56,7 +59,10 @@ struct InitCommand: AsyncParsableCommand {
     try keys.save(home, passphrase: passphrase)
     let fingerprint = Fingerprint(keys.card.card).description
     options.output.row(
-      ["agency": .string(id.text), "home": .string(home.path), "fingerprint": .string(fingerprint), "card": .string(home.card)],
+      [
+        "agency": .string(id.text), "home": .string(home.path), "fingerprint": .string(fingerprint),
+        "card": .string(home.card),
+      ],
       human: """
         \(id) is ready in \(home.path)
         card         \(home.card)
@@ -67,7 +73,8 @@ struct InitCommand: AsyncParsableCommand {
 }
 
 struct RunCommand: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "run", abstract: "Run the gateway of a home until SIGTERM.")
+  static let configuration = CommandConfiguration(
+    commandName: "run", abstract: "Run the gateway of a home until SIGTERM.")
 
   @OptionGroup var options: HomeOptions
   @Option(help: "Force one chunk cipher: openssl or sodium. The faster one is used otherwise.")
@@ -83,7 +90,8 @@ struct RunCommand: AsyncParsableCommand {
     let unlock: @Sendable () throws -> Secret = { try HomeOptions.passphrase(home, file: file) }
     let keys = try KeyRing(home, passphrase: unlock())
     if !demo, DemoKeys.areIn(keys.card.card) {
-      throw ConfigurationError("these are the published demo keys; anybody has them", remedy: "sallyport init --agency ID --home DIR")
+      throw ConfigurationError(
+        "these are the published demo keys; anybody has them", remedy: "sallyport init --agency ID --home DIR")
     }
     let fastest = try CipherEngine.selfTest()
     var logger = Logger(label: "sallyport") { StreamLogHandler.standardError(label: $0) }
@@ -99,7 +107,11 @@ struct RunCommand: AsyncParsableCommand {
     }
     let group = ServiceGroup(
       configuration: .init(
-        services: [.init(service: gateway, successTerminationBehavior: .gracefullyShutdownGroup, failureTerminationBehavior: .cancelGroup)],
+        services: [
+          .init(
+            service: gateway, successTerminationBehavior: .gracefullyShutdownGroup,
+            failureTerminationBehavior: .cancelGroup)
+        ],
         gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
     do {
       try await group.run()
@@ -115,7 +127,8 @@ struct RunCommand: AsyncParsableCommand {
 extension CipherEngine: ExpressibleByArgument {}
 
 struct StatusCommand: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "status", abstract: "What the gateway holds, and what needs attention.")
+  static let configuration = CommandConfiguration(
+    commandName: "status", abstract: "What the gateway holds, and what needs attention.")
 
   @OptionGroup var options: HomeOptions
 
@@ -129,7 +142,8 @@ struct StatusCommand: AsyncParsableCommand {
       case "transfers":
         "  \(row.text("direction") == "out" ? "sent    " : "received")  \(row.text("state"))  \(row.text("count"))  oldest \(row.text("oldest"))"
       case "partner":
-        "  partner   \(row.text("agency"))  \(row.text("state"))" + (row.text("pausedUntil").isEmpty ? "" : "  unreachable, next try \(row.text("pausedUntil"))")
+        "  partner   \(row.text("agency"))  \(row.text("state"))"
+          + (row.text("pausedUntil").isEmpty ? "" : "  unreachable, next try \(row.text("pausedUntil"))")
           + (row.text("pendingReason").isEmpty ? "" : "  a new card waits: \(row.text("pendingReason"))")
       default: "  WARNING   key \(row.text("key")) of \(row.text("agency")) expires in \(row.text("days")) days"
       }
@@ -148,9 +162,12 @@ struct CheckCommand: AsyncParsableCommand {
   func run() async throws {
     let rows = try await Session(options).perform(.check, ["deep": .bool(deep)])
     options.output.rows(rows) { row in
-      if row.member("findings") == nil { return "\(row.text("invariant")): \(row.text("subject")): \(row.text("detail"))" }
+      if row.member("findings") == nil {
+        return "\(row.text("invariant")): \(row.text("subject")): \(row.text("detail"))"
+      }
       return row.text("findings") == "0"
-        ? "ok: \(row.text("transfers")) transfers" : "\(row.text("findings")) findings in \(row.text("transfers")) transfers"
+        ? "ok: \(row.text("transfers")) transfers"
+        : "\(row.text("findings")) findings in \(row.text("transfers")) transfers"
     }
     if rows.last?.text("findings") != "0" { throw ExitCode(.failed) }
   }
@@ -164,7 +181,9 @@ struct DoctorCommand: AsyncParsableCommand {
 
   func run() async throws {
     let findings = try await Doctor(options: options).examine()
-    options.output.rows(findings) { "\($0.text("severity"))  \($0.text("what"))\($0.text("remedy").isEmpty ? "" : "\n       \($0.text("remedy"))")" }
+    options.output.rows(findings) {
+      "\($0.text("severity"))  \($0.text("what"))\($0.text("remedy").isEmpty ? "" : "\n       \($0.text("remedy"))")"
+    }
     if findings.contains(where: { $0.text("severity") == "fault" }) { throw ExitCode(.configuration) }
     if findings.contains(where: { $0.text("severity") == "warning" }) { throw ExitCode(.partlyDone) }
   }

@@ -14,7 +14,8 @@ struct KeysCommand: AsyncParsableCommand {
 
   struct Generate: AsyncParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Write a new age identity file, as age-keygen does.")
-    @Option(name: .shortAndLong, help: "The file to write, which must not exist.", completion: .file()) var output: String
+    @Option(name: .shortAndLong, help: "The file to write, which must not exist.", completion: .file()) var output:
+      String
     @Flag(help: "X25519 alone, for age before 1.3.") var classical = false
 
     func run() async throws {
@@ -54,12 +55,14 @@ struct KeysCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
       abstract: "Put a fresh key in use; the old one stays accepted until it is revoked or expires.")
     @OptionGroup var options: HomeOptions
-    @Option(help: "sign, seal or tls. A TLS key is announced first and used after the next rotation.") var use: KeyRing.Use
+    @Option(help: "sign, seal or tls. A TLS key is announced first and used after the next rotation.") var use:
+      KeyRing.Use
     @Flag(help: "With sign: an ML-DSA-65 key. With seal: a hybrid key.") var postQuantum = false
 
     func run() async throws {
       try await KeyChange.apply(options, "rotate \(use.rawValue)") { keys in
-        try keys.rotate(use, kind: use == .seal && postQuantum ? .mlkem768x25519 : nil, postQuantum: postQuantum, at: Date())
+        try keys.rotate(
+          use, kind: use == .seal && postQuantum ? .mlkem768x25519 : nil, postQuantum: postQuantum, at: Date())
       }
     }
   }
@@ -75,7 +78,8 @@ struct KeysCommand: AsyncParsableCommand {
   }
 
   struct Import: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Use the identity of an age identity file for sealing to this agency.")
+    static let configuration = CommandConfiguration(
+      abstract: "Use the identity of an age identity file for sealing to this agency.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The identity file.", completion: .file()) var file: String
 
@@ -89,9 +93,12 @@ struct KeysCommand: AsyncParsableCommand {
 
   struct Export: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Write the agency's identities as an age identity file. It opens everything sealed to this agency: keep it safe.")
+      abstract:
+        "Write the agency's identities as an age identity file. It opens everything sealed to this agency: keep it safe."
+    )
     @OptionGroup var options: HomeOptions
-    @Option(name: .shortAndLong, help: "The file to write, which must not exist.", completion: .file()) var output: String
+    @Option(name: .shortAndLong, help: "The file to write, which must not exist.", completion: .file()) var output:
+      String
 
     func run() async throws {
       let keys = try KeyRing(options.home, passphrase: try options.passphrase())
@@ -105,7 +112,8 @@ struct KeysCommand: AsyncParsableCommand {
   }
 
   struct Fingerprints: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(commandName: "fingerprint", abstract: "The fingerprint to read to a partner by telephone.")
+    static let configuration = CommandConfiguration(
+      commandName: "fingerprint", abstract: "The fingerprint to read to a partner by telephone.")
     @OptionGroup var options: HomeOptions
 
     func run() async throws {
@@ -125,11 +133,14 @@ enum KeyChange {
     try change(&keys)
     try keys.save(options.home, passphrase: passphrase)
     let session = Session(options)
-    _ = try await session.perform(.record, ["kind": "keys-changed", "detail": .string("\(what), card serial \(keys.card.card.serial)")])
+    _ = try await session.perform(
+      .record, ["kind": "keys-changed", "detail": .string("\(what), card serial \(keys.card.card.serial)")])
     if try await session.isRunning() { _ = try await session.perform(.reload) }
     options.output.row(
       ["serial": .integer(keys.card.card.serial), "card": .string(options.home.card), "change": .string(what)],
-      human: "done; card serial \(keys.card.card.serial). Partners' gateways fetch it within the hour, or send them \(options.home.card)")
+      human:
+        "done; card serial \(keys.card.card.serial). Partners' gateways fetch it within the hour, or send them \(options.home.card)"
+    )
   }
 }
 
@@ -182,7 +193,9 @@ struct CardCommand: AsyncParsableCommand {
     @Argument(help: "https://HOST:PORT, or none.") var endpoint: String
 
     func run() async throws {
-      try await KeyChange.apply(options, "endpoint") { try $0.setEndpoint(endpoint == "none" ? nil : endpoint, at: Date()) }
+      try await KeyChange.apply(options, "endpoint") {
+        try $0.setEndpoint(endpoint == "none" ? nil : endpoint, at: Date())
+      }
     }
   }
 }

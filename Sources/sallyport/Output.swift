@@ -87,7 +87,8 @@ final class Progress: @unchecked Sendable {
     var text = "\r\(Self.bytes(done))"
     if let total, total > 0 {
       let filled = Int(30 * done / total)
-      text = "\r[\(String(repeating: "#", count: filled))\(String(repeating: "-", count: 30 - filled))] \(done * 100 / total)%"
+      text =
+        "\r[\(String(repeating: "#", count: filled))\(String(repeating: "-", count: 30 - filled))] \(done * 100 / total)%"
     }
     FileHandle.standardError.write(Data("\(text)  \(Self.bytes(rate))/s   ".utf8))
   }

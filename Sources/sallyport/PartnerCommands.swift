@@ -20,7 +20,10 @@ struct PartnersCommand: AsyncParsableCommand {
     func run() async throws {
       options.output.table(
         try await Session(options).perform(.partnersList),
-        [("AGENCY", "agency"), ("STATE", "state"), ("SERIAL", "serial"), ("SEALING", "sealing"), ("ENDPOINT", "endpoint"), ("LAST SEEN", "lastSeen")])
+        [
+          ("AGENCY", "agency"), ("STATE", "state"), ("SERIAL", "serial"), ("SEALING", "sealing"),
+          ("ENDPOINT", "endpoint"), ("LAST SEEN", "lastSeen"),
+        ])
     }
   }
 
@@ -38,7 +41,8 @@ struct PartnersCommand: AsyncParsableCommand {
       guard demo || !DemoKeys.areIn(signed.card) else {
         throw AdminError(.refused, "that is the card of a demo agency; anybody has its keys")
       }
-      let rows = try await Session(options).perform(.partnersAdd, ["card": .string(String(decoding: bytes, as: UTF8.self))])
+      let rows = try await Session(options).perform(
+        .partnersAdd, ["card": .string(String(decoding: bytes, as: UTF8.self))])
       options.output.rows(rows) { row in
         "\(row.text("agency"))  \(row.text("outcome"))\nfingerprint  \(row.text("fingerprint"))"
           + (row.text("outcome") == "accepted" || row.text("outcome") == "unchanged"
@@ -56,7 +60,8 @@ struct PartnersCommand: AsyncParsableCommand {
       let rows = try await Session(options).perform(.partnersList).filter { $0.text("agency") == agency }
       guard !rows.isEmpty else { throw AdminError(.failed, "\(agency) is not known here") }
       options.output.rows(rows) { row in
-        var text = "\(row.text("agency"))  \(row.text("state"))\nserial       \(row.text("serial"))\nendpoint     \(row.text("endpoint"))\nfingerprint  \(row.text("fingerprint"))"
+        var text =
+          "\(row.text("agency"))  \(row.text("state"))\nserial       \(row.text("serial"))\nendpoint     \(row.text("endpoint"))\nfingerprint  \(row.text("fingerprint"))"
         if !row.text("pendingFingerprint").isEmpty {
           text += "\nA new card waits: \(row.text("pendingReason"))\nits fingerprint  \(row.text("pendingFingerprint"))"
         }
@@ -66,7 +71,8 @@ struct PartnersCommand: AsyncParsableCommand {
   }
 
   struct Approve: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Activate a card whose fingerprint you compared with the partner.")
+    static let configuration = CommandConfiguration(
+      abstract: "Activate a card whose fingerprint you compared with the partner.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The agency's id.") var agency: String
     @Option(help: "What the partner read to you, all eight groups.") var fingerprint: String
@@ -128,12 +134,17 @@ struct AgreementsCommand: AsyncParsableCommand {
         ]
       }
       options.output.table(
-        rows, [("AGREEMENT", "id"), ("V", "version"), ("STATE", "state"), ("FROM", "from"), ("TO", "to"), ("FILES", "files"), ("SHA-256", "sha256")])
+        rows,
+        [
+          ("AGREEMENT", "id"), ("V", "version"), ("STATE", "state"), ("FROM", "from"), ("TO", "to"), ("FILES", "files"),
+          ("SHA-256", "sha256"),
+        ])
     }
   }
 
   struct Show: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "One agreement in its canonical form, which is what both sides hold.")
+    static let configuration = CommandConfiguration(
+      abstract: "One agreement in its canonical form, which is what both sides hold.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The agreement's id.") var id: String
 
@@ -239,7 +250,8 @@ struct LedgerCommand: AsyncParsableCommand {
   }
 
   struct Verify: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Recompute the tree and compare it with every head that was signed.")
+    static let configuration = CommandConfiguration(
+      abstract: "Recompute the tree and compare it with every head that was signed.")
     @OptionGroup var options: HomeOptions
 
     func run() async throws {
@@ -266,7 +278,9 @@ struct LedgerCommand: AsyncParsableCommand {
   struct Restore: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
       abstract: "Put a backup in place of the ledger of a stopped home.",
-      discussion: "A new epoch begins, and packages that were made before the restore are not taken again, so that none is delivered twice.")
+      discussion:
+        "A new epoch begins, and packages that were made before the restore are not taken again, so that none is delivered twice."
+    )
     @OptionGroup var options: HomeOptions
     @Argument(help: "The backup.", completion: .file()) var file: String
 

@@ -8,7 +8,9 @@ import Sealing
 import Store
 
 struct StreamOptions: ParsableArguments {
-  @Option(name: .shortAndLong, help: "Where to write; - for standard output. A file appears only when it is whole.", completion: .file())
+  @Option(
+    name: .shortAndLong, help: "Where to write; - for standard output. A file appears only when it is whole.",
+    completion: .file())
   var output: String
   @Option(help: "Force one chunk cipher: openssl or sodium.")
   var cipher: CipherEngine?
@@ -28,7 +30,8 @@ struct StreamOptions: ParsableArguments {
 }
 
 struct SealCommand: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "seal", abstract: "Seal a file to age recipients; stock age opens it.")
+  static let configuration = CommandConfiguration(
+    commandName: "seal", abstract: "Seal a file to age recipients; stock age opens it.")
 
   @Argument(help: "The file to seal; - for standard input.", completion: .file())
   var file: String
@@ -55,10 +58,13 @@ struct SealCommand: AsyncParsableCommand {
       try destination.put(key.bytes)
       let offset = Int64(key.bytes.count)
       switch (input.source(layout: .plain), destination.file) {
-      case (.file(let source), let file?): _ = try pass.seal(try source(), to: file.sink(offset), payloadKey: payloadKey)
-      case (.file(let source), nil): _ = try pass.seal(try source(), to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
+      case (.file(let source), let file?):
+        _ = try pass.seal(try source(), to: file.sink(offset), payloadKey: payloadKey)
+      case (.file(let source), nil):
+        _ = try pass.seal(try source(), to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
       case (.stream(let source), let file?): _ = try pass.seal(source, to: file.sink(offset), payloadKey: payloadKey)
-      case (.stream(let source), nil): _ = try pass.seal(source, to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
+      case (.stream(let source), nil):
+        _ = try pass.seal(source, to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
       }
     }
     progress.finish()
@@ -70,7 +76,9 @@ struct OpenCommand: AsyncParsableCommand {
 
   @Argument(help: "The sealed file; - for standard input.", completion: .file())
   var file: String
-  @Option(name: .shortAndLong, help: "A file with age identities (AGE-SECRET-KEY-…). May be given several times.", completion: .file())
+  @Option(
+    name: .shortAndLong, help: "A file with age identities (AGE-SECRET-KEY-…). May be given several times.",
+    completion: .file())
   var identity: [String]
   @OptionGroup var stream: StreamOptions
 
@@ -80,7 +88,8 @@ struct OpenCommand: AsyncParsableCommand {
     let input = try Input(file)
     let start = try input.prefix(PackageKey.bytesMax)
     if start.starts(with: "-----BEGIN AGE".utf8) {
-      throw SealingError(.headerMalformed, "\(file) is armored; remove the armor first: age-keygen and age write binary without -a")
+      throw SealingError(
+        .headerMalformed, "\(file) is armored; remove the armor first: age-keygen and age write binary without -a")
     }
     let key = try PackageKey(parsing: start)
     let payloadKey = try key.open(with: identities)
@@ -90,9 +99,11 @@ struct OpenCommand: AsyncParsableCommand {
     try Destination.write(to: stream.output, sync: stream.sync) { destination in
       switch (input.source(layout: .sealed, after: offset, of: start), destination.file) {
       case (.file(let source), let file?): _ = try pass.open(try source(), to: file.sink(0), payloadKey: payloadKey)
-      case (.file(let source), nil): _ = try pass.open(try source(), to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
+      case (.file(let source), nil):
+        _ = try pass.open(try source(), to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
       case (.stream(let source), let file?): _ = try pass.open(source, to: file.sink(0), payloadKey: payloadKey)
-      case (.stream(let source), nil): _ = try pass.open(source, to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
+      case (.stream(let source), nil):
+        _ = try pass.open(source, to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
       }
     }
     progress.finish()

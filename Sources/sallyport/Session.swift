@@ -55,7 +55,8 @@ struct Session {
     }
     let client = RelayClient(identity: nil)
     defer { client.stop() }
-    var request = RelayRequest("POST", "http://localhost/v1/\(verb.rawValue)", body: .bytes(JSON.object(arguments).canonical), pins: [])
+    var request = RelayRequest(
+      "POST", "http://localhost/v1/\(verb.rawValue)", body: .bytes(JSON.object(arguments).canonical), pins: [])
     request.socket = home.adminSocket
     request.replyBytesMax = 1 << 28
     request.stallSeconds = 3600

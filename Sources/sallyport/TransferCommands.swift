@@ -11,7 +11,8 @@ import Store
 
 struct SendCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "send", abstract: "Hand one file to the gateway under an agreement, as if it were dropped in the outbox.")
+    commandName: "send",
+    abstract: "Hand one file to the gateway under an agreement, as if it were dropped in the outbox.")
 
   @OptionGroup var options: HomeOptions
   @Argument(help: "The file. It is copied; the original stays.", completion: .file())
@@ -29,23 +30,32 @@ struct SendCommand: AsyncParsableCommand {
     guard let found = try PolicyFolder.load(home).current(agreement, at: Date()),
       found.party(configuration.agency, as: .provider) != nil
     else {
-      throw AdminError(.refused, "no agreement \(agreement) lets \(configuration.agency) send. Try: sallyport agreements list --home \(home.path)")
+      throw AdminError(
+        .refused,
+        "no agreement \(agreement) lets \(configuration.agency) send. Try: sallyport agreements list --home \(home.path)"
+      )
     }
     let session = Session(options)
     let isRunning = try await session.isRunning()
     guard isRunning || !wait else {
-      throw AdminError(.waiting, "no gateway runs on \(home.path), so nobody would send it. Try: sallyport run --home \(home.path)")
+      throw AdminError(
+        .waiting, "no gateway runs on \(home.path), so nobody would send it. Try: sallyport run --home \(home.path)")
     }
     let id = try Dropping.drop(file, into: home, agreement: agreement)
     if isRunning { _ = try await session.perform(.poke) }
     guard wait else {
-      options.output.row(["id": .string(id.text), "state": "claimed"], human: "\(id)  handed over\(isRunning ? "" : "; it goes when the gateway runs")")
+      options.output.row(
+        ["id": .string(id.text), "state": "claimed"],
+        human: "\(id)  handed over\(isRunning ? "" : "; it goes when the gateway runs")")
       return
     }
     let end = ContinuousClock.now + .seconds(seconds)
     while ContinuousClock.now < end {
-      if let row = try await row(session, id), let state = TransferState(rawValue: row.text("state")), state.isEnd || state == .held {
-        options.output.row(row, human: "\(id)  \(state.rawValue)\(row.text("note").isEmpty ? "" : ": \(row.text("note"))")")
+      if let row = try await row(session, id), let state = TransferState(rawValue: row.text("state")),
+        state.isEnd || state == .held
+      {
+        options.output.row(
+          row, human: "\(id)  \(state.rawValue)\(row.text("note").isEmpty ? "" : ": \(row.text("note"))")")
         switch state {
         case .confirmed, .purged: return
         case .refused: throw ExitCode(.refused)
@@ -90,12 +100,16 @@ struct QueueCommand: AsyncParsableCommand {
     let rows = try await Session(options).perform(.queue, arguments)
     options.output.table(
       rows,
-      [("ID", "id"), ("DIR", "direction"), ("PARTNER", "peer"), ("AGREEMENT", "agreement"), ("STATE", "state"), ("BYTES", "bytes"), ("NAME", "name"), ("NEXT", "nextAt"), ("NOTE", "note")])
+      [
+        ("ID", "id"), ("DIR", "direction"), ("PARTNER", "peer"), ("AGREEMENT", "agreement"), ("STATE", "state"),
+        ("BYTES", "bytes"), ("NAME", "name"), ("NEXT", "nextAt"), ("NOTE", "note"),
+      ])
   }
 }
 
 struct TraceCommand: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "trace", abstract: "Everything that happened to one transfer, with its receipts.")
+  static let configuration = CommandConfiguration(
+    commandName: "trace", abstract: "Everything that happened to one transfer, with its receipts.")
 
   @OptionGroup var options: HomeOptions
   @Argument(help: "The transfer's id.") var id: String
@@ -108,7 +122,8 @@ struct TraceCommand: AsyncParsableCommand {
         return "  \(entry.text("at"))  #\(entry.text("sequence"))  \(entry.text("kind"))"
       }
       if let receipt = row.member("receipt") {
-        return "  receipt  \(receipt.text("kind"))  by \(receipt.text("recipient")) at \(receipt.text("at"))  code \(receipt.text("code"))"
+        return
+          "  receipt  \(receipt.text("kind"))  by \(receipt.text("recipient")) at \(receipt.text("at"))  code \(receipt.text("code"))"
       }
       return "\(row.text("id"))  \(row.text("name"))  \(row.text("bytes")) bytes  \(row.text("state"))"
         + (row.text("note").isEmpty ? "" : "\n  \(row.text("note")) [\(row.text("code"))]")
@@ -118,13 +133,16 @@ struct TraceCommand: AsyncParsableCommand {
 
 enum TransferArgument {
   static func parse(_ text: String) throws -> TransferID {
-    guard let id = TransferID(text) else { throw ValidationError("'\(text)' is not a transfer id (26 letters and digits)") }
+    guard let id = TransferID(text) else {
+      throw ValidationError("'\(text)' is not a transfer id (26 letters and digits)")
+    }
     return id
   }
 }
 
 struct WhyCommand: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "why", abstract: "Why a file in an outbox has not been taken.")
+  static let configuration = CommandConfiguration(
+    commandName: "why", abstract: "Why a file in an outbox has not been taken.")
 
   @OptionGroup var options: HomeOptions
   @Argument(help: "The file's path.", completion: .file()) var path: String
@@ -140,11 +158,13 @@ struct WhyCommand: AsyncParsableCommand {
     let agreement = parts[parts.count - 2]
     func answer(_ waiting: Bool, _ text: String) throws {
       options.output.row(
-        ["path": .string(full), "agreement": .string(agreement), "answer": .string(text), "waiting": .bool(waiting)], human: text)
+        ["path": .string(full), "agreement": .string(agreement), "answer": .string(text), "waiting": .bool(waiting)],
+        human: text)
       if waiting { throw ExitCode(.waiting) }
     }
     guard let found = try PolicyFolder.load(home).current(agreement, at: Date()) else {
-      return try answer(true, "no agreement called \(agreement) is in \(home.policies): nothing in this folder is taken")
+      return try answer(
+        true, "no agreement called \(agreement) is in \(home.policies): nothing in this folder is taken")
     }
     guard found.party(configuration.agency, as: .provider) != nil else {
       return try answer(true, "\(configuration.agency) is no provider under \(agreement)")
@@ -157,7 +177,11 @@ struct WhyCommand: AsyncParsableCommand {
     switch folder.judge(name, &memory, now: Date()) {
     case .ready:
       let hasRoom = try Directory.free(home.path).bytes >= configuration.lowWaterBytes
-      try answer(true, hasRoom ? "it is ready, and taken with the next scan (every \(configuration.scanSeconds) s at least)" : "the disk is below its low-water mark: nothing new is taken")
+      try answer(
+        true,
+        hasRoom
+          ? "it is ready, and taken with the next scan (every \(configuration.scanSeconds) s at least)"
+          : "the disk is below its low-water mark: nothing new is taken")
     case .waiting(let why): try answer(true, why)
     case .ignored(let why): try answer(true, why)
     case .unfit(let why): try answer(true, "\(why); it will be moved to \(home.returned(agreement))")
@@ -166,7 +190,8 @@ struct WhyCommand: AsyncParsableCommand {
 }
 
 struct HoldCommand: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "hold", abstract: "Stop a transfer where it is, until resume.")
+  static let configuration = CommandConfiguration(
+    commandName: "hold", abstract: "Stop a transfer where it is, until resume.")
   @OptionGroup var options: HomeOptions
   @Argument(help: "Transfer ids.") var ids: [String]
   func run() async throws { try await Orders.give(.hold, ids, options) }
@@ -187,7 +212,8 @@ struct RetryCommand: AsyncParsableCommand {
 }
 
 struct CancelCommand: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(commandName: "cancel", abstract: "End a transfer whose key was not handed over.")
+  static let configuration = CommandConfiguration(
+    commandName: "cancel", abstract: "End a transfer whose key was not handed over.")
   @OptionGroup var options: HomeOptions
   @Argument(help: "Transfer ids.") var ids: [String]
   func run() async throws { try await Orders.give(.cancel, ids, options) }

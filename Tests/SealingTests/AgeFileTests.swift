@@ -147,8 +147,14 @@ import Testing
     ("no stanza", "age-encryption.org/v1\n--- \(String(repeating: "A", count: 43))\n"),
     ("empty argument", "age-encryption.org/v1\n->  a\n\n--- \(String(repeating: "A", count: 43))\n"),
     ("trailing space", "age-encryption.org/v1\n-> a \n\n--- \(String(repeating: "A", count: 43))\n"),
-    ("no final short line", "age-encryption.org/v1\n-> a\n\(String(repeating: "A", count: 64))\n--- \(String(repeating: "A", count: 43))\n"),
-    ("a long line", "age-encryption.org/v1\n-> a\n\(String(repeating: "A", count: 65))\n\n--- \(String(repeating: "A", count: 43))\n"),
+    (
+      "no final short line",
+      "age-encryption.org/v1\n-> a\n\(String(repeating: "A", count: 64))\n--- \(String(repeating: "A", count: 43))\n"
+    ),
+    (
+      "a long line",
+      "age-encryption.org/v1\n-> a\n\(String(repeating: "A", count: 65))\n\n--- \(String(repeating: "A", count: 43))\n"
+    ),
     ("padding", "age-encryption.org/v1\n-> a\nAA==\n--- \(String(repeating: "A", count: 43))\n"),
     ("not canonical", "age-encryption.org/v1\n-> a\nAB\n--- \(String(repeating: "A", count: 43))\n"),
     ("MAC cut", "age-encryption.org/v1\n-> a\n\n--- \(String(repeating: "A", count: 42))\n"),
@@ -170,7 +176,9 @@ import Testing
       #expect(try Header(parsing: header.bytes) == header)
     }
     let text = "age-encryption.org/v1\n" + String(repeating: "-> t\n\n", count: Header.stanzasMax + 1)
-    #expect(errorCode { try Header(parsing: Array("\(text)--- \(String(repeating: "A", count: 43))\n".utf8)) } == .headerMalformed)
+    #expect(
+      errorCode { try Header(parsing: Array("\(text)--- \(String(repeating: "A", count: 43))\n".utf8)) }
+        == .headerMalformed)
     func header(bodyBytes: Int) -> [UInt8] {
       Header(stanzas: [Stanza(type: "t", body: [UInt8](repeating: 0, count: bodyBytes))], fileKey: fileKey).bytes
     }

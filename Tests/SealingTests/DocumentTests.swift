@@ -117,14 +117,20 @@ import Testing
     for text in ["1970-01-01T00:00:00Z", "2024-02-29T23:59:59Z", "2026-11-21T10:00:00Z", "9999-12-31T23:59:59Z"] {
       #expect(Timestamp.parse(text).map(Timestamp.format) == text)
     }
-    for text in ["2026-02-29T00:00:00Z", "2026-11-21T24:00:00Z", "2026-11-21T10:00:60Z", "2026-11-21 10:00:00Z", "2026-11-21T10:00:00", "1969-12-31T23:59:59Z"] {
+    for text in [
+      "2026-02-29T00:00:00Z", "2026-11-21T24:00:00Z", "2026-11-21T10:00:60Z", "2026-11-21 10:00:00Z",
+      "2026-11-21T10:00:00", "1969-12-31T23:59:59Z",
+    ] {
       #expect(Timestamp.parse(text) == nil, "\(text)")
     }
   }
 
   @Test func agencyIDsAreDomainsAndTransferIDsHaveOneSpelling() {
     for good in ["a.b", "tax.example.gov", "x-1.y"] { #expect(AgencyID(good) != nil) }
-    for bad in ["", "a", "a.", ".a", "A.b", "a..b", "-a.b", "a-.b", "a/b.c", "a.b\n", "..", String(repeating: "a", count: 64) + ".b"] {
+    for bad in [
+      "", "a", "a.", ".a", "A.b", "a..b", "-a.b", "a-.b", "a/b.c", "a.b\n", "..",
+      String(repeating: "a", count: 64) + ".b",
+    ] {
       #expect(AgencyID(bad) == nil, "\(bad)")
     }
     let id = TransferID()
@@ -156,7 +162,8 @@ import Testing
     let lied = text.replacing("\"use\":\"sign\"", with: "\"use\":\"seal\"")
     #expect(errorCode { try WrappedKey.open(Array(lied.utf8), use: "seal", passphrase: passphrase) } == .keyPassphrase)
     let greedy = text.replacing("\"memoryBytes\":8192", with: "\"memoryBytes\":1073741825")
-    #expect(errorCode { try WrappedKey.open(Array(greedy.utf8), use: "sign", passphrase: passphrase) } == .documentInvalid)
+    #expect(
+      errorCode { try WrappedKey.open(Array(greedy.utf8), use: "sign", passphrase: passphrase) } == .documentInvalid)
   }
 }
 
@@ -204,11 +211,15 @@ import Testing
     let signedByBoth = SignedCard(
       signing: Sample.card(serial: 2, previous: held.digest, signing: [first], recipients: [hybrid]),
       with: [first, postQuantum])
-    #expect(try held.succession(of: signedByBoth, at: Sample.instant) == .needsApproval(reason: "post-quantum protection is dropped"))
+    #expect(
+      try held.succession(of: signedByBoth, at: Sample.instant)
+        == .needsApproval(reason: "post-quantum protection is dropped"))
     let classicalSeal = try signed(
       Sample.card(serial: 2, previous: held.digest, signing: [first, postQuantum], recipients: [classical]),
       [first, postQuantum])
-    #expect(try held.succession(of: classicalSeal, at: Sample.instant) == .needsApproval(reason: "post-quantum protection is dropped"))
+    #expect(
+      try held.succession(of: classicalSeal, at: Sample.instant)
+        == .needsApproval(reason: "post-quantum protection is dropped"))
   }
 
   @Test func revokingTheHeldSigningKeyNeedsApproval() throws {
@@ -222,7 +233,9 @@ import Testing
       signingKeys: card.signingKeys + [revoked], recipients: card.recipients, tlsPins: card.tlsPins,
       endpoint: card.endpoint)
     let next = try signed(card, [second])
-    #expect(try held.succession(of: next, at: Sample.instant) == .needsApproval(reason: "a signing key of the held card is revoked"))
+    #expect(
+      try held.succession(of: next, at: Sample.instant)
+        == .needsApproval(reason: "a signing key of the held card is revoked"))
   }
 
   @Test func expiredAndRevokedKeysDoNotCount() throws {
@@ -235,6 +248,9 @@ import Testing
     #expect(card.sealingRecipients(at: late).isEmpty)
   }
 
-  @Test(arguments: ["http://a.b:1", "https://a.b", "https://a.b:1/", "https://a.b:1/x", "https://u@a.b:1", "https://a.b:0", "https://a.b:70000", "file:///etc"])
+  @Test(arguments: [
+    "http://a.b:1", "https://a.b", "https://a.b:1/", "https://a.b:1/x", "https://u@a.b:1", "https://a.b:0",
+    "https://a.b:70000", "file:///etc",
+  ])
   func anEndpointIsOnlyHostAndPort(text: String) { #expect(!Card.isEndpoint(text)) }
 }

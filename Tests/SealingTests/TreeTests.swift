@@ -53,7 +53,9 @@ import Testing
         }
         for lane in 0..<count {
           let leaf = [0] + data[(lane * length)..<((lane + 1) * length)]
-          #expect(digests[lane].bytes == Array(SHA256.hash(data: leaf)), "kernel \(kernel), \(length) bytes, lane \(lane) of \(count)")
+          #expect(
+            digests[lane].bytes == Array(SHA256.hash(data: leaf)),
+            "kernel \(kernel), \(length) bytes, lane \(lane) of \(count)")
         }
       }
     }

@@ -74,7 +74,8 @@ struct OpenPackage: Sendable {
       FileSource(body, bytes: manifest.bodyBytes, layout: .sealed), to: FileSink(payload), payloadKey: payloadKey,
       wholePrefix: manifest.wholeFileSHA256 == nil ? nil : keyBytes)
     guard result.plainBytes == manifest.payloadBytes else {
-      throw SealingError(.bodyLength, "the payload has \(result.plainBytes) bytes, the manifest says \(manifest.payloadBytes)")
+      throw SealingError(
+        .bodyLength, "the payload has \(result.plainBytes) bytes, the manifest says \(manifest.payloadBytes)")
     }
     guard result.treeRoot == manifest.bodyTreeRoot else {
       throw SealingError(.bodyRoot, "the body in the spool is not the one that was received")
@@ -82,7 +83,9 @@ struct OpenPackage: Sendable {
     guard result.wholeSHA256 == manifest.wholeFileSHA256 else {
       throw SealingError(.bodyRoot, "key and body do not have the signed SHA-256")
     }
-    guard fchmod(payload.descriptor, mode_t(context.configuration.inboxFileMode)) == 0 else { throw DiskError("fchmod", path) }
+    guard fchmod(payload.descriptor, mode_t(context.configuration.inboxFileMode)) == 0 else {
+      throw DiskError("fchmod", path)
+    }
     try payload.syncData()
     try context.stagingSync.sync()
   }
@@ -123,7 +126,9 @@ struct OpenPackage: Sendable {
   /// A free name beside one that is taken: `NAME~1234abcd.csv`.
   private static func besides(_ transfer: Transfer) -> String {
     let mark = "~\(transfer.id.text.prefix(8))"
-    guard let dot = transfer.name.lastIndex(of: "."), dot != transfer.name.startIndex else { return transfer.name + mark }
+    guard let dot = transfer.name.lastIndex(of: "."), dot != transfer.name.startIndex else {
+      return transfer.name + mark
+    }
     return transfer.name[..<dot] + mark + transfer.name[dot...]
   }
 

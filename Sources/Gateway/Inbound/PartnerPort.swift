@@ -42,7 +42,8 @@ struct PartnerPort: Sendable {
     case .bodyOffset(let id): return try await receive.bodyOffset(id, request)
     case .appendBody(let id): return try await receive.appendBody(id, request)
     case .putKey(let id): return try await receive.putKey(id, request)
-    case .receipts(let id, let after, let wait): return try await receive.receipts(id, after: after, waitSeconds: wait, request)
+    case .receipts(let id, let after, let wait):
+      return try await receive.receipts(id, after: after, waitSeconds: wait, request)
     case .takeBack(let id): return try await receive.takeBack(id, request)
     }
   }
@@ -59,7 +60,9 @@ struct PartnerPort: Sendable {
       if !fresh.isEmpty || left <= 0 || Task.isCancelled {
         var members = ReceiptList.document(fresh.map(\.envelope))
         members["cursor"] = .integer(fresh.last?.sequence ?? after)
-        if let head = try await context.ledger.read({ try $0.partner(partner)?.head }) { members["yourHead"] = head.document }
+        if let head = try await context.ledger.read({ try $0.partner(partner)?.head }) {
+          members["yourHead"] = head.document
+        }
         return .json(200, .object(members))
       }
       await context.news.receipts.wait(after: seen, for: .seconds(left))

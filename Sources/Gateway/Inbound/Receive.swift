@@ -59,7 +59,8 @@ struct Receive: Sendable {
 
   /// One answer for every cause that is about who signed what.
   private func verified(_ bytes: [UInt8], _ id: TransferID, from partner: AgencyID) throws -> (Manifest, Envelope) {
-    let untrusted = Problem(.refused, code: "document.signature", "the manifest is not signed as the sender's card demands")
+    let untrusted = Problem(
+      .refused, code: "document.signature", "the manifest is not signed as the sender's card demands")
     do {
       let envelope = try Envelope(parsing: bytes, as: .manifest)
       guard let card = context.partners[partner]?.card?.card else { throw untrusted }
@@ -125,7 +126,8 @@ struct Receive: Sendable {
   private func standing(_ transfer: Transfer) async throws -> HTTPReply {
     let receipts = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
     switch transfer.state {
-    case .cancelled, .expired: throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer was ended")
+    case .cancelled, .expired:
+      throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer was ended")
     case .refused where receipts.count == 1:
       return Self.refusal(transfer.code, "this package was refused", receipts.first)
     default:
@@ -139,7 +141,8 @@ struct Receive: Sendable {
 
   /// The transfer of `request`'s partner, as its sender; anybody else's does not exist.
   private func own(_ id: TransferID, _ request: PartnerRequest) async throws -> Transfer {
-    guard let transfer = try await context.ledger.read({ try $0.transfer(request.partner, id) }), transfer.direction == .in
+    guard let transfer = try await context.ledger.read({ try $0.transfer(request.partner, id) }),
+      transfer.direction == .in
     else { throw Problem(.notFound, "there is no such transfer") }
     return transfer
   }
@@ -158,7 +161,9 @@ struct Receive: Sendable {
     }
     var digest: Digest?
     if let header = request.header("content-digest") {
-      guard let parsed = ContentDigest.parse(header) else { throw Problem(.malformed, "Content-Digest: expected one sha-256") }
+      guard let parsed = ContentDigest.parse(header) else {
+        throw Problem(.malformed, "Content-Digest: expected one sha-256")
+      }
       digest = parsed
     }
     let first = try await own(id, request)
@@ -191,7 +196,8 @@ struct Receive: Sendable {
     keep = body
     guard offset == body.durableBytes else {
       return HTTPReply.problem(
-        Problem(.offset, "this body goes on at \(body.durableBytes)"), headers: ["upload-offset": String(body.durableBytes)])
+        Problem(.offset, "this body goes on at \(body.durableBytes)"),
+        headers: ["upload-offset": String(body.durableBytes)])
     }
     body.begin(expecting: digest)
     do {
@@ -257,7 +263,9 @@ struct Receive: Sendable {
     }
     let head = try senderHead(request)
     guard transfer.state == .received, transfer.key == nil else {
-      guard transfer.state != .receiving else { throw Problem(.conflict, code: "key.early", "the body is not complete") }
+      guard transfer.state != .receiving else {
+        throw Problem(.conflict, code: "key.early", "the body is not complete")
+      }
       return try await standing(transfer)
     }
     try await context.ledger.write { tx in
@@ -291,7 +299,9 @@ struct Receive: Sendable {
 
   // MARK: receipts, take-back
 
-  func receipts(_ id: TransferID, after kind: String, waitSeconds: Int, _ request: PartnerRequest) async throws -> HTTPReply {
+  func receipts(_ id: TransferID, after kind: String, waitSeconds: Int, _ request: PartnerRequest) async throws
+    -> HTTPReply
+  {
     let deadline = context.now() + Double(waitSeconds)
     while true {
       let seen = context.news.receipts.generation
@@ -316,10 +326,13 @@ struct Receive: Sendable {
     let takeBack: TakeBack
     let envelope: Envelope
     do {
-      guard let card = context.partners[request.partner]?.card?.card else { throw SealingError(.documentSignature, "no card") }
+      guard let card = context.partners[request.partner]?.card?.card else {
+        throw SealingError(.documentSignature, "no card")
+      }
       envelope = try Envelope(parsing: bytes, as: .takeBack)
       takeBack = try TakeBack(try envelope.verify(card.signers(at: context.now())))
-      guard takeBack.id == id, takeBack.sender == request.partner, takeBack.manifest.hex == transfer.manifestDigest else {
+      guard takeBack.id == id, takeBack.sender == request.partner, takeBack.manifest.hex == transfer.manifestDigest
+      else {
         throw SealingError(.documentSignature, "about another transfer")
       }
     } catch {

@@ -53,7 +53,9 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   private func digestAgain(upTo bytes: Int64) throws {
     let size = Int64(BodyGeometry.sealedSegmentBytes)
     while writtenBytes + size <= bytes {
-      guard try file.file.read(into: filling.storage.bytes, at: writtenBytes) == Int(size) else { return try startOver() }
+      guard try file.file.read(into: filling.storage.bytes, at: writtenBytes) == Int(size) else {
+        return try startOver()
+      }
       roots.append(SegmentDigest.root(filling.storage, sealedBytes: Int(size)))
       writtenBytes += size
     }
@@ -225,7 +227,8 @@ final class Sessions: Sendable {
   /// Takes the session for a new request: stops the request that has it and waits until that let go.
   ///
   /// - Parameter stop: called when a newer request wants the session.
-  func take(_ transfer: Transfer, stop: @escaping @Sendable () -> Void) async -> (ticket: UInt64, body: ReceivingBody?) {
+  func take(_ transfer: Transfer, stop: @escaping @Sendable () -> Void) async -> (ticket: UInt64, body: ReceivingBody?)
+  {
     let ticket = tickets.withLockedValue { value in
       value += 1
       return value

@@ -19,19 +19,22 @@ struct Confirm: Sendable {
 
   func run(_ partner: AgencyID) async throws {
     var isHeadChecked = false
+    // The cursor of the last request; asking with a newer one is what acknowledges.
+    var asked: Int64 = -1
     while !Task.isCancelled {
       let seen = context.news.released.generation
-      let owes = try await context.ledger.read { reader in
-        try Self.owing.contains { try reader.has(.out, $0, peer: partner) }
+      let (owes, cursor) = try await context.ledger.read { reader in
+        (try Self.owing.contains { try reader.has(.out, $0, peer: partner) }, try reader.partner(partner)?.cursor ?? 0)
       }
       let pause = links.pausedUntil(partner).map { max(0, $0.timeIntervalSince(context.now())) } ?? 0
-      guard owes, pause == 0 else {
+      guard owes || (asked >= 0 && cursor > asked), pause == 0 else {
         await context.news.released.wait(after: seen, for: .seconds(owes ? min(2, max(0.05, pause)) : 2))
         continue
       }
       do {
-        try await poll(partner, checkHead: !isHeadChecked)
+        try await poll(partner, after: cursor, waitSeconds: owes ? Self.waitSeconds : 0, checkHead: !isHeadChecked)
         isHeadChecked = true
+        asked = cursor
       } catch {
         switch Disposition(error) {
         case .stop: throw FatalFailure(cause: error)
@@ -44,10 +47,9 @@ struct Confirm: Sendable {
     }
   }
 
-  private func poll(_ partner: AgencyID, checkHead: Bool) async throws {
-    let cursor = try await context.ledger.read { try $0.partner(partner)?.cursor ?? 0 }
+  private func poll(_ partner: AgencyID, after cursor: Int64, waitSeconds: Int, checkHead: Bool) async throws {
     let reply = try await links.send(
-      partner, "GET", "/v1/transfers?after=\(cursor)&limit=\(ReceiptList.receiptsMax)&wait=\(Self.waitSeconds)"
+      partner, "GET", "/v1/transfers?after=\(cursor)&limit=\(ReceiptList.receiptsMax)&wait=\(waitSeconds)"
     ) {
       $0.replyBytesMax = ReceiptList.bytesMax
       $0.stallSeconds = Self.waitSeconds + 15

@@ -21,7 +21,9 @@ package enum FolderEntry: Equatable, Sendable {
 /// One `outbox/<agreement>/`.
 package struct Folder: Sendable {
   /// Names that programs use while they write.
-  package static let temporarySuffixes = ["~", ".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".swp"]
+  package static let temporarySuffixes = [
+    "~", ".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".swp",
+  ]
   /// Marks the directory as ours: when it is missing, the mount is, and an empty directory is not an idle folder.
   package static let sentinel = ".sallyport-folder"
 
@@ -38,7 +40,9 @@ package struct Folder: Sendable {
   /// Makes the directory with its claim directory and sentinel, unless `wasMade` says that it existed before.
   func make(wasMade: Bool) throws {
     if wasMade {
-      guard Directory.exists("\(path)/\(Self.sentinel)") else { throw DiskError("look for the mount of", path, errno: ENODEV) }
+      guard Directory.exists("\(path)/\(Self.sentinel)") else {
+        throw DiskError("look for the mount of", path, errno: ENODEV)
+      }
       return
     }
     try Directory.make("\(path)/.claimed")

@@ -24,7 +24,8 @@ final class FolderWatch: @unchecked Sendable {
 
   /// Adds a directory; false when it cannot be watched (and is only scanned).
   func add(_ path: String) -> Bool {
-    inotify_add_watch(descriptor, path, UInt32(IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVE_SELF | IN_DELETE_SELF | IN_ONLYDIR)) >= 0
+    inotify_add_watch(
+      descriptor, path, UInt32(IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVE_SELF | IN_DELETE_SELF | IN_ONLYDIR)) >= 0
   }
 
   func stop() { lock.withLock { isStopping = true } }

@@ -29,7 +29,9 @@ struct Intake: Service {
   func run() async throws {
     let watch = FolderWatch(context.news.folders)
     defer { watch?.stop() }
-    if watch == nil { context.logger.warning("no inotify: folders are scanned every \(context.configuration.scanSeconds) s") }
+    if watch == nil {
+      context.logger.warning("no inotify: folders are scanned every \(context.configuration.scanSeconds) s")
+    }
     try await cancelWhenGracefulShutdown {
       var memories: [String: StabilityMemory] = [:]
       var watched: Set<String> = []
@@ -40,7 +42,8 @@ struct Intake: Service {
           do {
             try await prepare(folder)
             if watched.insert(folder.path).inserted, let watch, !watch.add(folder.path) {
-              context.logger.warning("\(folder.path) cannot be watched; it is scanned every \(context.configuration.scanSeconds) s")
+              context.logger.warning(
+                "\(folder.path) cannot be watched; it is scanned every \(context.configuration.scanSeconds) s")
             }
             var memory = memories[folder.agreement] ?? StabilityMemory()
             isFull = try await scan(folder, &memory) >= Self.claimsMax || isFull
@@ -177,7 +180,8 @@ struct Intake: Service {
         try await context.pool.run {
           try outcomes.giveBack(
             "\(folder.path)/.claimed/\(name)", name: known.name, agreement: folder.agreement, id: known.id,
-            code: known.code, detail: known.note, next: ReasonCode(rawValue: known.code)?.nextStep ?? "Drop the file again.")
+            code: known.code, detail: known.note,
+            next: ReasonCode(rawValue: known.code)?.nextStep ?? "Drop the file again.")
         }
       } else {
         // The unlink after the commit of `sealed` was lost.
@@ -191,11 +195,15 @@ struct Intake: Service {
     let id = TransferID()
     try await context.pool.run {
       try outcomes.giveBack(
-        "\(folder.path)/\(name)", name: name, agreement: folder.agreement, id: id, code: "input.special-file", detail: why,
+        "\(folder.path)/\(name)", name: name, agreement: folder.agreement, id: id, code: "input.special-file",
+        detail: why,
         next: "Drop a plain file with one name, under a name of its own.")
     }
     try await context.ledger.write { tx in
-      _ = try tx.append(AuditEvent("not-taken", sender: context.agency, id: id, ["code": "input.special-file", "agreement": .string(folder.agreement)]))
+      _ = try tx.append(
+        AuditEvent(
+          "not-taken", sender: context.agency, id: id,
+          ["code": "input.special-file", "agreement": .string(folder.agreement)]))
     }
     context.logger.notice("returned a file of \(folder.agreement): \(why)")
   }

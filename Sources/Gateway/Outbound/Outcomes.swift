@@ -30,14 +30,20 @@ struct Outcomes: Sendable {
     let (outcome, next): (String, String) =
       switch transfer.state {
       case .confirmed: ("delivered", "Nothing: the recipient signed for it.")
-      case .refused: ("refused", ReasonCode(rawValue: transfer.code)?.nextStep ?? "Ask your gateway's administrator: sallyport trace \(transfer.id)")
+      case .refused:
+        (
+          "refused",
+          ReasonCode(rawValue: transfer.code)?.nextStep
+            ?? "Ask your gateway's administrator: sallyport trace \(transfer.id)"
+        )
       case .expired: ("expired", "It was not handed over in time. Drop the file again when the partner can take it.")
       case .cancelled: ("cancelled", "It was cancelled here before it was handed over.")
       case .corrupt: ("failed", "Ask your gateway's administrator: sallyport trace \(transfer.id)")
       default: ("accepted", "Nothing: it goes by itself.")
       }
     return [
-      "version": 1, "id": .string(transfer.id.text), "name": .string(transfer.name), "agreement": .string(transfer.agreement),
+      "version": 1, "id": .string(transfer.id.text), "name": .string(transfer.name),
+      "agreement": .string(transfer.agreement),
       "recipient": .string(transfer.peer.text), "outcome": .string(outcome), "state": .string(transfer.state.rawValue),
       "code": .string(transfer.code), "detail": .string(transfer.note), "next": .string(next),
       "at": .string(Timestamp.format(transfer.updatedAt)),
@@ -62,7 +68,9 @@ struct Outcomes: Sendable {
   }
 
   /// Moves an original that will not go to `returned/`, with its reason. `source` may be anything; it is never followed.
-  func giveBack(_ source: String, name: String, agreement: String, id: TransferID, code: String, detail: String, next: String) throws {
+  func giveBack(
+    _ source: String, name: String, agreement: String, id: TransferID, code: String, detail: String, next: String
+  ) throws {
     let directory = context.home.returned(agreement)
     try Directory.make(directory, mode: 0o750)
     // A name that may not travel is not used for our files either.
@@ -85,9 +93,10 @@ struct Outcomes: Sendable {
       "code": .string(code), "detail": .string(detail), "next": .string(next), "kept": .string(kept),
       "at": .string(Timestamp.format(context.now())),
     ]
-    try DurableFile.write(reason.canonical + [10], to: "\(kept).reason.json", mode: 0o640)
     let text = "\(name) was not sent.\n\nWhy:        \(detail) [\(code)]\nNext step:  \(next)\nReference:  \(id)\n"
     try DurableFile.write(Array(text.utf8), to: "\(kept).reason.txt", mode: 0o640)
+    // Last: whoever sees it finds everything else.
+    try DurableFile.write(reason.canonical + [10], to: "\(kept).reason.json", mode: 0o640)
   }
 
   /// The outbox is on another file system: copy, sync, and only then remove.

@@ -29,7 +29,9 @@ final class PartnerLinks: Sendable {
   /// One request to `partner`. `path` begins with `/v1/`.
   ///
   /// - Throws: `RelayError`, having noted that the partner is down; `Problem` unavailable when it has no endpoint here.
-  func send(_ partner: AgencyID, _ method: String, _ path: String, _ fill: (inout RelayRequest) -> Void = { _ in }) async throws -> HTTPReply {
+  func send(_ partner: AgencyID, _ method: String, _ path: String, _ fill: (inout RelayRequest) -> Void = { _ in })
+    async throws -> HTTPReply
+  {
     guard let known = context.partners[partner], known.state == .active, let card = known.card?.card else {
       throw Problem(.unavailable, code: "partner.inactive", "\(partner) is not an active partner")
     }
@@ -41,7 +43,11 @@ final class PartnerLinks: Sendable {
     do {
       let reply = try await client.send(request)
       let wait = reply.headers["retry-after"].flatMap(Int.init)
-      if [429, 503, 507].contains(reply.status) { pause(partner, seconds: wait.map { min(Double($0), 3600) }) } else { recover(partner) }
+      if [429, 503, 507].contains(reply.status) {
+        pause(partner, seconds: wait.map { min(Double($0), 3600) })
+      } else {
+        recover(partner)
+      }
       return reply
     } catch let error as RelayError {
       pause(partner, seconds: nil)

@@ -40,7 +40,10 @@ struct ReceiptBook: Sendable {
     let receipt = try Receipt(try envelope.verify(card.signers(at: context.now())))
     guard receipt.id == transfer.id, receipt.sender == transfer.sender, receipt.recipient == transfer.peer,
       receipt.manifest.hex == transfer.manifestDigest, receipt.previous == previous?.payloadDigest
-    else { throw SealingError(.documentInvalid, "the receipt of \(transfer.peer) is not about this transfer, or out of order") }
+    else {
+      throw SealingError(
+        .documentInvalid, "the receipt of \(transfer.peer) is not about this transfer, or out of order")
+    }
     return Verified(receipt: receipt, envelope: envelope)
   }
 
@@ -50,10 +53,18 @@ struct ReceiptBook: Sendable {
       "receipt": .string(verified.envelope.payloadDigest.hex), "head": receipt.head.document,
     ]
     let row = try await context.ledger.write { tx in
+      // The reply to a request and the long poll may bring the same receipt at once.
+      let known = try tx.reader.receipts(transfer.sender, transfer.id)
+      if known.contains(verified.envelope) { return try tx.reader.transfer(transfer.sender, transfer.id) ?? transfer }
+      guard receipt.previous == known.last?.payloadDigest else {
+        throw SealingError(.documentInvalid, "the receipt of \(transfer.peer) is out of order")
+      }
       try tx.add(receipt: receipt, envelope: verified.envelope)
       try Self.keepHead(receipt.head, of: transfer.peer, tx)
       // The row may have moved since it was read: a receipt counts whatever our own last step was.
-      guard let current = try tx.reader.transfer(transfer.sender, transfer.id) else { throw LedgerError.notFound(transfer.id.text) }
+      guard let current = try tx.reader.transfer(transfer.sender, transfer.id) else {
+        throw LedgerError.notFound(transfer.id.text)
+      }
       switch receipt.kind {
       case .received:
         guard current.state == .sending || current.state == .queued else { return current }
@@ -92,7 +103,8 @@ struct ReceiptBook: Sendable {
     guard var record = try tx.reader.partner(partner) else { return }
     if let held = record.head, held.epoch == head.epoch, held.size >= head.size {
       guard held.size > head.size || held.root == head.root else {
-        try tx.append(AuditEvent("partner-head-conflict", ["partner": .string(partner.text), "size": .integer(head.size)]))
+        try tx.append(
+          AuditEvent("partner-head-conflict", ["partner": .string(partner.text), "size": .integer(head.size)]))
         throw SealingError(.documentInvalid, "two ledgers of \(partner) claim the same size")
       }
       return

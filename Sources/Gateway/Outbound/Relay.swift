@@ -36,7 +36,8 @@ struct Relay: Sendable {
     guard reply.status == 200 || reply.status == 201 else { return try await refused(transfer, reply) }
     var (held, _) = try ReceiptList.parse(reply)
     if held.isEmpty {
-      guard let offset = reply.headers["upload-offset"].flatMap(Int64.init), (0...transfer.bodyBytes).contains(offset) else {
+      guard let offset = reply.headers["upload-offset"].flatMap(Int64.init), (0...transfer.bodyBytes).contains(offset)
+      else {
         throw Problem(.unavailable, code: "partner.protocol", "\(transfer.peer) names no offset to go on from")
       }
       held = try await sendBody(transfer, path, from: offset)
@@ -69,8 +70,12 @@ struct Relay: Sendable {
       case 200: return try ReceiptList.parse(reply).receipts
       case 409:
         guard let problem = Problem(reply), problem.kind == .offset,
-          let next = reply.headers["upload-offset"].flatMap(Int64.init), (0...transfer.bodyBytes).contains(next), next != offset
-        else { throw Problem(reply) ?? Problem(.unavailable, code: "partner.protocol", "the peer refuses the body without a reason") }
+          let next = reply.headers["upload-offset"].flatMap(Int64.init), (0...transfer.bodyBytes).contains(next),
+          next != offset
+        else {
+          throw Problem(reply)
+            ?? Problem(.unavailable, code: "partner.protocol", "the peer refuses the body without a reason")
+        }
         offset = next
       default:
         try await refused(transfer, reply)

@@ -45,12 +45,18 @@ struct ReleaseRule: Sendable {
           ? .refused(decision) : .waits(code: decision.codes.first?.rawValue ?? "hold", note: decision.sentence)
       }
       let revoked = Set(
-        (partner?.card?.card.recipients ?? []).filter { $0.state == .revoked }.map { Digest(of: Array($0.key.description.utf8)).hex })
+        (partner?.card?.card.recipients ?? []).filter { $0.state == .revoked }.map {
+          Digest(of: Array($0.key.description.utf8)).hex
+        })
       guard transfer.sealedTo.split(separator: ",").allSatisfy({ !revoked.contains(String($0)) }) else {
-        return .waits(code: "key.revoked", note: "the key that the package is sealed to was revoked; cancel it and drop the file again")
+        return .waits(
+          code: "key.revoked",
+          note: "the key that the package is sealed to was revoked; cancel it and drop the file again")
       }
       return .opened(
-        try tx.advance(transfer, to: .releasing, ["decision": decision.document, "policies": .string(policies.digest.hex)]) {
+        try tx.advance(
+          transfer, to: .releasing, ["decision": decision.document, "policies": .string(policies.digest.hex)]
+        ) {
           $0.nextAt = tx.at + GatewayContext.leaseSeconds
         })
     }

@@ -22,7 +22,8 @@ struct Seal: Sendable {
   }
 
   func seal(_ transfer: Transfer) async throws {
-    let claim = "\(context.home.claims(transfer.agreement))/\(Claim(id: transfer.id, name: transfer.name == transfer.id.text ? "" : transfer.name).fileName)"
+    let claim =
+      "\(context.home.claims(transfer.agreement))/\(Claim(id: transfer.id, name: transfer.name == transfer.id.text ? "" : transfer.name).fileName)"
     let original: Original
     do {
       original = try await context.pool.run { try Original(claim) }
@@ -30,11 +31,12 @@ struct Seal: Sendable {
       try await end(transfer, .cancelled, code: "input.vanished", note: "the claimed file was taken away")
       return
     } catch let error as Original.Unfit {
-      try await refuse(transfer, claim, code: "input.special-file", detail: error.why, next: "Drop a plain file with one name.")
+      try await refuse(
+        transfer, claim, code: "input.special-file", detail: error.why, next: "Drop a plain file with one name.")
       return
     }
     guard !original.hasWriter else {
-      try await defer_(transfer, code: "input.still-written", note: "a program still has the file open for writing")
+      try await postpone(transfer, code: "input.still-written", note: "a program still has the file open for writing")
       return
     }
     let instant = context.now()
@@ -50,19 +52,22 @@ struct Seal: Sendable {
       try await refuse(transfer, claim, code: code.rawValue, detail: decision.sentence, next: code.nextStep)
     case .hold:
       let code = decision.codes.first ?? .partnerPending
-      try await defer_(transfer, code: code.rawValue, note: decision.sentence)
+      try await postpone(transfer, code: code.rawValue, note: decision.sentence)
     case .permit:
-      guard try context.hasRoom(for: original.bytes) else { throw DiskError("reserve", context.spool.path, errno: ENOSPC) }
+      guard try context.hasRoom(for: original.bytes) else {
+        throw DiskError("reserve", context.spool.path, errno: ENOSPC)
+      }
       let sealed = try await context.pool.run { try body(of: original, transfer, agreement!, decision, at: instant) }
       guard let sealed else {
-        try await defer_(transfer, code: "input.changed", note: "the file changed while it was read")
+        try await postpone(transfer, code: "input.changed", note: "the file changed while it was read")
         return
       }
       let row = try await context.ledger.write { tx in
         let row = try tx.advance(
           transfer, to: .sealed,
           [
-            "manifest": .string(sealed.envelope.payloadDigest.hex), "payloadBytes": .integer(sealed.manifest.payloadBytes),
+            "manifest": .string(sealed.envelope.payloadDigest.hex),
+            "payloadBytes": .integer(sealed.manifest.payloadBytes),
             "decision": decision.document, "agreementSha256": .string(agreement!.digest.hex),
           ]
         ) { next in
@@ -142,7 +147,9 @@ struct Seal: Sendable {
       }
     }
     try await context.pool.run {
-      try outcomes.giveBack(claim, name: transfer.name, agreement: transfer.agreement, id: transfer.id, code: code, detail: detail, next: next)
+      try outcomes.giveBack(
+        claim, name: transfer.name, agreement: transfer.agreement, id: transfer.id, code: code, detail: detail,
+        next: next)
       try outcomes.write(row)
     }
     context.logger.notice("transfer \(transfer.id) is refused: \(code)")
@@ -159,7 +166,7 @@ struct Seal: Sendable {
     try await context.pool.run { try outcomes.write(row) }
   }
 
-  private func defer_(_ transfer: Transfer, code: String, note: String) async throws {
+  private func postpone(_ transfer: Transfer, code: String, note: String) async throws {
     let attempts = transfer.attempts + 1
     let next = context.now() + Backoff.seconds(attempts, max: min(60, context.configuration.retrySecondsMax))
     _ = try await context.ledger.write { tx in

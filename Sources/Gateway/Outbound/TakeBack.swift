@@ -20,16 +20,19 @@ struct TakeBackStage: Sendable {
       let instant = context.now()
       let overdue = try await context.ledger.read { try $0.overdue(at: instant, limit: 200) }
       for transfer in overdue { try await expire(transfer, at: instant) }
-      await context.news.takeBacks.wait(after: context.news.takeBacks.generation, for: .seconds(overdue.isEmpty ? 5 : 1))
+      await context.news.takeBacks.wait(
+        after: context.news.takeBacks.generation, for: .seconds(overdue.isEmpty ? 5 : 1))
     }
   }
 
   private func expire(_ transfer: Transfer, at instant: Date) async throws {
     // Once released there is nothing to expire; a recipient that has the key goes on too.
-    guard transfer.state.mayBecome(.expired, transfer.direction), transfer.direction == .out || transfer.key == nil else { return }
+    guard transfer.state.mayBecome(.expired, transfer.direction), transfer.direction == .out || transfer.key == nil
+    else { return }
     do {
       switch transfer.direction {
-      case .out: _ = try await Ending(context: context).end(transfer, .expired, code: "expired", note: "not handed over in time")
+      case .out:
+        _ = try await Ending(context: context).end(transfer, .expired, code: "expired", note: "not handed over in time")
       case .in:
         _ = try await context.ledger.write { tx in
           try tx.advance(transfer, to: .expired) {
@@ -56,7 +59,9 @@ struct TakeBackStage: Sendable {
       document = fresh
     }
     guard let document else { return }
-    let reply = try await links.send(transfer.peer, "DELETE", "/v1/transfers/\(transfer.id)") { $0.body = .bytes(document.bytes) }
+    let reply = try await links.send(transfer.peer, "DELETE", "/v1/transfers/\(transfer.id)") {
+      $0.body = .bytes(document.bytes)
+    }
     guard [200, 404, 410].contains(reply.status) else {
       throw Problem(.unavailable, code: "partner.status", "the take-back is answered \(reply.status)")
     }

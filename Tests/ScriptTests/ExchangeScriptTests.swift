@@ -1,0 +1,305 @@
+// Two gateways, as users run them: files, folders, commands, exit codes.
+
+import Foundation
+import TestSupport
+import Testing
+
+@Suite struct ExchangeScriptTests {
+  @Test(arguments: [false, true])
+  func aFileDroppedInTheOutboxArrivesOnceWithReceipts(postQuantum: Bool) throws {
+    var options = TestAgencies.Options()
+    options.postQuantum = postQuantum
+    options.wholeFile = postQuantum
+    let agencies = try TestAgencies(options)
+    try agencies.start()
+    let payload = Data((0..<3_000_000).map { UInt8(truncatingIfNeeded: $0 &* 31) })
+    try agencies.sender.drop("big.bin", payload)
+    try agencies.sender.drop("small.txt", Data("hello".utf8))
+    #expect(eventually { agencies.sender.outcome("big.bin") == "delivered" && agencies.sender.outcome("small.txt") == "delivered" })
+    #expect(agencies.recipient.inbox(from: agencies.sender, "big.bin") == payload)
+    #expect(agencies.recipient.inbox(from: agencies.sender, "small.txt") == Data("hello".utf8))
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == ["big.bin", "small.txt"])
+    let id = try #require(agencies.sender.outcome("big.bin", "id"))
+    let trace = try agencies.sender.sallyport("trace", id)
+    #expect(trace.text.contains("received") && trace.text.contains("delivered") && trace.text.contains("confirmed"))
+    #expect(eventually { (try? agencies.recipient.sallyport("trace", id).text.contains("acknowledged")) == true })
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+    for agency in [agencies.sender, agencies.recipient] { #expect(try agency.sallyport("ledger", "verify").status == 0) }
+  }
+
+  @Test func sendWaitsForTheReceipt() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    let file = try agencies.scratch.file("report.csv", Data("a,b\n".utf8))
+    let sent = try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement, "--wait", "--json")
+    #expect(sent.status == 0, "\(sent.errors)")
+    #expect(sent.text.contains("\"state\":\"confirmed\""))
+    #expect(agencies.recipient.inbox(from: agencies.sender, "report.csv") == Data("a,b\n".utf8))
+    #expect(try agencies.sender.sallyport("send", file, "--agreement", "no-such", "--wait").status == 77)
+  }
+
+  @Test func theSameNameTwiceArrivesTwice() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    for text in ["first", "second"] {
+      let file = try agencies.scratch.file("same.txt", Data(text.utf8))
+      #expect(try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement, "--wait").status == 0)
+    }
+    let names = agencies.recipient.inboxNames(from: agencies.sender)
+    #expect(names.count == 2 && names.allSatisfy { $0.hasPrefix("same") && $0.hasSuffix(".txt") })
+    let texts = names.compactMap { agencies.recipient.inbox(from: agencies.sender, $0) }.map { String(decoding: $0, as: UTF8.self) }
+    #expect(Set(texts) == ["first", "second"])
+  }
+
+  @Test func whatIsNotAPayloadIsReturnedWithAReason() throws {
+    var options = TestAgencies.Options()
+    options.namePattern = "*.csv"
+    options.bytesMax = 100
+    let agencies = try TestAgencies(options)
+    try agencies.start()
+    let outbox = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)"
+    let returned = "\(agencies.sender.home)/returned/\(TestAgencies.agreement)"
+    try FileManager.default.createSymbolicLink(atPath: "\(outbox)/link.csv", withDestinationPath: "/etc/passwd")
+    #expect(mkfifo("\(outbox)/fifo.csv", 0o600) == 0)
+    let hard = try agencies.scratch.file("hard", Data("x".utf8))
+    try FileManager.default.linkItem(atPath: hard, toPath: "\(outbox)/hard.csv")
+    try agencies.sender.drop("empty.csv", Data())
+    try agencies.sender.drop("name.txt", Data("x".utf8))
+    try agencies.sender.drop("large.csv", Data(count: 101))
+    for (name, code) in [
+      ("link.csv", "input.special-file"), ("fifo.csv", "input.special-file"), ("hard.csv", "input.special-file"),
+      ("empty.csv", "input.empty"), ("name.txt", "input.name"), ("large.csv", "limit.bytes"),
+    ] {
+      #expect(
+        eventually { FileManager.default.contents(atPath: "\(returned)/\(name).reason.json").map { String(decoding: $0, as: UTF8.self).contains(code) } == true },
+        "\(name)")
+      #expect(FileManager.default.fileExists(atPath: "\(returned)/\(name).reason.txt"))
+    }
+    // The link was moved, never followed; the original behind the hard link is untouched.
+    #expect(try FileManager.default.destinationOfSymbolicLink(atPath: "\(returned)/link.csv") == "/etc/passwd")
+    #expect(FileManager.default.contents(atPath: hard) == Data("x".utf8))
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  @Test func hiddenAndTemporaryNamesStayAndWhyTells() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    let outbox = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)"
+    for name in [".hidden", "x.tmp", "x.part", "x.filepart", "x~"] {
+      try Data("x".utf8).write(to: URL(fileURLWithPath: "\(outbox)/\(name)"))
+    }
+    try agencies.sender.drop("ready.txt", Data("x".utf8))
+    #expect(eventually { agencies.sender.outcome("ready.txt") == "delivered" })
+    for name in [".hidden", "x.tmp", "x.part", "x.filepart", "x~"] {
+      #expect(FileManager.default.fileExists(atPath: "\(outbox)/\(name)"))
+      let why = try agencies.sender.sallyport("why", "\(outbox)/\(name)")
+      #expect(why.status == 75, "\(name): \(why.text)\(why.errors)")
+    }
+  }
+
+  @Test func triggerAndStableFoldersWaitUntilAFileIsComplete() throws {
+    var options = TestAgencies.Options()
+    options.configuration = "folders: { \(TestAgencies.agreement): { readiness: trigger, triggerSuffix: \".ok\" } }"
+    let agencies = try TestAgencies(options)
+    try agencies.start()
+    let outbox = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)"
+    try agencies.sender.drop("a.bin", Data("a".utf8))
+    try agencies.sender.drop("b.bin", Data("b".utf8))
+    try agencies.sender.drop("b.bin.ok", Data())
+    #expect(eventually { agencies.sender.outcome("b.bin") == "delivered" })
+    #expect(FileManager.default.fileExists(atPath: "\(outbox)/a.bin"))
+    #expect(try agencies.sender.sallyport("why", "\(outbox)/a.bin").text.contains("trigger"))
+    #expect(!FileManager.default.fileExists(atPath: "\(outbox)/b.bin.ok"))
+
+    var stable = TestAgencies.Options()
+    stable.configuration = "folders: { \(TestAgencies.agreement): { readiness: stable, stableSeconds: 2 } }"
+    let others = try TestAgencies(stable)
+    try others.start()
+    let folder = "\(others.sender.home)/outbox/\(TestAgencies.agreement)"
+    #expect(FileManager.default.createFile(atPath: "\(folder)/slow.bin", contents: nil))
+    let handle = try #require(FileHandle(forWritingAtPath: "\(folder)/slow.bin"))
+    for index in 0..<8 {
+      try handle.write(contentsOf: Data("part \(index)\n".utf8))
+      usleep(500_000)
+    }
+    try handle.close()
+    #expect(eventually { others.sender.outcome("slow.bin") == "delivered" })
+    #expect(others.recipient.inbox(from: others.sender, "slow.bin")?.count == 8 * 7)
+  }
+
+  @Test func aVanishedMountIsAFaultAndNotAnEmptyFolder() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    let outbox = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)"
+    try FileManager.default.moveItem(atPath: outbox, toPath: "\(outbox).away")
+    try FileManager.default.createDirectory(atPath: outbox, withIntermediateDirectories: false)
+    #expect(eventually { agencies.sender.log.contains("is down") })
+    #expect(try agencies.sender.sallyport("doctor").text.contains("mounted"))
+    try FileManager.default.removeItem(atPath: outbox)
+    try FileManager.default.moveItem(atPath: "\(outbox).away", toPath: outbox)
+    try agencies.sender.drop("back.txt", Data("x".utf8))
+    #expect(eventually { agencies.sender.outcome("back.txt") == "delivered" })
+  }
+
+  @Test func holdResumeAndCancelBeforeTheKeyGoes() throws {
+    let agencies = try TestAgencies()
+    try agencies.sender.start()  // the recipient is down
+    #expect(eventually { FileManager.default.fileExists(atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder") })
+    try agencies.sender.drop("held.txt", Data("held".utf8))
+    try agencies.sender.drop("gone.txt", Data("gone".utf8))
+    #expect(eventually { agencies.sender.outcome("held.txt") == "accepted" && agencies.sender.outcome("gone.txt") == "accepted" })
+    let held = try #require(agencies.sender.outcome("held.txt", "id"))
+    let gone = try #require(agencies.sender.outcome("gone.txt", "id"))
+    #expect(try eventually { try agencies.sender.sallyport("hold", held).status == 0 })
+    #expect(try eventually { try agencies.sender.sallyport("cancel", gone).status == 0 })
+    #expect(agencies.sender.outcome("gone.txt") == "cancelled")
+    try agencies.recipient.start()
+    try agencies.sender.drop("later.txt", Data("later".utf8))
+    #expect(eventually { agencies.sender.outcome("later.txt") == "delivered" })
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == ["later.txt"])
+    #expect(try agencies.sender.sallyport("resume", held).status == 0)
+    #expect(eventually { agencies.sender.outcome("held.txt") == "delivered" })
+    #expect(try agencies.sender.sallyport("cancel", held).status == 1)
+    #expect(try agencies.sender.sallyport("hold", held, gone).status == 1)
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  @Test func whatIsNotHandedOverInTimeExpiresWithAReport() throws {
+    var options = TestAgencies.Options()
+    options.timeToLive = "PT3S"
+    let agencies = try TestAgencies(options)
+    try agencies.sender.start()
+    #expect(eventually { FileManager.default.fileExists(atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder") })
+    try agencies.sender.drop("late.txt", Data("late".utf8))
+    #expect(eventually { agencies.sender.outcome("late.txt") == "expired" })
+    try agencies.recipient.start()
+    let id = try #require(agencies.sender.outcome("late.txt", "id"))
+    #expect(try eventually { try agencies.sender.sallyport("trace", id).text.contains("taken-back") })
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
+  }
+
+  @Test func aStrangerAndASuspendedPartnerGetNothing() throws {
+    var options = TestAgencies.Options()
+    options.introduces = false
+    let agencies = try TestAgencies(options)
+    try agencies.start()
+    try agencies.sender.drop("early.txt", Data("early".utf8))
+    let file = try agencies.scratch.file("x", Data())
+    _ = file
+    // Unknown partner: refused by policy before anything is sealed.
+    #expect(eventually { agencies.sender.outcome("early.txt") == "refused" })
+    #expect(agencies.sender.outcome("early.txt", "code") == "partner.unknown")
+    // Pending: held until the fingerprint is approved.
+    #expect(try agencies.sender.sallyport("partners", "add", "\(agencies.recipient.home)/keys/card.json").status == 0)
+    try agencies.sender.drop("pending.txt", Data("pending".utf8))
+    #expect(try eventually { try agencies.sender.sallyport("queue").text.contains("partner.pending") || agencies.sender.sallyport("queue").text.contains("approved") })
+    let fingerprint = try agencies.recipient.sallyport("keys", "fingerprint").lines[0]
+    let wrong = try agencies.sender.sallyport("keys", "fingerprint").lines[0]
+    #expect(try agencies.sender.sallyport("partners", "approve", agencies.recipient.id, "--fingerprint", wrong).status == 65)
+    #expect(try agencies.sender.sallyport("partners", "approve", agencies.recipient.id, "--fingerprint", fingerprint).status == 0)
+    // The recipient does not know the sender: the handshake fails, and the file waits.
+    #expect(try eventually { try agencies.sender.sallyport("status").text.contains("unreachable") })
+    #expect(try agencies.recipient.sallyport("partners", "add", "\(agencies.sender.home)/keys/card.json").status == 0)
+    #expect(try agencies.recipient.sallyport("partners", "approve", agencies.sender.id, "--fingerprint", wrong).status == 0)
+    #expect(eventually { agencies.sender.outcome("pending.txt") == "delivered" })
+  }
+
+  @Test func keysRotateWhileFilesFlow() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    for (index, use) in ["seal", "sign", "seal"].enumerated() {
+      let changed = try agencies.recipient.sallyport("keys", "rotate", "--use", use)
+      #expect(changed.status == 0, "\(changed.errors)")
+      let offered = try agencies.sender.sallyport("partners", "add", "\(agencies.recipient.home)/keys/card.json")
+      #expect(offered.status == 0 && offered.text.contains("accepted"), "\(offered.text)\(offered.errors)")
+      let file = try agencies.scratch.file("after-\(index).txt", Data("x".utf8))
+      let sent = try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement, "--wait", "--seconds", "60")
+      #expect(sent.status == 0, "\(use): \(sent.text)\(sent.errors)\(agencies.recipient.log)")
+    }
+  }
+
+  @Test func looseKeyFilesAndDemoKeysAreRefused() throws {
+    let agencies = try TestAgencies()
+    chmod("\(agencies.sender.home)/keys/keyring", 0o644)
+    let process = try agencies.sender.start()
+    process.waitUntilExit()
+    #expect(process.terminationStatus == 78)
+    #expect(agencies.sender.log.contains("chmod"))
+    let demo = "\(Command.root.path)/keys-example/registry.demo.example"
+    let home = "\(agencies.scratch.path)/demo"
+    try FileManager.default.createDirectory(atPath: "\(home)/keys", withIntermediateDirectories: true)
+    for name in ["keyring", "card.json", "passphrase"] {
+      try FileManager.default.copyItem(atPath: "\(demo)/\(name)", toPath: "\(home)/keys/\(name)")
+      chmod("\(home)/keys/\(name)", 0o600)
+    }
+    chmod("\(home)/keys", 0o700)
+    try Data("agency: registry.demo.example\n".utf8).write(to: URL(fileURLWithPath: "\(home)/sallyport.yaml"))
+    try FileManager.default.createDirectory(atPath: "\(home)/policies", withIntermediateDirectories: true)
+    let refused = try Command.sallyport(["run", "--home", home])
+    #expect(refused.status == 78)
+    #expect(refused.errors.contains("demo keys"))
+  }
+
+  @Test func twoGatewaysDoNotShareAHome() throws {
+    let agencies = try TestAgencies()
+    try agencies.sender.start()
+    let second = try Command.sallyport(["run", "--home", agencies.sender.home])
+    #expect(second.status == 75)
+    #expect(second.errors.contains("in use"))
+  }
+
+  @Test func aBackupIsRestoredAndOldPackagesAreNotDeliveredTwice() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    let backup = "\(agencies.scratch.path)/backup.sqlite"
+    #expect(try agencies.recipient.sallyport("ledger", "backup", backup).status == 0)
+    let file = try agencies.scratch.file("once.txt", Data("once".utf8))
+    #expect(try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement, "--wait").status == 0)
+    agencies.recipient.stop()
+
+    // A ledger put back by hand is behind its own heads: it refuses to start.
+    try FileManager.default.copyItem(atPath: "\(agencies.recipient.home)/ledger.sqlite", toPath: "\(agencies.scratch.path)/newest")
+    for suffix in ["", "-wal", "-shm"] { try? FileManager.default.removeItem(atPath: "\(agencies.recipient.home)/ledger.sqlite\(suffix)") }
+    try FileManager.default.copyItem(atPath: backup, toPath: "\(agencies.recipient.home)/ledger.sqlite")
+    let process = try agencies.recipient.start()
+    process.waitUntilExit()
+    #expect(process.terminationStatus == 74)
+    #expect(agencies.recipient.log.contains("rolled back"))
+
+    #expect(try agencies.recipient.sallyport("ledger", "restore", backup).status == 0)
+    try agencies.recipient.start()
+    let again = try agencies.scratch.file("again.txt", Data("again".utf8))
+    #expect(try agencies.sender.sallyport("send", again, "--agreement", TestAgencies.agreement, "--wait").status == 0)
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == ["again.txt", "once.txt"])
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  @Test func everyCommandSpeaksJSONLines() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    let file = try agencies.scratch.file("j.txt", Data("x".utf8))
+    #expect(try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement, "--wait").status == 0)
+    let id = try #require(agencies.sender.outcome("j.txt", "id"))
+    let commands = [
+      ["status"], ["queue", "--all"], ["trace", id], ["check"], ["doctor"], ["keys", "list"], ["keys", "fingerprint"],
+      ["card", "show"], ["partners", "list"], ["partners", "show", agencies.recipient.id], ["agreements", "list"],
+      ["agreements", "show", TestAgencies.agreement], ["ledger", "show"], ["ledger", "verify"],
+      ["agreements", "explain", file, "--agreement", TestAgencies.agreement],
+    ]
+    for command in commands {
+      let result = try Command.sallyport(command + ["--home", agencies.sender.home, "--json"])
+      #expect([0, 2].contains(result.status), "\(command): \(result.errors)")
+      #expect(!result.lines.isEmpty, "\(command)")
+      for line in result.lines {
+        #expect(throws: Never.self, "\(command): \(line)") { try JSONSerialization.jsonObject(with: Data(line.utf8)) }
+      }
+    }
+    let failure = try Command.sallyport(["trace", "aaaaaaaaaaaaaaaaaaaaaaaaaa", "--home", agencies.sender.home, "--json"])
+    #expect(failure.status == 1 && failure.errors.contains("\"exit\":1"))
+  }
+}

@@ -1,0 +1,208 @@
+// Ledger, spool, durable files: what is promised when they return, and what is refused.
+
+import Foundation
+import GRDB
+import Glibc
+import Sealing
+import TestSupport
+import Testing
+
+@testable import Store
+
+private let sender = AgencyID("tax.example.gov")!
+private let peer = AgencyID("pensions.example.gov")!
+private let key = try! SigningKey(generating: .ed25519)
+
+private func open(_ home: String, at date: Date = Date()) throws -> Ledger {
+  try Ledger(home: home, now: { date }, sign: { Envelope(signing: $0.document, as: .head, with: [key]) })
+}
+
+private func transfer(_ state: TransferState = .claimed, _ direction: Direction = .out) -> Transfer {
+  Transfer(
+    direction: direction, sender: sender, id: TransferID(), peer: peer, agreement: "a", state: state, name: "n", createdAt: Date())
+}
+
+@Suite struct LedgerTests {
+  let scratch = try! Scratch()
+
+  @Test func synchronousIsFullAndChecked() throws {
+    let ledger = try open(scratch.path)
+    let mode = try ledger.pool.writeWithoutTransaction { try Int.fetchOne($0, sql: "PRAGMA synchronous") }
+    #expect(mode == 2)
+    try ledger.pool.writeWithoutTransaction { try $0.execute(sql: "PRAGMA synchronous = NORMAL") }
+    #expect(throws: LedgerError.self) { try Ledger.assertDurable(ledger.pool) }
+    try ledger.close()
+  }
+
+  @Test func anArrowIsOneChangeAndOneEntry() async throws {
+    let ledger = try open(scratch.path)
+    let row = transfer()
+    try await ledger.write { try $0.insert(row) }
+    let sealed = try await ledger.write { try $0.advance(row, to: .sealed) { $0.bodyBytes = 19 } }
+    #expect(sealed.state == .sealed)
+    #expect(try await ledger.read { try $0.transfer(sender, row.id)?.bodyBytes } == 19)
+    #expect(try await ledger.read { try $0.audit(id: row.id, limit: 10).count } == 2)
+    // The same arrow again: the row moved on.
+    await #expect(throws: LedgerError.stale("transfer \(row.id)")) { try await ledger.write { try $0.advance(row, to: .sealed) } }
+    // No arrow at all.
+    await #expect(throws: LedgerError.self) { try await ledger.write { try $0.advance(sealed, to: .confirmed) } }
+    #expect(try await ledger.read { try $0.auditSize() } == 2)
+    try ledger.close()
+  }
+
+  @Test func aJobThatFailsTakesNothingWithIt() async throws {
+    struct Refused: Error {}
+    let ledger = try open(scratch.path)
+    try await withThrowingTaskGroup { group in
+      for index in 0..<200 {
+        group.addTask {
+          do {
+            try await ledger.write { tx in
+              try tx.insert(transfer())
+              if index.isMultiple(of: 3) { throw Refused() }
+            }
+          } catch is Refused {}
+        }
+      }
+      try await group.waitForAll()
+    }
+    #expect(try await ledger.read { try $0.counts().map(\.count) } == [133])
+    let verified = try ledger.verify(heads: [])
+    #expect(verified.entries == 133 && verified.faults == [])
+    try ledger.close()
+  }
+
+  @Test func everythingIsThereAfterReopening() async throws {
+    let row = transfer()
+    var ledger = try open(scratch.path)
+    try await ledger.write { try $0.insert(row) }
+    let head = ledger.head
+    try ledger.close()
+    ledger = try open(scratch.path)
+    #expect(ledger.head == head)
+    #expect(try await ledger.read { try $0.due(.out, .claimed, at: Date() + 1, limit: 10).map(\.id) } == [row.id])
+    try ledger.close()
+  }
+
+  @Test func aLedgerBehindItsHeadsRefusesToStart() async throws {
+    var ledger = try open(scratch.path)
+    try await ledger.write { try $0.insert(transfer()) }
+    try ledger.backup(to: "\(scratch.path)/old")
+    try await ledger.write { try $0.insert(transfer()) }
+    try ledger.close()
+    for suffix in ["", "-wal", "-shm"] { unlink("\(scratch.path)/ledger.sqlite\(suffix)") }
+    try FileManager.default.copyItem(atPath: "\(scratch.path)/old", toPath: "\(scratch.path)/ledger.sqlite")
+    #expect(throws: LedgerError.self) { try open(scratch.path) }
+    try Ledger.restore("\(scratch.path)/old", to: "\(scratch.path)/ledger.sqlite", heads: "\(scratch.path)/heads.log", at: Date(), epoch: "next")
+    ledger = try open(scratch.path)
+    #expect(ledger.head.epoch == "next")
+    #expect(try await ledger.read { try $0.restoredAt() } != nil)
+    try ledger.close()
+  }
+
+  @Test func aChangedOrMissingEntryIsNamed() async throws {
+    let ledger = try open(scratch.path)
+    for _ in 0..<10 { try await ledger.write { try $0.insert(transfer()) } }
+    let heads = [ledger.head]
+    try await ledger.pool.write { try $0.execute(sql: "UPDATE audit SET entry = replace(CAST(entry AS TEXT), 'claimed', 'sealed!') WHERE sequence = 4") }
+    #expect(try ledger.verify(heads: heads).faults.contains("entry 4 was changed"))
+    try await ledger.pool.write { try $0.execute(sql: "DELETE FROM audit WHERE sequence = 7") }
+    #expect(try ledger.verify(heads: heads).faults.contains("entry 7 is missing"))
+    try ledger.close()
+  }
+
+  @Test func aTornLastHeadIsPassedOver() async throws {
+    var ledger = try open(scratch.path)
+    try await ledger.write { try $0.insert(transfer()) }
+    try ledger.close()
+    let handle = try FileHandle(forWritingTo: URL(fileURLWithPath: "\(scratch.path)/heads.log"))
+    try handle.seekToEnd()
+    try handle.write(contentsOf: Data("{\"payload\":\"eyJlc".utf8))
+    try handle.close()
+    ledger = try open(scratch.path)
+    try await ledger.write { try $0.insert(transfer()) }
+    try ledger.close()
+    #expect(HeadsFile.read("\(scratch.path)/heads.log").last?.size == 2)
+  }
+
+  @Test func aHomeHasOneOwner() throws {
+    let lock = try HomeLock(home: scratch.path)
+    #expect(throws: LedgerError.locked(scratch.path)) { try HomeLock(home: scratch.path) }
+    withExtendedLifetime(lock) {}
+  }
+
+  @Test func everyStateButTheEndsHasAWayOn() {
+    for direction in Direction.allCases {
+      for state in TransferState.allCases {
+        for next in TransferState.allCases where state.mayBecome(next, direction) {
+          // Nothing leaves an end but for purging, and nothing disclosed is ever cancelled or expires.
+          if state.isEnd { #expect(next == .purged) }
+          if [.releasing, .released, .unconfirmed, .confirmed].contains(state) { #expect(![.cancelled, .expired].contains(next)) }
+        }
+      }
+    }
+  }
+
+  @Test func duplicateTransfersAndReceiptsAreRefusedByTheTables() async throws {
+    let ledger = try open(scratch.path)
+    let row = transfer()
+    try await ledger.write { try $0.insert(row) }
+    await #expect(throws: (any Error).self) { try await ledger.write { try $0.insert(row) } }
+    let receipt = Receipt(
+      kind: .received, id: row.id, sender: sender, recipient: peer, manifest: Digest(of: []), code: "ok", at: Date(), previous: nil,
+      head: ledger.head)
+    let envelope = Envelope(signing: receipt.document, as: .receipt, with: [key])
+    try await ledger.write { try $0.add(receipt: receipt, envelope: envelope) }
+    await #expect(throws: (any Error).self) { try await ledger.write { try $0.add(receipt: receipt, envelope: envelope) } }
+    #expect(try await ledger.read { try $0.receipts(about: sender, after: 0, limit: 10).count } == 1)
+    try ledger.close()
+  }
+}
+
+@Suite struct SpoolTests {
+  let scratch = try! Scratch()
+
+  @Test func aBodyAppearsWhenItIsFinished() throws {
+    let spool = try Spool(home: scratch.path)
+    let place = Spool.Place.incoming(sender, TransferID())
+    do {
+      let file = try spool.create(place, bytes: 3)
+      try file.write([1, 2, 3], at: 0)
+      #expect(!spool.has(place))
+      try file.syncData()
+    }
+    try spool.finish(place)
+    #expect(spool.has(place))
+    #expect(try spool.inventory().map(\.isBody) == [true])
+    try spool.remove(place)
+    #expect(try spool.inventory().isEmpty)
+    try spool.remove(place)  // again is no error
+  }
+
+  @Test func aDurableFileIsReplacedWhole() throws {
+    let path = "\(scratch.path)/f"
+    try DurableFile.write([1], to: path, mode: 0o640)
+    try DurableFile.write([2, 2], to: path, mode: 0o640)
+    #expect(try File.contents(path, bytesMax: 10) == [2, 2])
+    #expect(throws: DiskError.self) { try File.contents(path, bytesMax: 1) }
+    #expect(throws: DiskError.self) { try DurableFile.write([1], to: "/dev/full/x") }
+    #expect(try Directory.names(scratch.path) == ["f"])
+  }
+
+  @Test func namesAreNeverReplacedOrFollowed() throws {
+    try DurableFile.write([1], to: "\(scratch.path)/a")
+    try DurableFile.write([2], to: "\(scratch.path)/b")
+    #expect(throws: DiskError.self) { try Directory.renameExclusively("\(scratch.path)/a", "\(scratch.path)/b") }
+    symlink("/etc/hostname", "\(scratch.path)/link")
+    #expect(throws: DiskError.self) { _ = try File("\(scratch.path)/link", O_RDONLY) }
+  }
+
+  @Test func manyCallersShareFewSyncs() throws {
+    let sync = DirectorySync(scratch.path)
+    DispatchQueue.concurrentPerform(iterations: 100) { _ in
+      #expect(throws: Never.self) { try sync.sync() }
+    }
+    let broken = DirectorySync("\(scratch.path)/missing")
+    #expect(throws: DiskError.self) { try broken.sync() }
+  }
+}

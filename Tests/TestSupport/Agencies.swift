@@ -1,0 +1,223 @@
+// Two agencies on this machine, with real homes, real keys and real gateways in processes of their own.
+
+import Foundation
+import Gateway
+import Logging
+import Policies
+import Sealing
+import Store
+
+/// One agency's home, and its gateway while it runs.
+public final class TestAgency {
+  public let id: String
+  public let home: String
+  public private(set) var process: Process?
+  public var environment: [String: String] = [:]
+  let port: Int
+
+  init(id: String, home: String, port: Int) {
+    self.id = id
+    self.home = home
+    self.port = port
+  }
+
+  deinit { kill() }
+
+  /// Starts the gateway; returns once it listens, or has ended.
+  @discardableResult
+  public func start(wait: Bool = true) throws -> Process {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: Command.sallyport)
+    process.arguments = ["run", "--home", home]
+    var environment = ProcessInfo.processInfo.environment.merging(self.environment) { _, new in new }
+    environment["SWIFT_BACKTRACE"] = "enable=no"
+    process.environment = environment
+    _ = FileManager.default.createFile(atPath: "\(home).out", contents: nil)
+    _ = FileManager.default.createFile(atPath: "\(home).log", contents: nil)
+    process.standardOutput = try FileHandle(forWritingTo: URL(fileURLWithPath: "\(home).out"))
+    process.standardError = try FileHandle(forWritingTo: URL(fileURLWithPath: "\(home).log"))
+    process.standardInput = FileHandle.nullDevice
+    try process.run()
+    self.process = process
+    if wait {
+      _ = eventually { !process.isRunning || FileManager.default.contents(atPath: "\(home).out")?.isEmpty == false }
+    }
+    return process
+  }
+
+  /// SIGTERM, and the exit status.
+  @discardableResult
+  public func stop() -> Int32 {
+    guard let process else { return 0 }
+    if process.isRunning { process.terminate() }
+    process.waitUntilExit()
+    self.process = nil
+    return process.terminationStatus
+  }
+
+  /// SIGKILL.
+  public func kill() {
+    guard let process else { return }
+    if process.isRunning { Foundation.kill(process.processIdentifier, SIGKILL) }
+    process.waitUntilExit()
+    self.process = nil
+  }
+
+  public var log: String { String(decoding: FileManager.default.contents(atPath: "\(home).log") ?? Data(), as: UTF8.self) }
+
+  /// Renames a file into the outbox, as a batch job does.
+  public func drop(_ name: String, _ bytes: Data, agreement: String = TestAgencies.agreement) throws {
+    let outbox = "\(home)/outbox/\(agreement)"
+    let temporary = "\(outbox)/.\(name).writing"
+    try bytes.write(to: URL(fileURLWithPath: temporary))
+    try FileManager.default.moveItem(atPath: temporary, toPath: "\(outbox)/\(name)")
+  }
+
+  public func inbox(from sender: TestAgency, _ name: String, agreement: String = TestAgencies.agreement) -> Data? {
+    FileManager.default.contents(atPath: "\(home)/inbox/\(sender.id)/\(agreement)/\(name)")
+  }
+
+  public func inboxNames(from sender: TestAgency, agreement: String = TestAgencies.agreement) -> [String] {
+    ((try? FileManager.default.contentsOfDirectory(atPath: "\(home)/inbox/\(sender.id)/\(agreement)")) ?? []).sorted()
+  }
+
+  /// A member of NAME.outcome.json, or nil.
+  public func outcome(_ name: String, _ member: String = "outcome", agreement: String = TestAgencies.agreement) -> String? {
+    guard let bytes = FileManager.default.contents(atPath: "\(home)/returned/\(agreement)/\(name).outcome.json"),
+      let document = try? JSON(canonical: Array(bytes.dropLast()), bytesMax: 65536), case .object(let members) = document,
+      case .string(let text)? = members[member]
+    else { return nil }
+    return text
+  }
+
+  public func sallyport(_ arguments: String...) throws -> CommandResult {
+    try Command.sallyport(arguments + ["--home", home])
+  }
+}
+
+/// A sender and a recipient who hold each other's cards and one agreement.
+public final class TestAgencies {
+  public static let agreement = "test-files"
+
+  public let scratch: Scratch
+  public let sender: TestAgency
+  public let recipient: TestAgency
+
+  public struct Options {
+    public var configuration = ""
+    public var namePattern = "*"
+    public var timeToLive = "P1D"
+    public var packagesPerDay = 1_000_000
+    public var bytesMax = 1 << 40
+    public var wholeFile = false
+    public var postQuantum = false
+    public var introduces = true
+
+    public init() {}
+  }
+
+  public init(_ options: Options = Options()) throws {
+    scratch = try Scratch()
+    sender = TestAgency(id: "sender.example.gov", home: "\(scratch.path)/s", port: try TestPort.free())
+    recipient = TestAgency(id: "recipient.example.gov", home: "\(scratch.path)/r", port: try TestPort.free())
+    let yaml = Self.yaml(options, sender.id, recipient.id)
+    for agency in [sender, recipient] {
+      let home = Home(agency.home)
+      try home.make()
+      let passphrase = try PassphraseFile.create(home.passphrase)
+      var keyOptions = KeyRing.Options()
+      keyOptions.postQuantumSealing = options.postQuantum
+      keyOptions.postQuantumSigning = options.postQuantum
+      keyOptions.endpoint = "https://127.0.0.1:\(agency.port)"
+      let keys = try KeyRing(agency: AgencyID(agency.id)!, options: keyOptions, at: Date())
+      try keys.save(home, passphrase: passphrase, cost: .minimal)
+      let configuration = """
+        agency: \(agency.id)
+        listen: "127.0.0.1:\(agency.port)"
+        scanSeconds: 1
+        lowWaterBytes: 1048576
+        retrySecondsMax: 2
+        \(options.configuration)
+        """
+      try DurableFile.write(Array(configuration.utf8), to: home.configuration)
+      try DurableFile.write(Array(yaml.utf8), to: "\(home.policies)/\(Self.agreement).yaml")
+    }
+    if options.introduces { try introduce() }
+  }
+
+  public static func yaml(_ options: Options, _ sender: String, _ recipient: String) -> String {
+    """
+    kind: DataSharingAgreement
+    schemaVersion: 1
+    id: \(agreement)
+    version: 1
+    title: "Test files"
+    parties:
+      - { id: \(sender), name: "Sender", role: provider }
+      - { id: \(recipient), name: "Recipient", role: recipient }
+    purpose: { id: testing, text: "Testing." }
+    validity: { notBefore: "2020-01-01T00:00:00Z", notAfter: "2099-01-01T00:00:00Z" }
+    dataset: { namePattern: "\(options.namePattern)", mediaType: "application/octet-stream" }
+    delivery: { mode: relay, maxBytes: \(options.bytesMax), maxPackagesPerDay: \(options.packagesPerDay), timeToLive: "\(options.timeToLive)", wholeFileSha256: \(options.wholeFile) }
+    security: { recipients: [x25519, mlkem768x25519] }
+    """
+  }
+
+  /// Cards exchanged and approved, on the stopped homes.
+  private func introduce() throws {
+    for (agency, other) in [(sender, recipient), (recipient, sender)] {
+      let added = try agency.sallyport("partners", "add", "\(other.home)/keys/card.json")
+      let fingerprint = try other.sallyport("keys", "fingerprint").lines.first ?? ""
+      let approved = try agency.sallyport("partners", "approve", other.id, "--fingerprint", fingerprint)
+      guard added.status == 0, approved.status == 0 else {
+        throw TestFailure("introducing failed: \(added.errors) \(approved.errors)")
+      }
+    }
+  }
+
+  public func start() throws {
+    try recipient.start()
+    try sender.start()
+    guard eventually(30, { FileManager.default.fileExists(atPath: "\(sender.home)/outbox/\(Self.agreement)/.sallyport-folder") }) else {
+      throw TestFailure("the sender did not start: \(sender.log)")
+    }
+  }
+
+  /// Stops both; throws unless both ended well.
+  public func stop() throws {
+    let statuses = [sender.stop(), recipient.stop()]
+    guard statuses == [0, 0] else { throw TestFailure("exit statuses \(statuses): \(sender.log) \(recipient.log)") }
+  }
+
+  /// `check` on both stopped homes; what it found.
+  public func findings() throws -> [String] {
+    try [sender, recipient].flatMap { agency -> [String] in
+      let result = try agency.sallyport("check", "--deep")
+      return result.status == 0 ? [] : ["\(agency.id): \(result.text)\(result.errors)"]
+    }
+  }
+}
+
+public struct TestFailure: Error, CustomStringConvertible {
+  public let description: String
+  public init(_ description: String) { self.description = description }
+}
+
+public enum TestPort {
+  /// A TCP port on loopback that is free now.
+  public static func free() throws -> Int {
+    let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+    defer { close(descriptor) }
+    var address = sockaddr_in()
+    address.sin_family = sa_family_t(AF_INET)
+    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+    var size = socklen_t(MemoryLayout<sockaddr_in>.size)
+    let bound = withUnsafeMutablePointer(to: &address) { pointer in
+      pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+        bind(descriptor, $0, size) == 0 && getsockname(descriptor, $0, &size) == 0
+      }
+    }
+    guard bound else { throw TestFailure("no free port") }
+    return Int(UInt16(bigEndian: address.sin_port))
+  }
+}

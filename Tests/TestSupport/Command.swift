@@ -1,0 +1,96 @@
+// Runs programs: the built binary, and the stock tools beside it.
+
+import Foundation
+
+/// What a program said and how it ended.
+public struct CommandResult: Sendable {
+  public let status: Int32
+  public let output: Data
+  public let errors: String
+
+  public var text: String { String(decoding: output, as: UTF8.self) }
+  public var lines: [String] { text.split(separator: "\n").map(String.init) }
+}
+
+public enum Command {
+  /// The folder of the built products: that of the test runner.
+  public static let products: URL = {
+    let runner = try! FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")
+    return URL(fileURLWithPath: runner).deletingLastPathComponent()
+  }()
+
+  public static var sallyport: String { products.appendingPathComponent("sallyport").path }
+
+  /// The package's root, found from this file.
+  public static let root = URL(fileURLWithPath: #filePath)
+    .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+
+  /// Where a program is; nil when it is not installed.
+  public static func find(_ name: String) -> String? {
+    ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/bin"].map { "\($0)/\(name)" }
+      .first { FileManager.default.isExecutableFile(atPath: $0) }
+  }
+
+  /// Runs a program to its end. Blocks.
+  @discardableResult
+  public static func run(
+    _ program: String, _ arguments: [String], input: Data? = nil, environment: [String: String] = [:],
+    directory: String? = nil
+  ) throws -> CommandResult {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: program)
+    process.arguments = arguments
+    process.environment = ProcessInfo.processInfo.environment.merging(environment) { _, new in new }
+    if let directory { process.currentDirectoryURL = URL(fileURLWithPath: directory) }
+    // Files instead of pipes: nothing blocks, whatever the size.
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent("command-\(UUID().uuidString)")
+    try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: folder) }
+    for name in ["in", "out", "err"] {
+      _ = FileManager.default.createFile(atPath: folder.appendingPathComponent(name).path, contents: name == "in" ? input ?? Data() : nil)
+    }
+    process.standardInput = try FileHandle(forReadingFrom: folder.appendingPathComponent("in"))
+    process.standardOutput = try FileHandle(forWritingTo: folder.appendingPathComponent("out"))
+    process.standardError = try FileHandle(forWritingTo: folder.appendingPathComponent("err"))
+    try process.run()
+    process.waitUntilExit()
+    return CommandResult(
+      status: process.terminationReason == .exit ? process.terminationStatus : 128 + process.terminationStatus,
+      output: try Data(contentsOf: folder.appendingPathComponent("out")),
+      errors: String(decoding: try Data(contentsOf: folder.appendingPathComponent("err")), as: UTF8.self))
+  }
+
+  @discardableResult
+  public static func sallyport(_ arguments: [String], input: Data? = nil) throws -> CommandResult {
+    try run(sallyport, arguments, input: input)
+  }
+}
+
+/// A directory that goes with the test.
+public final class Scratch: Sendable {
+  public let path: String
+
+  public init() throws {
+    // Short, because Unix sockets have at most 107 bytes of path.
+    path = "/tmp/sp-\(UUID().uuidString.prefix(8))"
+    try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+  }
+
+  deinit { try? FileManager.default.removeItem(atPath: path) }
+
+  public func file(_ name: String, _ bytes: Data) throws -> String {
+    let full = "\(path)/\(name)"
+    try bytes.write(to: URL(fileURLWithPath: full))
+    return full
+  }
+}
+
+/// Waits for a condition that another process brings about: looks often, fails after `seconds`.
+public func eventually(_ seconds: Double = 30, _ condition: () throws -> Bool) rethrows -> Bool {
+  let end = ContinuousClock.now + .seconds(seconds)
+  while ContinuousClock.now < end {
+    if try condition() { return true }
+    usleep(10_000)
+  }
+  return try condition()
+}

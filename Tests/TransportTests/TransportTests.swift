@@ -1,0 +1,184 @@
+// The wire: live mutual TLS on loopback, pins, routes, limits.
+
+import Foundation
+import Logging
+import NIOPosix
+import Sealing
+import ServiceLifecycle
+import TestSupport
+import Testing
+
+@testable import Transport
+
+private let peer = AgencyID("peer.example.gov")!
+
+/// A server on a free port, while `body` runs.
+private func serving(
+  pins: [Digest], limits: PartnerServerLimits = .init(),
+  _ handler: @escaping PartnerServer.Handler, _ body: @escaping @Sendable (Int, TLSIdentity) async throws -> Void
+) async throws {
+  let identity = try TLSIdentity(key: TLSIdentity.generateKey(), name: "server.example.gov")
+  let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+  let (ports, listening) = AsyncStream<Int>.makeStream()
+  let server = PartnerServer(
+    host: "127.0.0.1", port: 0, identity: identity, limits: limits, partner: { pins.contains($0) ? peer : nil }, handler: handler,
+    group: group, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }, onListening: { listening.yield($0) })
+  try await withThrowingTaskGroup { tasks in
+    tasks.addTask { try await server.run() }
+    tasks.addTask {
+      for await port in ports {
+        try await body(port, identity)
+        return
+      }
+    }
+    try await tasks.next()
+    tasks.cancelAll()
+    // The server ends by cancellation.
+    while let _ = await tasks.nextResult() {}
+  }
+  try await group.shutdownGracefully()
+}
+
+@Suite struct WireTests {
+  let client = try! TLSIdentity(key: TLSIdentity.generateKey(), name: "client.example.gov")
+
+  @Test func aKnownPartnerIsServedAndNamed() async throws {
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    try await serving(pins: [client.pin]) { request in
+      let body = (try? await request.collect(bytesMax: 100)) ?? []
+      return HTTPReply(200, headers: ["x-partner": request.partner.text, "x-method": request.method], body: body + [33])
+    } _: { port, server in
+      let reply = try await relay.send(RelayRequest("PUT", "https://127.0.0.1:\(port)/x", body: .bytes([104, 105]), pins: [server.pin]))
+      #expect(reply.status == 200 && reply.body == [104, 105, 33])
+      #expect(reply.headers["x-partner"] == peer.text && reply.headers["x-method"] == "PUT")
+    }
+  }
+
+  @Test func strangersWrongPinsAndOldTLSGetTheSameNothing() async throws {
+    let stranger = RelayClient(identity: try TLSIdentity(key: TLSIdentity.generateKey(), name: "x.y"))
+    let anonymous = RelayClient(identity: nil)
+    let known = RelayClient(identity: client)
+    defer { for relay in [stranger, anonymous, known] { relay.stop() } }
+    try await serving(pins: [client.pin]) { _ in HTTPReply(200) } _: { port, server in
+      let url = "https://127.0.0.1:\(port)/v1/card"
+      for relay in [stranger, anonymous] {
+        await #expect(throws: RelayError.self) { try await relay.send(RelayRequest("GET", url, pins: [server.pin])) }
+      }
+      do {
+        _ = try await known.send(RelayRequest("GET", url, pins: [Digest(of: [1])]))
+        Issue.record("a wrong pin was accepted")
+      } catch let error as RelayError {
+        #expect(error.code == 90 && error.isIdentity)
+      }
+      // An empty list of pins pins nobody, not everybody.
+      await #expect(throws: RelayError.self) { try await known.send(RelayRequest("GET", url, pins: [])) }
+      let openssl = try #require(Command.find("openssl"))
+      let old = try Command.run(openssl, ["s_client", "-connect", "127.0.0.1:\(port)", "-tls1_2"])
+      #expect(old.status != 0)
+    }
+  }
+
+  @Test func aClientThatNeverShakesHandsIsCutOff() async throws {
+    var limits = PartnerServerLimits()
+    limits.handshakeSeconds = 1
+    try await serving(pins: [client.pin], limits: limits) { _ in HTTPReply(200) } _: { port, _ in
+      let start = ContinuousClock.now
+      let result = try await Task.detached {
+        try Command.run("/bin/bash", ["-c", "exec 3<>/dev/tcp/127.0.0.1/\(port); timeout 10 cat <&3"])
+      }.value
+      #expect(result.status == 0 && ContinuousClock.now - start < .seconds(9))
+    }
+  }
+
+  @Test func manyRequestsShareFewConnectionsAndCancelling() async throws {
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    try await serving(pins: [client.pin]) { request in
+      if request.target == "/slow" { try? await Task.sleep(for: .seconds(20)) }
+      return HTTPReply(200, body: Array(request.target.utf8))
+    } _: { port, server in
+      try await withThrowingTaskGroup { group in
+        for index in 0..<100 {
+          group.addTask {
+            let reply = try await relay.send(RelayRequest("GET", "https://127.0.0.1:\(port)/\(index)", pins: [server.pin]))
+            #expect(reply.body == Array("/\(index)".utf8))
+          }
+        }
+        try await group.waitForAll()
+      }
+      let slow = Task { try await relay.send(RelayRequest("GET", "https://127.0.0.1:\(port)/slow", pins: [server.pin])) }
+      try await Task.sleep(for: .milliseconds(200))
+      slow.cancel()
+      await #expect(throws: CancellationError.self) { try await slow.value }
+    }
+  }
+
+  @Test func repliesAndRequestsHaveLimits() async throws {
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    try await serving(pins: [client.pin]) { request in
+      do {
+        return HTTPReply(200, body: [UInt8](repeating: 1, count: try await request.collect(bytesMax: 10).count * 100))
+      } catch {
+        return .problem(error as? Problem ?? Problem(.malformed, "\(error)"))
+      }
+    } _: { port, server in
+      func send(_ bytes: Int, replyMax: Int = 1000) async throws -> HTTPReply {
+        var request = RelayRequest("PUT", "https://127.0.0.1:\(port)/", body: .bytes([UInt8](repeating: 0, count: bytes)), pins: [server.pin])
+        request.replyBytesMax = replyMax
+        return try await relay.send(request)
+      }
+      let whole = try await send(10)
+      #expect(whole.body.count == 1000)
+      let over = try await send(11)
+      #expect(over.status == 413)
+      await #expect(throws: RelayError.self) { try await send(10, replyMax: 999) }
+    }
+  }
+}
+
+@Suite struct RouteTests {
+  static let id = TransferID().text
+
+  @Test func theAPIIsRouted() throws {
+    let id = TransferID(Self.id)!
+    let routes: [(String, String, PartnerRoute)] = [
+      ("GET", "/v1/card", .card), ("GET", "/v1/transfers", .list(after: 0, limit: 100, waitSeconds: 0)),
+      ("GET", "/v1/transfers?after=7&limit=9999&wait=99", .list(after: 7, limit: 500, waitSeconds: 30)),
+      ("PUT", "/v1/transfers/\(Self.id)/manifest", .putManifest(id)), ("HEAD", "/v1/transfers/\(Self.id)/body", .bodyOffset(id)),
+      ("PATCH", "/v1/transfers/\(Self.id)/body", .appendBody(id)), ("PUT", "/v1/transfers/\(Self.id)/key", .putKey(id)),
+      ("GET", "/v1/transfers/\(Self.id)/receipts?after=received&wait=5", .receipts(id, after: "received", waitSeconds: 5)),
+      ("DELETE", "/v1/transfers/\(Self.id)", .takeBack(id)),
+    ]
+    for (method, target, route) in routes { #expect(try PartnerRoute(method: method, target: target) == route) }
+  }
+
+  static let refused: [(String, String, Problem.Kind)] = [
+    ("GET", "/", .notFound), ("GET", "/v1", .notFound), ("GET", "/v2/card", .notFound), ("GET", "/v1/admin", .notFound),
+    ("GET", "/v1/transfers/x/manifest", .notFound), ("PUT", "/v1/transfers/\(id)/../card", .notFound),
+    ("PUT", "/v1/transfers/\(id)/manifest/x", .notFound), ("PUT", "/v1/card", .method), ("POST", "/v1/transfers/\(id)/body", .method),
+    ("GET", "/v1/transfers?after=-1", .malformed), ("GET", "/v1/transfers?after=1&after=2", .malformed),
+    ("GET", "/v1/transfers?after", .malformed), ("GET", "/v1/transfers/\(id)", .method),
+  ]
+
+  @Test(arguments: refused) func everythingElseIsRefused(method: String, target: String, kind: Problem.Kind) {
+    #expect { try PartnerRoute(method: method, target: target) } throws: { ($0 as? Problem)?.kind == kind }
+  }
+
+  @Test func problemsKeepTheirMembers() {
+    for kind in Problem.Kind.allCases {
+      let problem = Problem(kind, code: "some.code", "a detail")
+      #expect(Problem(.problem(problem)) == problem)
+    }
+    #expect(Problem(HTTPReply(400, headers: ["content-type": "text/html"])) == nil)
+  }
+
+  @Test func contentDigestsAreStrict() {
+    let digest = Digest(of: [1])
+    #expect(ContentDigest.parse(ContentDigest.header(digest)) == digest)
+    for text in ["", "sha-256=::", "sha-256=:AA==:", "md5=:AA==:", ContentDigest.header(digest) + ",x"] {
+      #expect(ContentDigest.parse(text) == nil)
+    }
+  }
+}
