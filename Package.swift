@@ -111,7 +111,13 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(name: "GatewayTests", dependencies: ["Gateway", "TestSupport"], swiftSettings: strict),
     .testTarget(name: "ScriptTests", dependencies: ["sallyport", "TestSupport"], swiftSettings: strict),
-    .testTarget(name: "FaultTests", dependencies: ["sallyport", "TestSupport"], swiftSettings: strict),
+    .testTarget(
+      name: "FaultTests",
+      dependencies: [
+        "sallyport", "TestSupport", "Gateway", "Transport", "Store", .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOPosix", package: "swift-nio"),
+      ],
+      exclude: ["Shim"], swiftSettings: strict),
     .target(
       name: "TestSupport", dependencies: ["Gateway", "Policies", "Sealing", "Store"], path: "Tests/TestSupport",
       swiftSettings: strict),

@@ -160,17 +160,21 @@ NI static void hash_shani(uint8_t prefix, const uint8_t *m0, const uint8_t *m1, 
 V5 static inline void load_transposed(__m512i w[16], const uint8_t *const p[16]) {
   const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi64x(0x0c0d0e0f08090a0bULL, 0x0405060700010203ULL));
   __m512i r[16], t[16];
+#pragma clang loop unroll(full)
   for (int i = 0; i < 16; i++) r[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(p[i]), swap);
+#pragma clang loop unroll(full)
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
   }
+#pragma clang loop unroll(full)
   for (int i = 0; i < 16; i += 4) {
     r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
     r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
     r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
     r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
   }
+#pragma clang loop unroll(full)
   for (int i = 0; i < 4; i++) {
     __m512i a = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88), b = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xDD);
     __m512i c = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88), d = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xDD);
@@ -184,27 +188,62 @@ V5 static inline void load_transposed(__m512i w[16], const uint8_t *const p[16])
 #define XOR3(a, b, c) _mm512_ternarylogic_epi32(a, b, c, 0x96)
 #define S(x, n) _mm512_ror_epi32(x, n)
 
-V5 static void compress16(__m512i h[8], const uint8_t *const p[16]) {
-  __m512i w[16], s[8];
-  load_transposed(w, p);
-  for (int i = 0; i < 8; i++) s[i] = h[i];
-#pragma clang loop unroll(full)
-  for (int i = 0; i < 64; i++) {
-    if (i >= 16) {
-      __m512i a = w[(i + 1) & 15], b = w[(i + 14) & 15];
-      __m512i s0 = XOR3(S(a, 7), S(a, 18), _mm512_srli_epi32(a, 3));
-      __m512i s1 = XOR3(S(b, 17), S(b, 19), _mm512_srli_epi32(b, 10));
-      w[i & 15] = _mm512_add_epi32(_mm512_add_epi32(w[i & 15], s0), _mm512_add_epi32(w[(i + 9) & 15], s1));
-    }
-    __m512i e = s[4], f = s[5], g = s[6], a = s[0], b = s[1], c = s[2];
-    __m512i t1 = _mm512_add_epi32(s[7], XOR3(S(e, 6), S(e, 11), S(e, 25)));
-    t1 = _mm512_add_epi32(t1, _mm512_ternarylogic_epi32(e, f, g, 0xCA));
-    t1 = _mm512_add_epi32(t1, _mm512_add_epi32(_mm512_set1_epi32((int)K[i]), w[i & 15]));
-    __m512i t2 = _mm512_add_epi32(XOR3(S(a, 2), S(a, 13), S(a, 22)), _mm512_ternarylogic_epi32(a, b, c, 0xE8));
-    s[7] = g; s[6] = f; s[5] = e; s[4] = _mm512_add_epi32(s[3], t1);
-    s[3] = c; s[2] = b; s[1] = a; s[0] = _mm512_add_epi32(t1, t2);
+// One round; the names of the working variables rotate instead of their contents.
+#define ROUND(i, a, b, c, d, e, f, g, h)                                                                        \
+  {                                                                                                             \
+    __m512i t = _mm512_add_epi32(_mm512_add_epi32(h, w[i]), _mm512_set1_epi32((int)k[i]));                      \
+    t = _mm512_add_epi32(t, XOR3(S(e, 6), S(e, 11), S(e, 25)));                                                 \
+    t = _mm512_add_epi32(t, _mm512_ternarylogic_epi32(e, f, g, 0xCA));                                          \
+    d = _mm512_add_epi32(d, t);                                                                                 \
+    h = _mm512_add_epi32(t, _mm512_add_epi32(XOR3(S(a, 2), S(a, 13), S(a, 22)),                                 \
+                                             _mm512_ternarylogic_epi32(a, b, c, 0xE8)));                        \
   }
-  for (int i = 0; i < 8; i++) h[i] = _mm512_add_epi32(h[i], s[i]);
+
+// Word i of the next sixteen, in place (FIPS 180-4 §6.2.2 step 1).
+#define SCHEDULE(i)                                                                                             \
+  {                                                                                                             \
+    __m512i x = w[(i + 1) & 15], y = w[(i + 14) & 15];                                                          \
+    w[i] = _mm512_add_epi32(_mm512_add_epi32(w[i], w[(i + 9) & 15]),                                            \
+                            _mm512_add_epi32(XOR3(S(x, 7), S(x, 18), _mm512_srli_epi32(x, 3)),                  \
+                                             XOR3(S(y, 17), S(y, 19), _mm512_srli_epi32(y, 10))));              \
+  }
+
+#define EIGHT(i, STEP)                                    \
+  STEP(i) ROUND(i, a, b, c, d, e, f, g, h)                \
+  STEP(i + 1) ROUND(i + 1, h, a, b, c, d, e, f, g)        \
+  STEP(i + 2) ROUND(i + 2, g, h, a, b, c, d, e, f)        \
+  STEP(i + 3) ROUND(i + 3, f, g, h, a, b, c, d, e)        \
+  STEP(i + 4) ROUND(i + 4, e, f, g, h, a, b, c, d)        \
+  STEP(i + 5) ROUND(i + 5, d, e, f, g, h, a, b, c)        \
+  STEP(i + 6) ROUND(i + 6, c, d, e, f, g, h, a, b)        \
+  STEP(i + 7) ROUND(i + 7, b, c, d, e, f, g, h, a)
+
+#define NOTHING(i)
+
+/// 16 words and 8 working variables fill 24 of the 32 registers. The loop over the rounds is kept, so that the compiler
+/// does not compute the whole schedule ahead and spill it (measured: 2.8 against 4.6 GB/s).
+V5 static void compress16(__m512i state[8], const uint8_t *const p[16]) {
+  __m512i w[16];
+  load_transposed(w, p);
+  __m512i a = state[0], b = state[1], c = state[2], d = state[3];
+  __m512i e = state[4], f = state[5], g = state[6], h = state[7];
+  const uint32_t *k = K;
+  EIGHT(0, NOTHING)
+  EIGHT(8, NOTHING)
+#pragma clang loop unroll(disable)
+  for (int round = 16; round < 64; round += 16) {
+    k += 16;
+    EIGHT(0, SCHEDULE)
+    EIGHT(8, SCHEDULE)
+  }
+  state[0] = _mm512_add_epi32(state[0], a);
+  state[1] = _mm512_add_epi32(state[1], b);
+  state[2] = _mm512_add_epi32(state[2], c);
+  state[3] = _mm512_add_epi32(state[3], d);
+  state[4] = _mm512_add_epi32(state[4], e);
+  state[5] = _mm512_add_epi32(state[5], f);
+  state[6] = _mm512_add_epi32(state[6], g);
+  state[7] = _mm512_add_epi32(state[7], h);
 }
 
 V5 static void hash_avx512(uint8_t prefix, const uint8_t *const *m, size_t count, size_t length, uint8_t *digests) {
@@ -221,9 +260,10 @@ V5 static void hash_avx512(uint8_t prefix, const uint8_t *const *m, size_t count
       p[l] = tails[l];
     }
     compress16(h, p);
+    for (size_t l = 0; l < 16; l++) p[l] = m[l < count ? l : 0] + 63;
     for (size_t b = 1; b < whole; b++) {
-      for (size_t l = 0; l < 16; l++) p[l] = m[l < count ? l : 0] + b * 64 - 1;
       compress16(h, p);
+      for (size_t l = 0; l < 16; l++) p[l] += 64;
     }
   }
   for (size_t l = 0; l < 16; l++) tail = make_tail(tails[l], prefix, m[l < count ? l : 0], length, whole);
@@ -264,8 +304,8 @@ int sp_sha256_kernel(void) {
 void sp_sha256_prefixed(int kernel, uint8_t prefix, const uint8_t *const *messages, size_t count, size_t length,
                         uint8_t *digests) {
 #if defined(__x86_64__)
-  // With few messages SHA-NI beats sixteen lanes that are mostly idle.
-  if (kernel >= SP_SHA256_AVX512 && count > 4) {
+  // Below nine messages SHA-NI beats sixteen lanes that are half idle (measured: 2.7 GB/s whatever the count).
+  if (kernel >= SP_SHA256_AVX512 && count > 8) {
     hash_avx512(prefix, messages, count, length, digests);
     return;
   }

@@ -166,7 +166,7 @@ private final class Exchange: @unchecked Sendable {
   let continuation: CheckedContinuation<HTTPReply, any Error>
   private let request: RelayRequest
   private var headerList: UnsafeMutablePointer<curl_slist>?
-  private var sent = 0
+  fileprivate var sent = 0
   private var reply = HTTPReply(0)
   private var isOverLimit = false
 
@@ -246,6 +246,13 @@ private final class Exchange: @unchecked Sendable {
         UnsafeMutableRawBufferPointer(start: buffer, count: size * count))
     }
     sp_curl_set_pointer(easy, CURLOPT_READDATA, me)
+    // A kept connection may turn out to be dead after some bytes went; libcurl then begins again on a new one.
+    sp_curl_set_seek(easy) { me, offset, origin in
+      guard origin == SEEK_SET else { return CURL_SEEKFUNC_CANTSEEK }
+      Unmanaged<Exchange>.fromOpaque(me!).takeUnretainedValue().sent = Int(offset)
+      return CURL_SEEKFUNC_OK
+    }
+    sp_curl_set_pointer(easy, CURLOPT_SEEKDATA, me)
   }
 
   func release() {

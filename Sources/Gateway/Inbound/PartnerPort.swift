@@ -25,7 +25,7 @@ struct PartnerPort: Sendable {
       case .full: return .problem(Problem(.full, code: "disk.full", "there is no room", retryAfterSeconds: 60))
       case .unknown:
         onFatal(error)
-        return .problem(Problem(.unavailable, "this gateway is stopping", retryAfterSeconds: 60))
+        return .problem(Problem(.unavailable, "this gateway is stopping", retryAfterSeconds: 10))
       case .other:
         if !(error is CancellationError) { context.logger.error("a request of \(request.partner) failed: \(error)") }
         return .problem(Problem(.unavailable, "this cannot be answered now", retryAfterSeconds: 10))

@@ -44,7 +44,7 @@ final class PartnerLinks: Sendable {
       let reply = try await client.send(request)
       let wait = reply.headers["retry-after"].flatMap(Int.init)
       if [429, 503, 507].contains(reply.status) {
-        pause(partner, seconds: wait.map { min(Double($0), 3600) })
+        pause(partner, seconds: wait.map { min(Double($0), Double(context.configuration.retrySecondsMax)) })
       } else {
         recover(partner)
       }

@@ -1,0 +1,70 @@
+// Kills, full and failing disks, on both sides of a transfer. CI runs a seeded sample; scripts/faults runs every point.
+
+import Foundation
+import TestSupport
+import Testing
+
+@Suite(.serialized) struct FaultTests {
+  static var sides: [(String, KeyPath<TestAgencies, TestAgency>)] {
+    [("sender", \TestAgencies.sender), ("recipient", \TestAgencies.recipient)]
+  }
+
+  /// "all", or how many points of each side are tried.
+  static var sample: Int {
+    let text = ProcessInfo.processInfo.environment["FAULT_POINTS"] ?? "8"
+    return text == "all" ? .max : Int(text) ?? 8
+  }
+
+  /// Points spread over the run, the same for the same seed.
+  static func points(_ count: Int) -> [Int] {
+    guard sample < count else { return Array(1...count) }
+    let seed = Int(ProcessInfo.processInfo.environment["FAULT_SEED_NUMBER"] ?? "1") ?? 1
+    return (0..<sample).map { 1 + ($0 * count / sample + seed * 7919) % count }.sorted()
+  }
+
+  @Test func nothingIsLostDoubledOrHalfWhenTheProcessIsKilledAtAnyCall() throws {
+    let bench = try FaultBench()
+    for (name, side) in Self.sides {
+      let calls = try bench.count(side)
+      #expect(calls.count > 40, "the shim sees the calls of the \(name)")
+      for (index, point) in Self.points(calls.count).enumerated() {
+        let whens = Self.sample == .max ? ["before", "after", "torn"] : [["before", "after", "torn"][index % 3]]
+        for when in whens where when != "torn" || calls[point - 1].contains(" write ") {
+          let (verdict, _) = try bench.experiment(side, ["FAULT_AT": "\(point)", "FAULT_WHEN": when])
+          #expect(verdict.isSound, "\(name) killed \(when) call \(calls[point - 1]): \(verdict)")
+        }
+      }
+    }
+  }
+
+  @Test(arguments: [ENOSPC, EIO])
+  func aFailingDiskLosesNothing(errno: Int32) throws {
+    let bench = try FaultBench()
+    for (name, side) in Self.sides {
+      let calls = try bench.count(side)
+      let writes = calls.indices.filter { calls[$0].contains(" write ") || calls[$0].contains(" sync ") }
+      let step = max(1, writes.count / max(2, min(Self.sample, writes.count) / 2))
+      for index in stride(from: step / 2, to: writes.count, by: step) {
+        let point = writes[index] + 1
+        var fault = ["FAULT_AT": "\(point)", "FAULT_ERRNO": "\(errno)", "FAULT_STICKY": "1"]
+        fault["FAULT_OPS"] = nil
+        let (verdict, ended) = try bench.experiment(side, fault)
+        #expect(verdict.isSound, "\(name), errno \(errno) from call \(calls[point - 1]): \(verdict)")
+        if errno == EIO { #expect(ended == nil || ended == 74, "\(name), EIO from call \(calls[point - 1]): exit \(ended ?? 0)") }
+      }
+    }
+  }
+
+  /// A sweep that cannot fail shows nothing: two seeded faults must be found.
+  @Test func seededFaultsAreFound() throws {
+    let bench = try FaultBench()
+    let lost = try bench.experiment(\TestAgencies.recipient, ["FAULT_SEED": "lose-body"])
+    #expect(!lost.verdict.isSound, "a body that was never renamed was not missed")
+    // The rename that leaves its proof behind: killed right after it, recovery delivers a second time.
+    let calls = try bench.count(\TestAgencies.recipient)
+    let rename = try #require(calls.firstIndex { $0.contains(" rename ") && $0.contains("/inbox/") })
+    let doubled = try bench.experiment(
+      \TestAgencies.recipient, ["FAULT_SEED": "keep-source", "FAULT_AT": "\(rename + 1)", "FAULT_WHEN": "after"])
+    #expect(!doubled.verdict.isSound, "a double delivery was not found")
+  }
+}
