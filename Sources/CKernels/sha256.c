@@ -221,7 +221,7 @@ V5 static inline void load_transposed(__m512i w[16], const uint8_t *const p[16])
 #define NOTHING(i)
 
 /// 16 words and 8 working variables fill 24 of the 32 registers. The loop over the rounds is kept, so that the compiler
-/// does not compute the whole schedule ahead and spill it (measured: 2.8 against 4.6 GB/s).
+/// does not compute the whole schedule ahead and spill it (measured: 2.8 against 3.4 GB/s).
 V5 static void compress16(__m512i state[8], const uint8_t *const p[16]) {
   __m512i w[16];
   load_transposed(w, p);

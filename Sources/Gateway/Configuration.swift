@@ -35,7 +35,7 @@ package struct Configuration: Sendable {
   package var lowWaterBytes: Int64 = 256 << 20
   package var lowWaterInodes: Int64 = 1024
   /// Packages of one partner under way at once.
-  package var packagesPerPartner: Int64 = 32
+  package var packagesPerPartner: Int64 = 64
   package var bytesPerPartnerMax: Int64 = 1 << 40
   package var retrySecondsMax: Int64 = 300
   /// Released, and no receipt after so long: unconfirmed.

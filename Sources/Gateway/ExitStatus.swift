@@ -42,7 +42,9 @@ package enum ExitStatus: Int32, Sendable, CaseIterable {
       }
     case let error as FatalFailure: self = ExitStatus(error.cause)
     case let error as DiskError:
-      self = [ENOENT, EEXIST, EACCES, EPERM, EISDIR, ENOTDIR, EINVAL, ELOOP, ENAMETOOLONG].contains(error.errno) ? .failed : .disk
+      self =
+        [ENOENT, EEXIST, EACCES, EPERM, EISDIR, ENOTDIR, EINVAL, ELOOP, ENAMETOOLONG].contains(error.errno)
+        ? .failed : .disk
     default: self = StoreFailure(error) == .other ? .failed : .disk
     }
   }

@@ -14,7 +14,7 @@ struct Maintenance: Service {
   func run() async throws {
     try await sweep()
     try await rewriteOutcomes()
-    try await cancelWhenGracefulShutdown {
+    try await untilShutdown {
       var warned: [String: Int] = [:]
       while !Task.isCancelled {
         try await purge()

@@ -68,13 +68,13 @@ package struct RunningGateway: Service {
     let open = OpenPackage(context: context)
     let takeBack = TakeBackStage(context: context, links: links)
     return [
-      Stage(context: context, direction: .out, state: .claimed, concurrency: 16, news: context.news.claimed) {
+      Stage(context: context, direction: .out, state: .claimed, concurrency: 24, news: context.news.claimed) {
         try await seal.seal($0)
       },
       Stage(context: context, direction: .out, state: .sealed, concurrency: 4, news: context.news.claimed) {
         try await seal.queue($0)
       },
-      Stage(context: context, direction: .in, state: .received, concurrency: 16, news: context.news.keys) {
+      Stage(context: context, direction: .in, state: .received, concurrency: 24, news: context.news.keys) {
         try await open.open($0)
       },
       Stage(context: context, direction: .in, state: .opened, concurrency: 4, news: context.news.keys) {
@@ -92,7 +92,7 @@ package struct RunningGateway: Service {
 struct Loop: Service {
   let body: @Sendable () async throws -> Void
 
-  func run() async throws { try await cancelWhenGracefulShutdown { try await body() } }
+  func run() async throws { try await untilShutdown { try await body() } }
 }
 
 /// Ends the service group when a request handler meets a failure that must stop the process.
@@ -106,7 +106,7 @@ private final class FatalStop: Service {
   }
 
   func run() async throws {
-    try await cancelWhenGracefulShutdown { [self] in
+    try await untilShutdown { [self] in
       while !Task.isCancelled {
         let seen = news.generation
         if let error = failure.withLockedValue({ $0 }) { throw FatalFailure(cause: error) }
@@ -118,13 +118,13 @@ private final class FatalStop: Service {
 
 /// One lane per active partner: its own queue, its own limits, its own pauses. A dead partner holds up its lane alone.
 private struct Lanes: Service {
-  static let concurrency = 16
+  static let concurrency = 48
 
   let context: GatewayContext
   let links: PartnerLinks
 
   func run() async throws {
-    try await cancelWhenGracefulShutdown {
+    try await untilShutdown {
       try await withThrowingDiscardingTaskGroup { group in
         var running: Set<AgencyID> = []
         while !Task.isCancelled {

@@ -25,7 +25,7 @@ struct Stage: Service {
   static let idle = Duration.seconds(2)
 
   func run() async throws {
-    try await cancelWhenGracefulShutdown { try await loop() }
+    try await untilShutdown { try await loop() }
   }
 
   func loop() async throws {
@@ -156,5 +156,14 @@ struct Stage: Service {
     } catch LedgerError.stale {
       return
     }
+  }
+}
+
+/// Runs `body` until the gateway shuts down; being stopped is how it ends, and no failure.
+func untilShutdown(_ body: @escaping @Sendable () async throws -> Void) async throws {
+  do {
+    try await cancelWhenGracefulShutdown(body)
+  } catch is CancellationError {
+    return
   }
 }

@@ -6,6 +6,7 @@ public enum Hex {
 
   public static func encode(_ bytes: some Sequence<UInt8>) -> String {
     var text: [UInt8] = []
+    text.reserveCapacity(bytes.underestimatedCount * 2)
     for byte in bytes {
       text.append(digits[Int(byte >> 4)])
       text.append(digits[Int(byte & 15)])
@@ -50,6 +51,7 @@ private struct BitAlphabet: Sendable {
 
   func encode(_ bytes: some Sequence<UInt8>) -> [UInt8] {
     var text: [UInt8] = []
+    text.reserveCapacity(bytes.underestimatedCount * 8 / bits + 4)
     var pending: UInt32 = 0
     var held = 0
     for byte in bytes {

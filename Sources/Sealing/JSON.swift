@@ -53,6 +53,12 @@ public enum JSON: Hashable, Sendable {
   /// RFC 8785 §3.2.2.2: two-letter escapes where JSON has them, \u00xx for other controls, all else as it is.
   private static func write(_ string: String, to text: inout [UInt8]) {
     text.append(34)
+    defer { text.append(34) }
+    // Almost every string needs no escape, and is copied whole.
+    guard string.utf8.contains(where: { $0 < 32 || $0 == 34 || $0 == 92 }) else {
+      text.append(contentsOf: string.utf8)
+      return
+    }
     for byte in string.utf8 {
       switch byte {
       case 34: text += [92, 34]
@@ -66,7 +72,6 @@ public enum JSON: Hashable, Sendable {
       default: text.append(byte)
       }
     }
-    text.append(34)
   }
 
   /// Parses canonical text.
@@ -166,11 +171,15 @@ private struct CanonicalParser {
   private mutating func string() throws(SealingError) -> String {
     try expect(34, "'\"'")
     var bytes: [UInt8] = []
-    while let next = byte, next != 34 {
+    while true {
+      let run = text[offset...].prefix { $0 >= 32 && $0 != 34 && $0 != 92 }
+      bytes.append(contentsOf: run)
+      offset = run.endIndex
+      guard byte == 92 else { break }
       offset += 1
-      guard next >= 32 else { throw refused("a control byte in a string") }
-      bytes.append(next == 92 ? try escape() : next)
+      bytes.append(try escape())
     }
+    guard byte.map({ $0 >= 32 }) != false else { throw refused("a control byte in a string") }
     try expect(34, "'\"'")
     guard let string = String(validating: bytes, as: UTF8.self) else {
       throw refused("a string is not UTF-8")

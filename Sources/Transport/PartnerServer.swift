@@ -179,13 +179,26 @@ private struct PartnerChannel: ServerChildChannel {
   func handle(value: Value, logger: Logger) async {
     let handler = handler
     let channel = http1 { request, writer, _ in
-      guard let partner = value.peer.withLockedValue({ $0 }) else { return }
+      guard let partner = try await self.partner(on: value) else {
+        value.channel.close(promise: nil)
+        return
+      }
       let reply = await handler(PartnerRequest(partner: partner, request))
       try await PartnerChannel.write(reply, isHead: request.method == .head, to: writer)
     }
     await withTaskExecutorPreference(executors[ObjectIdentifier(value.channel.eventLoop)]) {
       await channel.handle(value: value.http, logger: logger)
     }
+  }
+
+  /// Who the peer is. A resumed TLS session brings no certificate to the callback; the session remembers it, and the pin
+  /// is judged again.
+  private func partner(on value: Value) async throws -> AgencyID? {
+    if let known = value.peer.withLockedValue({ $0 }) { return known }
+    guard let leaf = try await value.channel.nioSSL_peerCertificate().get() else { return nil }
+    let resumed = partner(try TLSIdentity.pin(of: leaf))
+    value.peer.withLockedValue { $0 = resumed }
+    return resumed
   }
 
   static func write(_ reply: HTTPReply, isHead: Bool, to writer: consuming ResponseWriter) async throws {

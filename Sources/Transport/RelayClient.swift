@@ -60,8 +60,8 @@ package final class RelayClient: @unchecked Sendable {
   private let multi: OpaquePointer
   private let identity: TLSIdentity?
 
-  package static let connectionsPerHostMax = 8
-  package static let connectionsMax = 128
+  package static let connectionsPerHostMax = 24
+  package static let connectionsMax = 256
 
   private enum Message {
     case start(Exchange)
@@ -73,7 +73,7 @@ package final class RelayClient: @unchecked Sendable {
     curl_global_init(Int(CURL_GLOBAL_DEFAULT))
     multi = OpaquePointer(curl_multi_init())
     self.identity = identity
-    sp_curl_multi_set_long(handle, CURLMOPT_MAX_HOST_CONNECTIONS, Self.connectionsPerHostMax)
+    sp_curl_multi_set_long(handle, CURLMOPT_MAX_HOST_CONNECTIONS, Self.connectionsPerHostMax + 8)
     sp_curl_multi_set_long(handle, CURLMOPT_MAX_TOTAL_CONNECTIONS, Self.connectionsMax)
     let thread = Thread { [self] in serve() }
     thread.name = "relay"
@@ -109,9 +109,17 @@ package final class RelayClient: @unchecked Sendable {
 
   // MARK: the relay thread
 
-  private func serve() {
+  /// libcurl starts a new request before one that waits for a connection, so it is never given more than it has
+  /// connections for: what waits, waits here, in order.
+  private struct Lanes {
     var running: [UnsafeMutableRawPointer: Exchange] = [:]
     var pool: [UnsafeMutableRawPointer] = []
+    var active: [String: Int] = [:]
+    var waiting: [String: [Exchange]] = [:]
+  }
+
+  private func serve() {
+    var lanes = Lanes()
     while true {
       let (messages, stop) = lock.withLock {
         defer { inbox.removeAll(keepingCapacity: true) }
@@ -119,14 +127,8 @@ package final class RelayClient: @unchecked Sendable {
       }
       for message in messages {
         switch message {
-        case .start(let exchange):
-          let easy = pool.popLast() ?? curl_easy_init()!
-          exchange.prepare(easy, identity: identity)
-          running[easy] = exchange
-          curl_multi_add_handle(handle, easy)
-        case .cancel(let id):
-          guard let (easy, exchange) = running.first(where: { $0.value.id == id }) else { continue }
-          finish(easy, exchange, .failure(CancellationError()), &running, &pool)
+        case .start(let exchange): begin(exchange, &lanes)
+        case .cancel(let id): cancel(id, &lanes)
         }
       }
       if stop { break }
@@ -134,28 +136,59 @@ package final class RelayClient: @unchecked Sendable {
       curl_multi_perform(handle, &active)
       var left: Int32 = 0
       while let message = curl_multi_info_read(handle, &left) {
-        guard message.pointee.msg == CURLMSG_DONE, let easy = message.pointee.easy_handle, let exchange = running[easy]
+        guard message.pointee.msg == CURLMSG_DONE, let easy = message.pointee.easy_handle,
+          let exchange = lanes.running[easy]
         else { continue }
-        finish(easy, exchange, exchange.outcome(easy, message.pointee.data.result), &running, &pool)
+        finish(easy, exchange, exchange.outcome(easy, message.pointee.data.result), &lanes)
       }
       curl_multi_poll(handle, nil, 0, 1000, nil)
     }
-    for (easy, exchange) in running { finish(easy, exchange, .failure(CancellationError()), &running, &pool) }
-    for easy in pool { curl_easy_cleanup(easy) }
+    for (easy, exchange) in lanes.running { finish(easy, exchange, .failure(CancellationError()), &lanes, next: false) }
+    for exchange in lanes.waiting.values.joined() { exchange.continuation.resume(throwing: CancellationError()) }
+    for easy in lanes.pool { curl_easy_cleanup(easy) }
     curl_multi_cleanup(handle)
+  }
+
+  private func begin(_ exchange: Exchange, _ lanes: inout Lanes) {
+    guard lanes.active[exchange.origin, default: 0] < Self.connectionsPerHostMax else {
+      lanes.waiting[exchange.origin, default: []].append(exchange)
+      return
+    }
+    lanes.active[exchange.origin, default: 0] += 1
+    let easy = lanes.pool.popLast() ?? curl_easy_init()!
+    exchange.prepare(easy, identity: identity)
+    lanes.running[easy] = exchange
+    curl_multi_add_handle(handle, easy)
+  }
+
+  private func cancel(_ id: UInt64, _ lanes: inout Lanes) {
+    if let (easy, exchange) = lanes.running.first(where: { $0.value.id == id }) {
+      finish(easy, exchange, .failure(CancellationError()), &lanes)
+      return
+    }
+    for (origin, queue) in lanes.waiting {
+      guard let place = queue.firstIndex(where: { $0.id == id }) else { continue }
+      lanes.waiting[origin]?.remove(at: place).continuation.resume(throwing: CancellationError())
+    }
   }
 
   private func finish(
     _ easy: UnsafeMutableRawPointer, _ exchange: Exchange, _ outcome: Result<HTTPReply, any Error>,
-    _ running: inout [UnsafeMutableRawPointer: Exchange], _ pool: inout [UnsafeMutableRawPointer]
+    _ lanes: inout Lanes,
+    next: Bool = true
   ) {
     curl_multi_remove_handle(handle, easy)
-    running[easy] = nil
+    lanes.running[easy] = nil
+    lanes.active[exchange.origin, default: 1] -= 1
     // Drops every pointer into the finished exchange before the handle is used again.
     curl_easy_reset(easy)
     exchange.release()
-    pool.append(easy)
+    lanes.pool.append(easy)
     exchange.continuation.resume(with: outcome)
+    guard next, var queue = lanes.waiting[exchange.origin], !queue.isEmpty else { return }
+    let first = queue.removeFirst()
+    lanes.waiting[exchange.origin] = queue
+    begin(first, &lanes)
   }
 }
 
@@ -169,6 +202,9 @@ private final class Exchange: @unchecked Sendable {
   fileprivate var sent = 0
   private var reply = HTTPReply(0)
   private var isOverLimit = false
+
+  /// `https://host:port`: requests to one origin share its connections.
+  var origin: String { String(request.url.split(separator: "/", maxSplits: 3).prefix(2).joined(separator: "//")) }
 
   init(id: UInt64, request: RelayRequest, continuation: CheckedContinuation<HTTPReply, any Error>) {
     self.id = id

@@ -39,7 +39,9 @@ final class FaultBench {
   }()
 
   /// Runs one experiment on fresh copies: drop, run with the fault on one side, restart without, let it finish.
-  func experiment(_ side: KeyPath<TestAgencies, TestAgency>, _ fault: [String: String]) throws -> (verdict: Verdict, ended: Int32?) {
+  func experiment(_ side: KeyPath<TestAgencies, TestAgency>, _ fault: [String: String]) throws -> (
+    verdict: Verdict, ended: Int32?
+  ) {
     let agencies = try reset()
     defer {
       agencies.sender.kill()
@@ -64,7 +66,10 @@ final class FaultBench {
     var verdict = Verdict()
     if !isLive { verdict.faults.append("not everything ends: \(faulty.log.suffix(400)) | \(healthy.log.suffix(400))") }
     // Let the last acknowledgement through before the homes are looked at.
-    _ = eventually(5) { FileManager.default.subpaths(atPath: "\(agencies.recipient.home)/spool/in")?.contains { $0.hasSuffix(".body") } != true }
+    _ = eventually(5) {
+      FileManager.default.subpaths(atPath: "\(agencies.recipient.home)/spool/in")?.contains { $0.hasSuffix(".body") }
+        != true
+    }
     for agency in [agencies.sender, agencies.recipient] where agency.stop() != 0 {
       verdict.faults.append("\(agency.id) does not stop well: \(agency.log.suffix(400))")
     }
@@ -85,7 +90,8 @@ final class FaultBench {
     try? FileManager.default.removeItem(atPath: log)
     let (verdict, _) = try experiment(side, ["FAULT_LOG": log])
     guard verdict.isSound else { throw TestFailure("the undisturbed run does not hold: \(verdict)") }
-    return String(decoding: FileManager.default.contents(atPath: log) ?? Data(), as: UTF8.self).split(separator: "\n").map(String.init)
+    return String(decoding: FileManager.default.contents(atPath: log) ?? Data(), as: UTF8.self).split(separator: "\n")
+      .map(String.init)
   }
 
   private func isFinished(_ agencies: TestAgencies) -> Bool {

@@ -50,7 +50,9 @@ import Testing
         fault["FAULT_OPS"] = nil
         let (verdict, ended) = try bench.experiment(side, fault)
         #expect(verdict.isSound, "\(name), errno \(errno) from call \(calls[point - 1]): \(verdict)")
-        if errno == EIO { #expect(ended == nil || ended == 74, "\(name), EIO from call \(calls[point - 1]): exit \(ended ?? 0)") }
+        if errno == EIO {
+          #expect(ended == nil || ended == 74, "\(name), EIO from call \(calls[point - 1]): exit \(ended ?? 0)")
+        }
       }
     }
   }

@@ -34,10 +34,12 @@ import Testing
     let descriptor = Glibc.open("\(scratch.path)/plain", O_RDONLY)
     defer { close(descriptor) }
     let second = try pass.seal(
-      StreamSource(descriptor: descriptor, layout: .plain), to: StreamSink(descriptor: streamed.file.descriptor), payloadKey: payloadKey)
+      StreamSource(descriptor: descriptor, layout: .plain), to: StreamSink(descriptor: streamed.file.descriptor),
+      payloadKey: payloadKey)
     let body = try File.contents("\(scratch.path)/sealed", bytesMax: 1 << 30)
     #expect(try File.contents("\(scratch.path)/streamed", bytesMax: 1 << 30) == body)
-    #expect(first.treeRoot == second.treeRoot && first.plainBytes == Int64(bytes) && first.sealedBytes == Int64(body.count))
+    #expect(
+      first.treeRoot == second.treeRoot && first.plainBytes == Int64(bytes) && first.sealedBytes == Int64(body.count))
     #expect(first.wholeSHA256 == Digest(of: key.bytes + body))
 
     let opened = try file("opened")
@@ -54,10 +56,16 @@ import Testing
     let (_, payloadKey) = try PackageKey.create(for: [Identity(generating: .x25519).recipient])
     let sealed = try file("sealed")
     let pass = Pass(engine: .openssl, workers: 3)
-    let result = try pass.seal(FileSource(input.file, bytes: Int64(plain.count), layout: .plain), to: FileSink(sealed.file), payloadKey: payloadKey)
+    let result = try pass.seal(
+      FileSource(input.file, bytes: Int64(plain.count), layout: .plain), to: FileSink(sealed.file),
+      payloadKey: payloadKey)
     try sealed.file.write([9, 9, 9], at: 3_000_000)
     let streamed = try file("streamed")
-    #expect { try pass.open(FileSource(sealed.file, bytes: result.sealedBytes, layout: .sealed), to: StreamSink(descriptor: streamed.file.descriptor), payloadKey: payloadKey) } throws: {
+    #expect {
+      try pass.open(
+        FileSource(sealed.file, bytes: result.sealedBytes, layout: .sealed),
+        to: StreamSink(descriptor: streamed.file.descriptor), payloadKey: payloadKey)
+    } throws: {
       ($0 as? SealingError)?.code == .bodyChunk
     }
   }
@@ -132,7 +140,8 @@ import Testing
 @Suite struct ConfigurationTests {
   static let refused = [
     "listen: x", "agency: a.b\nlisten: \"nowhere\"", "agency: a.b\nlisten: \"h:70000\"", "agency: a.b\nscanSeconds: 0",
-    "agency: a.b\nunknown: 1", "agency: a.b\nfolders: { x: { readiness: none } }", "agency: a.b\nfolders: { ../x: { readiness: rename } }",
+    "agency: a.b\nunknown: 1", "agency: a.b\nfolders: { x: { readiness: none } }",
+    "agency: a.b\nfolders: { ../x: { readiness: rename } }",
     "agency: a.b\nfolders: { x: { readiness: rename, triggerSuffix: .ok } }", "agency: a.b\ninboxFileMode: \"0777\"",
     "agency: a.b\ninboxFileMode: \"0040\"", "agency: a.b\nlogLevel: loud", "agency: A", "",
   ]

@@ -34,8 +34,10 @@ private let yaml = """
   }
 
   static let refused = [
-    "", "a: &x 1\nb: *x", "a: &x 1", "a: !!str 1", "a: !thing {}", "<<: { a: 1 }", "a: 1\na: 2", "a:", "a: null", "a: ~",
-    "a: 1.5", "a: -1", "a: 1e3", "a: yes", "a: Off", "a: 9007199254740992", "--- 1\n--- 2", "[1, 2", "{ a: 1", "? [x]\n: y",
+    "", "a: &x 1\nb: *x", "a: &x 1", "a: !!str 1", "a: !thing {}", "<<: { a: 1 }", "a: 1\na: 2", "a:", "a: null",
+    "a: ~",
+    "a: 1.5", "a: -1", "a: 1e3", "a: yes", "a: Off", "a: 9007199254740992", "--- 1\n--- 2", "[1, 2", "{ a: 1",
+    "? [x]\n: y",
     "a: [[[[[[[[1]]]]]]]]", "\ta: 1", "a: \"\\u{0}\"",
   ]
 
@@ -61,7 +63,10 @@ private let yaml = """
   @Test func anAgreementIsReadAndItsLayoutDoesNotCount() throws {
     let agreement = try Agreement(yaml: yaml)
     #expect(agreement.version == 2 && agreement.timeToLive == .seconds(48 * 3600))
-    let commented = "# a comment\n" + yaml.replacing("purpose: { id: stop, text: \"Stop payments.\" }", with: "purpose:\n  text: 'Stop payments.'\n  id: stop")
+    let commented =
+      "# a comment\n"
+      + yaml.replacing(
+        "purpose: { id: stop, text: \"Stop payments.\" }", with: "purpose:\n  text: 'Stop payments.'\n  id: stop")
     #expect(try Agreement(yaml: commented).digest == agreement.digest)
     #expect(try Agreement(yaml: yaml.replacing("maxBytes: 1000", with: "maxBytes: 1001")).digest != agreement.digest)
   }
@@ -69,21 +74,29 @@ private let yaml = """
   static let broken: [(String, String, String)] = [
     ("version: 2", "version: 2\nextra: 1", "extra"), ("kind: DataSharingAgreement", "kind: Other", "kind"),
     ("schemaVersion: 1", "schemaVersion: 2", "schemaVersion"), ("id: deaths-to-benefits", "id: ../x", "id"),
-    ("role: provider", "role: king", "role"), ("role: provider", "role: recipient", "provider"), ("a.gov", "b.gov", "twice"),
-    ("2027-01-01T00:00:00Z", "2025-01-01T00:00:00Z", "validity"), ("2027-01-01T00:00:00Z", "2027-13-01T00:00:00Z", "notAfter"),
-    ("mode: relay", "mode: pigeon", "mode"), ("maxBytes: 1000", "maxBytes: 0", "maxBytes"), ("PT48H", "P1M", "timeToLive"),
-    ("PT48H", "PT", "timeToLive"), ("[mlkem768x25519]", "[rsa]", "recipients"), ("[mlkem768x25519]", "[]", "recipients"),
+    ("role: provider", "role: king", "role"), ("role: provider", "role: recipient", "provider"),
+    ("a.gov", "b.gov", "twice"),
+    ("2027-01-01T00:00:00Z", "2025-01-01T00:00:00Z", "validity"),
+    ("2027-01-01T00:00:00Z", "2027-13-01T00:00:00Z", "notAfter"),
+    ("mode: relay", "mode: pigeon", "mode"), ("maxBytes: 1000", "maxBytes: 0", "maxBytes"),
+    ("PT48H", "P1M", "timeToLive"),
+    ("PT48H", "PT", "timeToLive"), ("[mlkem768x25519]", "[rsa]", "recipients"),
+    ("[mlkem768x25519]", "[]", "recipients"),
     ("mode: relay,", "mode: relay, onWithdrawal: reseal,", "onWithdrawal"), ("title: \"Deaths\"\n", "", "title"),
   ]
 
   @Test(arguments: broken) func aBrokenAgreementIsRefusedByName(from: String, to: String, word: String) {
-    #expect("\(from) → \(to)") { try Agreement(yaml: yaml.replacing(from, with: to)) } throws: { "\($0)".contains(word) }
+    #expect("\(from) → \(to)") { try Agreement(yaml: yaml.replacing(from, with: to)) } throws: {
+      "\($0)".contains(word)
+    }
   }
 
   @Test func namePatternsMatchWithoutBacktrackingBlowUp() throws {
     let agreement = try Agreement(yaml: yaml)
     for good in ["deaths-1.csv", "deaths-.csv", "deaths-a-b.csv.csv"] { #expect(agreement.allows(name: good)) }
-    for bad in ["deaths.csv", "deaths-1.csv.exe", "xdeaths-1.csv", "Deaths-1.csv", ""] { #expect(!agreement.allows(name: bad)) }
+    for bad in ["deaths.csv", "deaths-1.csv.exe", "xdeaths-1.csv", "Deaths-1.csv", ""] {
+      #expect(!agreement.allows(name: bad))
+    }
     let stars = try Agreement(yaml: yaml.replacing("deaths-*.csv", with: String(repeating: "*a", count: 100) + "b"))
     #expect(!stars.allows(name: String(repeating: "a", count: 200)))
   }
@@ -102,7 +115,8 @@ private let yaml = """
     let other = try Agreement(yaml: yaml.replacing("Deaths", with: "Other"))
     #expect(throws: PolicyError.self) { try PolicySet([first, other]) }
     #expect(try PolicySet([first, first]).agreement(first.digest) == first)
-    let next = try Agreement(yaml: yaml.replacing("version: 2", with: "version: 3").replacing("2026-01-01", with: "2026-12-01"))
+    let next = try Agreement(
+      yaml: yaml.replacing("version: 2", with: "version: 3").replacing("2026-01-01", with: "2026-12-01"))
     let set = try PolicySet([next, first])
     #expect(set.current("deaths-to-benefits", at: Timestamp.parse("2026-06-01T00:00:00Z")!)?.version == 2)
     #expect(set.current("deaths-to-benefits", at: Timestamp.parse("2026-12-02T00:00:00Z")!)?.version == 3)
@@ -110,10 +124,13 @@ private let yaml = """
   }
 
   @Test func theShippedAgreementIsSound() throws {
-    let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+    let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+      .deletingLastPathComponent()
       .appendingPathComponent("policies")
     for file in try FileManager.default.contentsOfDirectory(atPath: folder.path) where file.hasSuffix(".yaml") {
-      #expect(throws: Never.self, "\(file)") { try Agreement(yaml: String(contentsOf: folder.appendingPathComponent(file), encoding: .utf8)) }
+      #expect(throws: Never.self, "\(file)") {
+        try Agreement(yaml: String(contentsOf: folder.appendingPathComponent(file), encoding: .utf8))
+      }
     }
   }
 }
@@ -123,13 +140,16 @@ private let yaml = """
   let agreement = try! Agreement(yaml: yaml)
 
   func draft(
-    sender: String = "a.gov", recipient: String = "b.gov", name: String = "deaths-1.csv", mediaType: String = "text/csv", bytes: Int64 = 10
+    sender: String = "a.gov", recipient: String = "b.gov", name: String = "deaths-1.csv",
+    mediaType: String = "text/csv", bytes: Int64 = 10
   ) -> Draft {
-    Draft(sender: AgencyID(sender)!, recipient: AgencyID(recipient)!, name: name, mediaType: mediaType, payloadBytes: bytes)
+    Draft(
+      sender: AgencyID(sender)!, recipient: AgencyID(recipient)!, name: name, mediaType: mediaType, payloadBytes: bytes)
   }
 
   func now(
-    _ instant: Date = instant, _ partner: Circumstances.PartnerState = .active, _ kinds: Set<RecipientKind> = [.mlkem768x25519],
+    _ instant: Date = instant, _ partner: Circumstances.PartnerState = .active,
+    _ kinds: Set<RecipientKind> = [.mlkem768x25519],
     today: Int64 = 0
   ) -> Circumstances {
     Circumstances(instant: instant, partner: partner, recipientKinds: kinds, packagesToday: today)
@@ -144,11 +164,15 @@ private let yaml = """
     let year: TimeInterval = 366 * 86400
     let cases: [(Draft, Circumstances, Decision.Outcome, ReasonCode)] = [
       (draft(sender: "b.gov"), now(), .refuse, .matchNone), (draft(recipient: "c.gov"), now(), .refuse, .matchNone),
-      (draft(), now(Self.instant - year), .refuse, .agreementNotYet), (draft(), now(Self.instant + year), .refuse, .agreementExpired),
-      (draft(name: "x.csv"), now(), .refuse, .inputName), (draft(mediaType: "text/xml"), now(), .refuse, .inputMediaType),
+      (draft(), now(Self.instant - year), .refuse, .agreementNotYet),
+      (draft(), now(Self.instant + year), .refuse, .agreementExpired),
+      (draft(name: "x.csv"), now(), .refuse, .inputName),
+      (draft(mediaType: "text/xml"), now(), .refuse, .inputMediaType),
       (draft(bytes: 0), now(), .refuse, .inputEmpty), (draft(bytes: 1001), now(), .refuse, .limitBytes),
-      (draft(), now(Self.instant, .unknown), .refuse, .partnerUnknown), (draft(), now(Self.instant, .pending), .hold, .partnerPending),
-      (draft(), now(Self.instant, .suspended), .hold, .partnerSuspended), (draft(), now(Self.instant, .active, []), .hold, .keyMissing),
+      (draft(), now(Self.instant, .unknown), .refuse, .partnerUnknown),
+      (draft(), now(Self.instant, .pending), .hold, .partnerPending),
+      (draft(), now(Self.instant, .suspended), .hold, .partnerSuspended),
+      (draft(), now(Self.instant, .active, []), .hold, .keyMissing),
       (draft(), now(Self.instant, .active, [.x25519]), .refuse, .keyWeak), (draft(), now(today: 2), .hold, .limitRate),
     ]
     for (draft, now, outcome, code) in cases {
@@ -168,15 +192,23 @@ private let yaml = """
     func manifest(agreement digest: Digest, version: Int64 = 2, life: TimeInterval = 3600) -> Manifest {
       Manifest(
         id: TransferID(), sender: AgencyID("a.gov")!, recipient: AgencyID("b.gov")!,
-        agreement: NamedDigest(id: "deaths-to-benefits", sha256: digest), agreementVersion: version, name: "deaths-1.csv",
+        agreement: NamedDigest(id: "deaths-to-benefits", sha256: digest), agreementVersion: version,
+        name: "deaths-1.csv",
         mediaType: "text/csv", payloadBytes: 3, bodyBytes: 19, bodyTreeRoot: digest, keySHA256: digest,
         createdAt: Self.instant, expiresAt: Self.instant + life, decision: digest)
     }
     #expect(Evaluation.inbound(manifest(agreement: agreement.digest), under: agreement, now()).outcome == .permit)
     #expect(Evaluation.inbound(manifest(agreement: agreement.digest), under: nil, now()).codes == [.agreementUnknown])
-    #expect(Evaluation.inbound(manifest(agreement: agreement.digest, version: 1), under: agreement, now()).codes == [.agreementUnknown])
-    #expect(Evaluation.inbound(manifest(agreement: agreement.digest, life: 49 * 3600), under: agreement, now()).codes == [.limitTimeToLive])
-    let strict = try Agreement(yaml: yaml.replacing("timeToLive: \"PT48H\"", with: "timeToLive: \"PT48H\", wholeFileSha256: true"))
+    #expect(
+      Evaluation.inbound(manifest(agreement: agreement.digest, version: 1), under: agreement, now()).codes == [
+        .agreementUnknown
+      ])
+    #expect(
+      Evaluation.inbound(manifest(agreement: agreement.digest, life: 49 * 3600), under: agreement, now()).codes == [
+        .limitTimeToLive
+      ])
+    let strict = try Agreement(
+      yaml: yaml.replacing("timeToLive: \"PT48H\"", with: "timeToLive: \"PT48H\", wholeFileSha256: true"))
     #expect(Evaluation.inbound(manifest(agreement: strict.digest), under: strict, now()).codes == [.inputDigest])
   }
 

@@ -15,7 +15,10 @@ import Testing
     let payload = Data((0..<3_000_000).map { UInt8(truncatingIfNeeded: $0 &* 31) })
     try agencies.sender.drop("big.bin", payload)
     try agencies.sender.drop("small.txt", Data("hello".utf8))
-    #expect(eventually { agencies.sender.outcome("big.bin") == "delivered" && agencies.sender.outcome("small.txt") == "delivered" })
+    #expect(
+      eventually {
+        agencies.sender.outcome("big.bin") == "delivered" && agencies.sender.outcome("small.txt") == "delivered"
+      })
     #expect(agencies.recipient.inbox(from: agencies.sender, "big.bin") == payload)
     #expect(agencies.recipient.inbox(from: agencies.sender, "small.txt") == Data("hello".utf8))
     #expect(agencies.recipient.inboxNames(from: agencies.sender) == ["big.bin", "small.txt"])
@@ -25,7 +28,9 @@ import Testing
     #expect(eventually { (try? agencies.recipient.sallyport("trace", id).text.contains("acknowledged")) == true })
     try agencies.stop()
     #expect(try agencies.findings() == [])
-    for agency in [agencies.sender, agencies.recipient] { #expect(try agency.sallyport("ledger", "verify").status == 0) }
+    for agency in [agencies.sender, agencies.recipient] {
+      #expect(try agency.sallyport("ledger", "verify").status == 0)
+    }
   }
 
   @Test func sendWaitsForTheReceipt() throws {
@@ -48,7 +53,9 @@ import Testing
     }
     let names = agencies.recipient.inboxNames(from: agencies.sender)
     #expect(names.count == 2 && names.allSatisfy { $0.hasPrefix("same") && $0.hasSuffix(".txt") })
-    let texts = names.compactMap { agencies.recipient.inbox(from: agencies.sender, $0) }.map { String(decoding: $0, as: UTF8.self) }
+    let texts = names.compactMap { agencies.recipient.inbox(from: agencies.sender, $0) }.map {
+      String(decoding: $0, as: UTF8.self)
+    }
     #expect(Set(texts) == ["first", "second"])
   }
 
@@ -72,7 +79,11 @@ import Testing
       ("empty.csv", "input.empty"), ("name.txt", "input.name"), ("large.csv", "limit.bytes"),
     ] {
       #expect(
-        eventually { FileManager.default.contents(atPath: "\(returned)/\(name).reason.json").map { String(decoding: $0, as: UTF8.self).contains(code) } == true },
+        eventually {
+          FileManager.default.contents(atPath: "\(returned)/\(name).reason.json").map {
+            String(decoding: $0, as: UTF8.self).contains(code)
+          } == true
+        },
         "\(name)")
       #expect(FileManager.default.fileExists(atPath: "\(returned)/\(name).reason.txt"))
     }
@@ -147,10 +158,17 @@ import Testing
   @Test func holdResumeAndCancelBeforeTheKeyGoes() throws {
     let agencies = try TestAgencies()
     try agencies.sender.start()  // the recipient is down
-    #expect(eventually { FileManager.default.fileExists(atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder") })
+    #expect(
+      eventually {
+        FileManager.default.fileExists(
+          atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder")
+      })
     try agencies.sender.drop("held.txt", Data("held".utf8))
     try agencies.sender.drop("gone.txt", Data("gone".utf8))
-    #expect(eventually { agencies.sender.outcome("held.txt") == "accepted" && agencies.sender.outcome("gone.txt") == "accepted" })
+    #expect(
+      eventually {
+        agencies.sender.outcome("held.txt") == "accepted" && agencies.sender.outcome("gone.txt") == "accepted"
+      })
     let held = try #require(agencies.sender.outcome("held.txt", "id"))
     let gone = try #require(agencies.sender.outcome("gone.txt", "id"))
     #expect(try eventually { try agencies.sender.sallyport("hold", held).status == 0 })
@@ -173,7 +191,11 @@ import Testing
     options.timeToLive = "PT3S"
     let agencies = try TestAgencies(options)
     try agencies.sender.start()
-    #expect(eventually { FileManager.default.fileExists(atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder") })
+    #expect(
+      eventually {
+        FileManager.default.fileExists(
+          atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder")
+      })
     try agencies.sender.drop("late.txt", Data("late".utf8))
     #expect(eventually { agencies.sender.outcome("late.txt") == "expired" })
     try agencies.recipient.start()
@@ -196,15 +218,23 @@ import Testing
     // Pending: held until the fingerprint is approved.
     #expect(try agencies.sender.sallyport("partners", "add", "\(agencies.recipient.home)/keys/card.json").status == 0)
     try agencies.sender.drop("pending.txt", Data("pending".utf8))
-    #expect(try eventually { try agencies.sender.sallyport("queue").text.contains("partner.pending") || agencies.sender.sallyport("queue").text.contains("approved") })
+    #expect(
+      try eventually {
+        try agencies.sender.sallyport("queue").text.contains("partner.pending")
+          || agencies.sender.sallyport("queue").text.contains("approved")
+      })
     let fingerprint = try agencies.recipient.sallyport("keys", "fingerprint").lines[0]
     let wrong = try agencies.sender.sallyport("keys", "fingerprint").lines[0]
-    #expect(try agencies.sender.sallyport("partners", "approve", agencies.recipient.id, "--fingerprint", wrong).status == 65)
-    #expect(try agencies.sender.sallyport("partners", "approve", agencies.recipient.id, "--fingerprint", fingerprint).status == 0)
+    #expect(
+      try agencies.sender.sallyport("partners", "approve", agencies.recipient.id, "--fingerprint", wrong).status == 65)
+    #expect(
+      try agencies.sender.sallyport("partners", "approve", agencies.recipient.id, "--fingerprint", fingerprint).status
+        == 0)
     // The recipient does not know the sender: the handshake fails, and the file waits.
     #expect(try eventually { try agencies.sender.sallyport("status").text.contains("unreachable") })
     #expect(try agencies.recipient.sallyport("partners", "add", "\(agencies.sender.home)/keys/card.json").status == 0)
-    #expect(try agencies.recipient.sallyport("partners", "approve", agencies.sender.id, "--fingerprint", wrong).status == 0)
+    #expect(
+      try agencies.recipient.sallyport("partners", "approve", agencies.sender.id, "--fingerprint", wrong).status == 0)
     #expect(eventually { agencies.sender.outcome("pending.txt") == "delivered" })
   }
 
@@ -217,7 +247,8 @@ import Testing
       let offered = try agencies.sender.sallyport("partners", "add", "\(agencies.recipient.home)/keys/card.json")
       #expect(offered.status == 0 && offered.text.contains("accepted"), "\(offered.text)\(offered.errors)")
       let file = try agencies.scratch.file("after-\(index).txt", Data("x".utf8))
-      let sent = try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement, "--wait", "--seconds", "60")
+      let sent = try agencies.sender.sallyport(
+        "send", file, "--agreement", TestAgencies.agreement, "--wait", "--seconds", "60")
       #expect(sent.status == 0, "\(use): \(sent.text)\(sent.errors)\(agencies.recipient.log)")
     }
   }
@@ -262,8 +293,11 @@ import Testing
     agencies.recipient.stop()
 
     // A ledger put back by hand is behind its own heads: it refuses to start.
-    try FileManager.default.copyItem(atPath: "\(agencies.recipient.home)/ledger.sqlite", toPath: "\(agencies.scratch.path)/newest")
-    for suffix in ["", "-wal", "-shm"] { try? FileManager.default.removeItem(atPath: "\(agencies.recipient.home)/ledger.sqlite\(suffix)") }
+    try FileManager.default.copyItem(
+      atPath: "\(agencies.recipient.home)/ledger.sqlite", toPath: "\(agencies.scratch.path)/newest")
+    for suffix in ["", "-wal", "-shm"] {
+      try? FileManager.default.removeItem(atPath: "\(agencies.recipient.home)/ledger.sqlite\(suffix)")
+    }
     try FileManager.default.copyItem(atPath: backup, toPath: "\(agencies.recipient.home)/ledger.sqlite")
     let process = try agencies.recipient.start()
     process.waitUntilExit()
@@ -299,7 +333,9 @@ import Testing
         #expect(throws: Never.self, "\(command): \(line)") { try JSONSerialization.jsonObject(with: Data(line.utf8)) }
       }
     }
-    let failure = try Command.sallyport(["trace", "aaaaaaaaaaaaaaaaaaaaaaaaaa", "--home", agencies.sender.home, "--json"])
+    let failure = try Command.sallyport([
+      "trace", "aaaaaaaaaaaaaaaaaaaaaaaaaa", "--home", agencies.sender.home, "--json",
+    ])
     #expect(failure.status == 1 && failure.errors.contains("\"exit\":1"))
   }
 }

@@ -32,7 +32,8 @@ import Testing
     // age makes no output file at all for an empty payload.
     #expect(bytes == 0 || same(plain, "\(scratch.path)/a"))
     #expect(try Command.run(age, ["-r", recipient, "-o", "\(scratch.path)/theirs.age", plain]).status == 0)
-    #expect(try Command.sallyport(["open", "\(scratch.path)/theirs.age", "-i", file, "-o", "\(scratch.path)/b"]).status == 0)
+    #expect(
+      try Command.sallyport(["open", "\(scratch.path)/theirs.age", "-i", file, "-o", "\(scratch.path)/b"]).status == 0)
     #expect(same(plain, "\(scratch.path)/b"))
   }
 
@@ -52,7 +53,8 @@ import Testing
     let plain = try random(200_000)
     let (file, recipient) = try identity()
     let sealed = "\(scratch.path)/sealed"
-    #expect(try Command.sallyport(["seal", plain, "-r", recipient, "-o", sealed, "--cipher", cipher, "--sync"]).status == 0)
+    #expect(
+      try Command.sallyport(["seal", plain, "-r", recipient, "-o", sealed, "--cipher", cipher, "--sync"]).status == 0)
     #expect(try Command.sallyport(["open", sealed, "-i", file, "-o", "\(scratch.path)/o"]).status == 0)
     #expect(same(plain, "\(scratch.path)/o"))
   }
@@ -78,7 +80,9 @@ import Testing
     ("a bad recipient", ["seal", "/etc/hostname", "-r", "age1xyz", "-o", "OUT"], 65, "recipient"),
     ("a missing file", ["seal", "/nonexistent", "-r", "RECIPIENT", "-o", "OUT"], 1, "No such file"),
     ("a directory", ["seal", "/etc", "-r", "RECIPIENT", "-o", "OUT"], 1, "directory"),
-    ("a missing output folder", ["seal", "/etc/hostname", "-r", "RECIPIENT", "-o", "/nonexistent/x"], 1, "No such file"),
+    (
+      "a missing output folder", ["seal", "/etc/hostname", "-r", "RECIPIENT", "-o", "/nonexistent/x"], 1, "No such file"
+    ),
     ("a full disk", ["seal", "/etc/hostname", "-r", "RECIPIENT", "-o", "/dev/full"], 74, "No space"),
     ("not an age file", ["open", "/etc/passwd", "-i", "IDENTITY", "-o", "OUT"], 65, "age header"),
     ("an empty age file", ["open", "/dev/null", "-i", "IDENTITY", "-o", "OUT"], 65, "age header"),

@@ -19,7 +19,8 @@ private func open(_ home: String, at date: Date = Date()) throws -> Ledger {
 
 private func transfer(_ state: TransferState = .claimed, _ direction: Direction = .out) -> Transfer {
   Transfer(
-    direction: direction, sender: sender, id: TransferID(), peer: peer, agreement: "a", state: state, name: "n", createdAt: Date())
+    direction: direction, sender: sender, id: TransferID(), peer: peer, agreement: "a", state: state, name: "n",
+    createdAt: Date())
 }
 
 @Suite struct LedgerTests {
@@ -43,7 +44,9 @@ private func transfer(_ state: TransferState = .claimed, _ direction: Direction 
     #expect(try await ledger.read { try $0.transfer(sender, row.id)?.bodyBytes } == 19)
     #expect(try await ledger.read { try $0.audit(id: row.id, limit: 10).count } == 2)
     // The same arrow again: the row moved on.
-    await #expect(throws: LedgerError.stale("transfer \(row.id)")) { try await ledger.write { try $0.advance(row, to: .sealed) } }
+    await #expect(throws: LedgerError.stale("transfer \(row.id)")) {
+      try await ledger.write { try $0.advance(row, to: .sealed) }
+    }
     // No arrow at all.
     await #expect(throws: LedgerError.self) { try await ledger.write { try $0.advance(sealed, to: .confirmed) } }
     #expect(try await ledger.read { try $0.auditSize() } == 2)
@@ -93,7 +96,9 @@ private func transfer(_ state: TransferState = .claimed, _ direction: Direction 
     for suffix in ["", "-wal", "-shm"] { unlink("\(scratch.path)/ledger.sqlite\(suffix)") }
     try FileManager.default.copyItem(atPath: "\(scratch.path)/old", toPath: "\(scratch.path)/ledger.sqlite")
     #expect(throws: LedgerError.self) { try open(scratch.path) }
-    try Ledger.restore("\(scratch.path)/old", to: "\(scratch.path)/ledger.sqlite", heads: "\(scratch.path)/heads.log", at: Date(), epoch: "next")
+    try Ledger.restore(
+      "\(scratch.path)/old", to: "\(scratch.path)/ledger.sqlite", heads: "\(scratch.path)/heads.log", at: Date(),
+      epoch: "next")
     ledger = try open(scratch.path)
     #expect(ledger.head.epoch == "next")
     #expect(try await ledger.read { try $0.restoredAt() } != nil)
@@ -104,7 +109,10 @@ private func transfer(_ state: TransferState = .claimed, _ direction: Direction 
     let ledger = try open(scratch.path)
     for _ in 0..<10 { try await ledger.write { try $0.insert(transfer()) } }
     let heads = [ledger.head]
-    try await ledger.pool.write { try $0.execute(sql: "UPDATE audit SET entry = replace(CAST(entry AS TEXT), 'claimed', 'sealed!') WHERE sequence = 4") }
+    try await ledger.pool.write {
+      try $0.execute(
+        sql: "UPDATE audit SET entry = replace(CAST(entry AS TEXT), 'claimed', 'sealed!') WHERE sequence = 4")
+    }
     #expect(try ledger.verify(heads: heads).faults.contains("entry 4 was changed"))
     try await ledger.pool.write { try $0.execute(sql: "DELETE FROM audit WHERE sequence = 7") }
     #expect(try ledger.verify(heads: heads).faults.contains("entry 7 is missing"))
@@ -137,7 +145,9 @@ private func transfer(_ state: TransferState = .claimed, _ direction: Direction 
         for next in TransferState.allCases where state.mayBecome(next, direction) {
           // Nothing leaves an end but for purging, and nothing disclosed is ever cancelled or expires.
           if state.isEnd { #expect(next == .purged) }
-          if [.releasing, .released, .unconfirmed, .confirmed].contains(state) { #expect(![.cancelled, .expired].contains(next)) }
+          if [.releasing, .released, .unconfirmed, .confirmed].contains(state) {
+            #expect(![.cancelled, .expired].contains(next))
+          }
         }
       }
     }
@@ -149,11 +159,14 @@ private func transfer(_ state: TransferState = .claimed, _ direction: Direction 
     try await ledger.write { try $0.insert(row) }
     await #expect(throws: (any Error).self) { try await ledger.write { try $0.insert(row) } }
     let receipt = Receipt(
-      kind: .received, id: row.id, sender: sender, recipient: peer, manifest: Digest(of: []), code: "ok", at: Date(), previous: nil,
+      kind: .received, id: row.id, sender: sender, recipient: peer, manifest: Digest(of: []), code: "ok", at: Date(),
+      previous: nil,
       head: ledger.head)
     let envelope = Envelope(signing: receipt.document, as: .receipt, with: [key])
     try await ledger.write { try $0.add(receipt: receipt, envelope: envelope) }
-    await #expect(throws: (any Error).self) { try await ledger.write { try $0.add(receipt: receipt, envelope: envelope) } }
+    await #expect(throws: (any Error).self) {
+      try await ledger.write { try $0.add(receipt: receipt, envelope: envelope) }
+    }
     #expect(try await ledger.read { try $0.receipts(about: sender, after: 0, limit: 10).count } == 1)
     try ledger.close()
   }

@@ -63,7 +63,9 @@ public final class TestAgency {
     self.process = nil
   }
 
-  public var log: String { String(decoding: FileManager.default.contents(atPath: "\(home).log") ?? Data(), as: UTF8.self) }
+  public var log: String {
+    String(decoding: FileManager.default.contents(atPath: "\(home).log") ?? Data(), as: UTF8.self)
+  }
 
   /// Renames a file into the outbox, as a batch job does.
   public func drop(_ name: String, _ bytes: Data, agreement: String = TestAgencies.agreement) throws {
@@ -82,9 +84,12 @@ public final class TestAgency {
   }
 
   /// A member of NAME.outcome.json, or nil.
-  public func outcome(_ name: String, _ member: String = "outcome", agreement: String = TestAgencies.agreement) -> String? {
+  public func outcome(_ name: String, _ member: String = "outcome", agreement: String = TestAgencies.agreement)
+    -> String?
+  {
     guard let bytes = FileManager.default.contents(atPath: "\(home)/returned/\(agreement)/\(name).outcome.json"),
-      let document = try? JSON(canonical: Array(bytes.dropLast()), bytesMax: 65536), case .object(let members) = document,
+      let document = try? JSON(canonical: Array(bytes.dropLast()), bytesMax: 65536),
+      case .object(let members) = document,
       case .string(let text)? = members[member]
     else { return nil }
     return text
@@ -178,7 +183,10 @@ public final class TestAgencies {
   public func start() throws {
     try recipient.start()
     try sender.start()
-    guard eventually(30, { FileManager.default.fileExists(atPath: "\(sender.home)/outbox/\(Self.agreement)/.sallyport-folder") }) else {
+    guard
+      eventually(
+        30, { FileManager.default.fileExists(atPath: "\(sender.home)/outbox/\(Self.agreement)/.sallyport-folder") })
+    else {
       throw TestFailure("the sender did not start: \(sender.log)")
     }
   }

@@ -47,7 +47,8 @@ public enum Command {
     try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
     defer { try? FileManager.default.removeItem(at: folder) }
     for name in ["in", "out", "err"] {
-      _ = FileManager.default.createFile(atPath: folder.appendingPathComponent(name).path, contents: name == "in" ? input ?? Data() : nil)
+      _ = FileManager.default.createFile(
+        atPath: folder.appendingPathComponent(name).path, contents: name == "in" ? input ?? Data() : nil)
     }
     process.standardInput = try FileHandle(forReadingFrom: folder.appendingPathComponent("in"))
     process.standardOutput = try FileHandle(forWritingTo: folder.appendingPathComponent("out"))

@@ -21,7 +21,8 @@ private func serving(
   let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
   let (ports, listening) = AsyncStream<Int>.makeStream()
   let server = PartnerServer(
-    host: "127.0.0.1", port: 0, identity: identity, limits: limits, partner: { pins.contains($0) ? peer : nil }, handler: handler,
+    host: "127.0.0.1", port: 0, identity: identity, limits: limits, partner: { pins.contains($0) ? peer : nil },
+    handler: handler,
     group: group, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }, onListening: { listening.yield($0) })
   try await withThrowingTaskGroup { tasks in
     tasks.addTask { try await server.run() }
@@ -47,9 +48,11 @@ private func serving(
     defer { relay.stop() }
     try await serving(pins: [client.pin]) { request in
       let body = (try? await request.collect(bytesMax: 100)) ?? []
-      return HTTPReply(200, headers: ["x-partner": request.partner.text, "x-method": request.method], body: body + [33])
+      return HTTPReply(
+        200, headers: ["x-partner": request.partner.text, "x-method": request.method], body: body + [33])
     } _: { port, server in
-      let reply = try await relay.send(RelayRequest("PUT", "https://127.0.0.1:\(port)/x", body: .bytes([104, 105]), pins: [server.pin]))
+      let reply = try await relay.send(
+        RelayRequest("PUT", "https://127.0.0.1:\(port)/x", body: .bytes([104, 105]), pins: [server.pin]))
       #expect(reply.status == 200 && reply.body == [104, 105, 33])
       #expect(reply.headers["x-partner"] == peer.text && reply.headers["x-method"] == "PUT")
     }
@@ -60,7 +63,9 @@ private func serving(
     let anonymous = RelayClient(identity: nil)
     let known = RelayClient(identity: client)
     defer { for relay in [stranger, anonymous, known] { relay.stop() } }
-    try await serving(pins: [client.pin]) { _ in HTTPReply(200) } _: { port, server in
+    try await serving(pins: [client.pin]) { _ in
+      HTTPReply(200)
+    } _: { port, server in
       let url = "https://127.0.0.1:\(port)/v1/card"
       for relay in [stranger, anonymous] {
         await #expect(throws: RelayError.self) { try await relay.send(RelayRequest("GET", url, pins: [server.pin])) }
@@ -82,7 +87,9 @@ private func serving(
   @Test func aClientThatNeverShakesHandsIsCutOff() async throws {
     var limits = PartnerServerLimits()
     limits.handshakeSeconds = 1
-    try await serving(pins: [client.pin], limits: limits) { _ in HTTPReply(200) } _: { port, _ in
+    try await serving(pins: [client.pin], limits: limits) { _ in
+      HTTPReply(200)
+    } _: { port, _ in
       let start = ContinuousClock.now
       let result = try await Task.detached {
         try Command.run("/bin/bash", ["-c", "exec 3<>/dev/tcp/127.0.0.1/\(port); timeout 10 cat <&3"])
@@ -101,16 +108,43 @@ private func serving(
       try await withThrowingTaskGroup { group in
         for index in 0..<100 {
           group.addTask {
-            let reply = try await relay.send(RelayRequest("GET", "https://127.0.0.1:\(port)/\(index)", pins: [server.pin]))
+            let reply = try await relay.send(
+              RelayRequest("GET", "https://127.0.0.1:\(port)/\(index)", pins: [server.pin]))
             #expect(reply.body == Array("/\(index)".utf8))
           }
         }
         try await group.waitForAll()
       }
-      let slow = Task { try await relay.send(RelayRequest("GET", "https://127.0.0.1:\(port)/slow", pins: [server.pin])) }
+      let slow = Task {
+        try await relay.send(RelayRequest("GET", "https://127.0.0.1:\(port)/slow", pins: [server.pin]))
+      }
       try await Task.sleep(for: .milliseconds(200))
       slow.cancel()
       await #expect(throws: CancellationError.self) { try await slow.value }
+    }
+  }
+
+  @Test func aResumedSessionIsTheSamePartnerAndANewConnectionOfAStrangerIsNot() async throws {
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    try await serving(pins: [client.pin]) { request in
+      // Slow enough that each request needs a connection of its own; all but the first resume its TLS session.
+      do { try await Task.sleep(for: .milliseconds(300)) } catch {}
+      return HTTPReply(200, body: Array(request.partner.text.utf8))
+    } _: { port, server in
+      let request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
+      _ = try await relay.send(request)
+      try await withThrowingTaskGroup { group in
+        for _ in 0..<10 {
+          group.addTask {
+            var timed = request
+            timed.totalSeconds = 10
+            let reply = try await relay.send(timed)
+            #expect(reply.body == Array(peer.text.utf8))
+          }
+        }
+        try await group.waitForAll()
+      }
     }
   }
 
@@ -125,7 +159,8 @@ private func serving(
       }
     } _: { port, server in
       func send(_ bytes: Int, replyMax: Int = 1000) async throws -> HTTPReply {
-        var request = RelayRequest("PUT", "https://127.0.0.1:\(port)/", body: .bytes([UInt8](repeating: 0, count: bytes)), pins: [server.pin])
+        var request = RelayRequest(
+          "PUT", "https://127.0.0.1:\(port)/", body: .bytes([UInt8](repeating: 0, count: bytes)), pins: [server.pin])
         request.replyBytesMax = replyMax
         return try await relay.send(request)
       }
@@ -146,9 +181,13 @@ private func serving(
     let routes: [(String, String, PartnerRoute)] = [
       ("GET", "/v1/card", .card), ("GET", "/v1/transfers", .list(after: 0, limit: 100, waitSeconds: 0)),
       ("GET", "/v1/transfers?after=7&limit=9999&wait=99", .list(after: 7, limit: 500, waitSeconds: 30)),
-      ("PUT", "/v1/transfers/\(Self.id)/manifest", .putManifest(id)), ("HEAD", "/v1/transfers/\(Self.id)/body", .bodyOffset(id)),
+      ("PUT", "/v1/transfers/\(Self.id)/manifest", .putManifest(id)),
+      ("HEAD", "/v1/transfers/\(Self.id)/body", .bodyOffset(id)),
       ("PATCH", "/v1/transfers/\(Self.id)/body", .appendBody(id)), ("PUT", "/v1/transfers/\(Self.id)/key", .putKey(id)),
-      ("GET", "/v1/transfers/\(Self.id)/receipts?after=received&wait=5", .receipts(id, after: "received", waitSeconds: 5)),
+      (
+        "GET", "/v1/transfers/\(Self.id)/receipts?after=received&wait=5",
+        .receipts(id, after: "received", waitSeconds: 5)
+      ),
       ("DELETE", "/v1/transfers/\(Self.id)", .takeBack(id)),
     ]
     for (method, target, route) in routes { #expect(try PartnerRoute(method: method, target: target) == route) }
@@ -157,7 +196,8 @@ private func serving(
   static let refused: [(String, String, Problem.Kind)] = [
     ("GET", "/", .notFound), ("GET", "/v1", .notFound), ("GET", "/v2/card", .notFound), ("GET", "/v1/admin", .notFound),
     ("GET", "/v1/transfers/x/manifest", .notFound), ("PUT", "/v1/transfers/\(id)/../card", .notFound),
-    ("PUT", "/v1/transfers/\(id)/manifest/x", .notFound), ("PUT", "/v1/card", .method), ("POST", "/v1/transfers/\(id)/body", .method),
+    ("PUT", "/v1/transfers/\(id)/manifest/x", .notFound), ("PUT", "/v1/card", .method),
+    ("POST", "/v1/transfers/\(id)/body", .method),
     ("GET", "/v1/transfers?after=-1", .malformed), ("GET", "/v1/transfers?after=1&after=2", .malformed),
     ("GET", "/v1/transfers?after", .malformed), ("GET", "/v1/transfers/\(id)", .method),
   ]

@@ -2,6 +2,7 @@
 
 import Foundation
 import Logging
+import Policies
 import Sealing
 import Store
 import Transport
@@ -34,6 +35,8 @@ struct PartnerPort: Sendable {
   }
 
   private func route(_ request: PartnerRequest) async throws -> HTTPReply {
+    // A connection may outlive the partnership.
+    guard context.partners[request.partner]?.state == .active else { throw Problem(.notFound, "there is nothing here") }
     switch try PartnerRoute(method: request.method, target: request.target) {
     case .card:
       return HTTPReply(200, headers: ["content-type": "application/json"], body: context.keys.card.envelope.bytes)

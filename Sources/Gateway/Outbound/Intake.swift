@@ -32,7 +32,7 @@ struct Intake: Service {
     if watch == nil {
       context.logger.warning("no inotify: folders are scanned every \(context.configuration.scanSeconds) s")
     }
-    try await cancelWhenGracefulShutdown {
+    try await untilShutdown {
       var memories: [String: StabilityMemory] = [:]
       var watched: Set<String> = []
       while !Task.isCancelled {

@@ -1,0 +1,336 @@
+#!/usr/bin/env python3
+"""Measures the release binary beside age, gpg, openssl, cp, curl and nginx: the same work, interleaved, as ratios.
+
+Usage: bench.py [seal] [open] [relay] [small] [--size MIB] [--rounds N] [--dir DIR]
+Each line: what, best seconds, CPU seconds (user+system), peak memory, and the ratio to the named peer (above 1: faster).
+"""
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SALLYPORT = os.path.join(ROOT, ".build-release", "release", "sallyport")
+
+
+def run(command, stdin=None):
+    """One run: (seconds, CPU seconds, peak KiB)."""
+    start = time.monotonic()
+    with open(stdin or os.devnull, "rb") as source, open(os.devnull, "wb") as null:
+        process = subprocess.Popen(command, stdin=source, stdout=null, stderr=subprocess.PIPE)
+        errors = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+    if status:
+        sys.exit(f"bench: {' '.join(command)}: {errors.decode(errors='replace')}")
+    return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+
+
+def interleave(cases, rounds, before=lambda name: None):
+    """Runs every case once a round; keeps the best time, the least CPU and the highest memory of each."""
+    best = {}
+    for _ in range(rounds):
+        for name, command in cases.items():
+            before(name)
+            seconds, cpu, peak = command() if callable(command) else run(command)
+            old = best.get(name, (1e9, 1e9, 0))
+            best[name] = (min(old[0], seconds), min(old[1], cpu), max(old[2], peak))
+    return best
+
+
+def report(title, best, peers, size=None):
+    print(f"\n{title}")
+    for name, (seconds, cpu, peak) in best.items():
+        rate = f"{size / seconds / 1e9:6.2f} GB/s" if size else ""
+        ratios = "  ".join(f"{best[p][0] / seconds:.2f}x {p}" for p in peers if p in best and p != name)
+        print(f"  {name:34} {seconds:8.3f} s {rate}  CPU {cpu:7.3f} s  {peak / 1024:6.1f} MiB   {ratios}", flush=True)
+
+
+def bench_seal(directory, size, rounds, opening):
+    plain = os.path.join(directory, "plain")
+    with open(plain, "wb") as file:
+        for _ in range(size >> 20):
+            file.write(os.urandom(1 << 20))
+    identity = os.path.join(directory, "identity")
+    subprocess.run([SALLYPORT, "keys", "generate", "--classical", "-o", identity], check=True, stdout=subprocess.DEVNULL)
+    recipient = next(line.split()[-1] for line in open(identity) if line.startswith("# public key"))
+    out = os.path.join(directory, "out")
+
+    def clean(_):
+        for name in os.listdir(directory):
+            if name.startswith("out"):
+                os.unlink(os.path.join(directory, name))
+
+    def shell(text):
+        return ["/bin/sh", "-c", text]
+
+    seal = [SALLYPORT, "seal", plain, "-r", recipient, "-o"]
+    if not opening:
+        cases = {
+            "sallyport seal": seal + [out],
+            "age -r": ["age", "-r", recipient, "-o", out, plain],
+            "cp": ["cp", plain, out],
+            "openssl enc -aes-256-ctr": ["openssl", "enc", "-aes-256-ctr", "-K", "0" * 64, "-iv", "0" * 32, "-in", plain, "-out", out],
+            "gpg --symmetric": ["gpg", "--batch", "--yes", "--homedir", directory, "--passphrase", "x", "--compress-algo", "none",
+                                "--pinentry-mode", "loopback", "-o", out, "--symmetric", plain],
+        }
+        report(f"seal {size >> 20} MiB, file to file", interleave(cases, rounds, clean), ["age -r", "cp"], size)
+        cases = {
+            "sallyport seal --sync": seal + [out, "--sync"],
+            "cp, then fdatasync": ["dd", f"if={plain}", f"of={out}", "bs=1M", "conv=fdatasync", "status=none"],
+        }
+        report("seal, durable", interleave(cases, rounds, clean), ["cp, then fdatasync"], size)
+        cases = {
+            "sallyport seal >null": seal + ["/dev/null"],
+            "sallyport seal >null, 1 thread": seal + ["/dev/null", "--workers", "1"],
+            "age -r >null": ["age", "-r", recipient, "-o", "/dev/null", plain],
+            "age | sha256": shell(f"age -r {recipient} {plain} | openssl sha256"),
+        }
+        report("seal to /dev/null", interleave(cases, rounds, clean), ["age -r >null", "age | sha256", "sallyport seal >null, 1 thread"], size)
+    else:
+        sealed = os.path.join(directory, "sealed")
+        subprocess.run(seal + [sealed], check=True)
+        cases = {
+            "sallyport open": [SALLYPORT, "open", sealed, "-i", identity, "-o", out],
+            "age -d": ["age", "-d", "-i", identity, "-o", out, sealed],
+        }
+        report(f"open {size >> 20} MiB, file to file", interleave(cases, rounds, clean), ["age -d"], size)
+
+
+class Pair:
+    """Two agencies with one agreement, set up by the command as an administrator would."""
+
+    def __init__(self, directory):
+        self.homes = {}
+        self.processes = []
+        ports = {}
+        for name in ["sender", "recipient"]:
+            home = os.path.join(directory, name)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                ports[name] = probe.getsockname()[1]
+            self.command("init", "--agency", f"{name}.example.gov", "--home", home, "--listen", f"127.0.0.1:{ports[name]}",
+                         "--endpoint", f"https://127.0.0.1:{ports[name]}")
+            with open(os.path.join(home, "sallyport.yaml"), "a") as file:
+                file.write("logLevel: error\nscanSeconds: 1\npackagesPerPartner: 256\n")
+            with open(os.path.join(ROOT, "policies", "deaths-to-benefits.v1.yaml")) as source:
+                text = source.read().replace("registry.demo.example", "sender.example.gov").replace("benefits.demo.example", "recipient.example.gov")
+            with open(os.path.join(home, "policies", "agreement.yaml"), "w") as file:
+                file.write(text)
+            os.chmod(os.path.join(home, "policies", "agreement.yaml"), 0o644)
+            self.homes[name] = home
+        for name, other in [("sender", "recipient"), ("recipient", "sender")]:
+            self.command("partners", "add", os.path.join(self.homes[other], "keys", "card.json"), "--home", self.homes[name])
+            fingerprint = self.command("keys", "fingerprint", "--home", self.homes[other]).strip()
+            self.command("partners", "approve", f"{other}.example.gov", "--fingerprint", fingerprint, "--home", self.homes[name])
+
+    def command(self, *arguments):
+        return subprocess.run([SALLYPORT, *arguments], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+
+    def start(self, which=("recipient", "sender")):
+        for name in which:
+            process = subprocess.Popen([SALLYPORT, "run", "--home", self.homes[name]], stdout=subprocess.PIPE)
+            process.stdout.readline()
+            self.processes.append(process)
+        while "sender" in which and not os.path.exists(os.path.join(self.outbox, ".sallyport-folder")):
+            time.sleep(0.01)
+
+    @property
+    def outbox(self):
+        return os.path.join(self.homes["sender"], "outbox", "deaths-to-benefits")
+
+    @property
+    def inbox(self):
+        return os.path.join(self.homes["recipient"], "inbox", "sender.example.gov", "deaths-to-benefits")
+
+    def counts(self, name):
+        rows = [json.loads(line) for line in self.command("status", "--json", "--home", self.homes[name]).splitlines()]
+        return {(r["direction"], r["state"]): r["count"] for r in rows if r["kind"] == "transfers"}
+
+    def memory(self):
+        peaks = []
+        for process in self.processes:
+            with open(f"/proc/{process.pid}/status") as file:
+                peaks.append(next(int(line.split()[1]) for line in file if line.startswith("VmHWM")))
+        return peaks
+
+    def cpu(self):
+        """CPU seconds of all gateways so far."""
+        total = 0
+        for process in self.processes:
+            with open(f"/proc/{process.pid}/stat") as file:
+                fields = file.read().rsplit(")", 1)[1].split()
+            total += int(fields[11]) + int(fields[12])
+        return total / os.sysconf("SC_CLK_TCK")
+
+    def stop(self):
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            process.wait()
+        self.processes = []
+
+
+def nginx(directory):
+    """nginx with dav PUT over mutual TLS; its port and the client's curl arguments."""
+    key = os.path.join(directory, "tls.key")
+    certificate = os.path.join(directory, "tls.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj",
+                    "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+                   check=True, stderr=subprocess.DEVNULL)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = os.path.join(directory, "dav")
+    os.makedirs(root)
+    configuration = os.path.join(directory, "nginx.conf")
+    with open(configuration, "w") as file:
+        file.write(f"""
+user root; worker_processes 2; daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log;
+events {{}}
+http {{ access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/p; fastcgi_temp_path {directory}/f;
+  uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;
+  server {{ listen 127.0.0.1:{port} ssl; ssl_protocols TLSv1.3; ssl_certificate {certificate}; ssl_certificate_key {key};
+    ssl_client_certificate {certificate}; ssl_verify_client on; client_max_body_size 0; root {root};
+    location / {{ dav_methods PUT; }} }} }}""")
+    process = subprocess.Popen(["/usr/sbin/nginx", "-c", configuration])
+    time.sleep(0.5)
+    curl = ["curl", "-sS", "--fail", "--tlsv1.3", "--cacert", certificate, "--cert", certificate, "--key", key]
+    return process, curl, f"https://localhost:{port}", root
+
+
+def bench_relay(directory, size, rounds):
+    pair = Pair(directory)
+    pair.start()
+    server, curl, base, root = nginx(os.path.join(directory))
+    payload = os.path.join(directory, "payload")
+    with open(payload, "wb") as file:
+        for _ in range(size >> 20):
+            file.write(os.urandom(1 << 20))
+    try:
+        def upload():
+            start = time.monotonic()
+            run([*curl, "-H", "Expect:", "-T", payload, f"{base}/x"])
+            descriptor = os.open(os.path.join(root, "x"), os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            seconds = time.monotonic() - start
+            os.unlink(os.path.join(root, "x"))
+            return seconds, 0, 0
+
+        def relay():
+            number = len(os.listdir(pair.inbox)) if os.path.isdir(pair.inbox) else 0
+            name = f"r{number}-{time.monotonic_ns()}"
+            shutil.copyfile(payload, os.path.join(directory, name))
+            os.rename(os.path.join(directory, name), os.path.join(pair.outbox, name))
+            # From spool to the verified receipt: the audit entries of this transfer say when each began and ended.
+            outcome = os.path.join(pair.homes["sender"], "returned", "deaths-to-benefits", f"{name}.outcome.json")
+            part = None
+            start = end = None
+            spool_in = os.path.join(pair.homes["recipient"], "spool", "in", "sender.example.gov")
+            while end is None:
+                names = os.listdir(spool_in) if os.path.isdir(spool_in) else []
+                if start is None and any(n.endswith(".part") for n in names):
+                    start = time.monotonic()
+                if start is not None and part is None and any(n.endswith(".body") for n in names):
+                    part = end = time.monotonic()
+                if os.path.exists(outcome) and '"delivered"' in open(outcome).read() and end is None:
+                    end = time.monotonic()
+                time.sleep(0.001)
+            while '"delivered"' not in (open(outcome).read() if os.path.exists(outcome) else ""):
+                time.sleep(0.01)
+            for arrived in os.listdir(pair.inbox):
+                os.unlink(os.path.join(pair.inbox, arrived))
+            return end - start, 0, max(pair.memory())
+
+        report(f"relay {size >> 20} MiB over mutual TLS, spool to durable and verified",
+               interleave({"sallyport relay": relay, "curl to nginx (dav PUT, fsync)": upload}, rounds),
+               ["curl to nginx (dav PUT, fsync)"], size)
+        print(f"  peak memory of the gateways: {', '.join(f'{m / 1024:.0f} MiB' for m in pair.memory())}")
+    finally:
+        server.terminate()
+        server.wait()
+        pair.stop()
+
+
+def bench_small(directory, count):
+    pair = Pair(directory)
+    pair.start()
+    try:
+        stage = os.path.join(directory, "stage")
+        os.makedirs(stage)
+        for index in range(count):
+            with open(os.path.join(stage, f"p{index}"), "wb") as file:
+                file.write(os.urandom(4096))
+        before = pair.cpu()
+        start = time.monotonic()
+        for index in range(count):
+            os.rename(os.path.join(stage, f"p{index}"), os.path.join(pair.outbox, f"p{index}"))
+        while pair.counts("sender").get(("out", "confirmed"), 0) < count:
+            time.sleep(0.5)
+        seconds = time.monotonic() - start
+        cpu = pair.cpu() - before
+        assert len(os.listdir(pair.inbox)) == count
+        print(f"\n{count} packages of 4 KiB, outbox to inbox with signed receipts, both gateways here, full durability")
+        print(f"  {seconds:.2f} s: {count / seconds * 60:.0f} a minute; {cpu / count * 1e3:.2f} ms CPU a package; "
+              f"peak memory {', '.join(f'{m / 1024:.0f} MiB' for m in pair.memory())}")
+        pair.stop()
+        pair.start(("recipient",))
+        pair.stop()
+    finally:
+        pair.stop()
+
+
+def bench_queued(directory, count):
+    """A gateway that starts with a long queue: its partner is down."""
+    pair = Pair(directory)
+    pair.start(("sender",))
+    stage = os.path.join(directory, "stage")
+    os.makedirs(stage)
+    for index in range(count):
+        with open(os.path.join(stage, f"q{index}"), "wb") as file:
+            file.write(b"queued")
+    for index in range(count):
+        os.rename(os.path.join(stage, f"q{index}"), os.path.join(pair.outbox, f"q{index}"))
+    try:
+        while sum(n for (_, state), n in pair.counts("sender").items() if state in ("queued", "sending")) < count:
+            time.sleep(0.5)
+        pair.stop()
+        start = time.monotonic()
+        pair.start(("sender",))
+        seconds = time.monotonic() - start
+        time.sleep(5)
+        print(f"\nstart with {count} packages queued: {seconds:.2f} s, then {pair.memory()[0] / 1024:.0f} MiB")
+    finally:
+        pair.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["seal", "open", "relay", "small"])
+    parser.add_argument("--size", type=int, default=2048, help="MiB for seal and open; relay takes half")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=5000, help="packages for small and queued")
+    parser.add_argument("--dir", help="where the files go; a temporary directory otherwise")
+    options = parser.parse_args()
+    for what in options.what:
+        with tempfile.TemporaryDirectory(dir=options.dir, prefix="spb-") as directory:
+            if what in ("seal", "open"):
+                bench_seal(directory, options.size << 20, options.rounds, what == "open")
+            elif what == "relay":
+                bench_relay(directory, options.size << 19, options.rounds)
+            elif what == "small":
+                bench_small(directory, options.count)
+            elif what == "queued":
+                bench_queued(directory, options.count)
+            else:
+                parser.error(f"unknown: {what}")
+
+
+main()
