@@ -101,13 +101,16 @@ let package = Package(
     .testTarget(
       name: "SealingTests",
       dependencies: ["Sealing", "CKernels", .product(name: "Crypto", package: "swift-crypto")],
-      resources: [.copy("Vectors")],
+      exclude: ["Vectors"],
       swiftSettings: strict),
     .testTarget(name: "PoliciesTests", dependencies: ["Policies"], swiftSettings: strict),
     .testTarget(name: "StoreTests", dependencies: ["Store", "TestSupport"], swiftSettings: strict),
     .testTarget(
       name: "TransportTests",
-      dependencies: ["Transport", "TestSupport", .product(name: "NIOPosix", package: "swift-nio")],
+      dependencies: [
+        "Transport", "TestSupport", .product(name: "NIOPosix", package: "swift-nio"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+      ],
       swiftSettings: strict),
     .testTarget(name: "GatewayTests", dependencies: ["Gateway", "TestSupport"], swiftSettings: strict),
     .testTarget(name: "ScriptTests", dependencies: ["sallyport", "TestSupport"], swiftSettings: strict),
@@ -116,6 +119,7 @@ let package = Package(
       dependencies: [
         "sallyport", "TestSupport", "Gateway", "Transport", "Store", .product(name: "Logging", package: "swift-log"),
         .product(name: "NIOPosix", package: "swift-nio"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
       exclude: ["Shim"], swiftSettings: strict),
     .target(

@@ -12,7 +12,6 @@ struct Maintenance: Service {
   let context: GatewayContext
 
   func run() async throws {
-    try await sweep()
     try await rewriteOutcomes()
     try await untilShutdown {
       var warned: [String: Int] = [:]
@@ -25,26 +24,27 @@ struct Maintenance: Service {
   }
 
   /// Removes files of the spool that no row needs: unlinks that a crash lost, parts that were never promised.
-  private func sweep() async throws {
+  ///
+  /// Before any stage runs: a body is in the spool before its row says so.
+  func sweep() async throws {
+    let (context, agency) = (context, context.agency)
     let found = try await context.pool.run { try context.spool.inventory() }
-    for (place, isBody) in found {
-      let (sender, id, direction): (AgencyID, TransferID, Direction) =
-        switch place {
-        case .out(let id): (context.agency, id, .out)
-        case .incoming(let sender, let id): (sender, id, .in)
-        }
-      let row = try await context.ledger.read { try $0.transfer(sender, id) }
-      // A body is written before its row says so; its claim or its part is worked on again and replaces it.
-      let isNeeded =
-        row.map { row in
-          if row.state == .quarantined || row.state == .corrupt { return true }
-          let state = row.state == .held ? row.heldFrom ?? row.state : row.state
-          return isBody ? state.needsBody(direction) || state == .receiving : state == .receiving
-        } ?? false
-      if !isNeeded {
-        try await context.pool.run {
-          try Directory.remove(isBody ? context.spool.body(place) : context.spool.part(place))
-        }
+    let garbage = try await context.ledger.read { reader in
+      try found.filter { place, isBody in
+        let (row, direction): (Transfer?, Direction) =
+          switch place {
+          case .out(let id): (try reader.transfer(agency, id), .out)
+          case .incoming(let sender, let id): (try reader.transfer(sender, id), .in)
+          }
+        guard let row else { return true }
+        if row.state == .quarantined || row.state == .corrupt { return false }
+        let state = row.state == .held ? row.heldFrom ?? row.state : row.state
+        return isBody ? !state.needsBody(direction) && state != .receiving : state != .receiving
+      }
+    }
+    try await context.pool.run {
+      for (place, isBody) in garbage {
+        try Directory.remove(isBody ? context.spool.body(place) : context.spool.part(place))
       }
     }
   }

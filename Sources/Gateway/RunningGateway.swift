@@ -11,7 +11,8 @@ import ServiceLifecycle
 import Store
 import Transport
 
-/// The daemon. `run` returns after a graceful shutdown, and throws when it must stop by itself.
+/// The daemon. `run` returns after a graceful shutdown, and throws when it must stop by itself: the process ends then, with
+/// its threads as they are.
 package struct RunningGateway: Service {
   package let context: GatewayContext
   private let client: RelayClient
@@ -38,6 +39,8 @@ package struct RunningGateway: Service {
     let quiet = serverLogger
     let administration = Administration(context: context, links: links)
     try Directory.remove(context.home.adminSocket)
+    let maintenance = Maintenance(context: context)
+    try await maintenance.sweep()
     let services: [any Service] =
       [
         PartnerServer(
@@ -47,7 +50,7 @@ package struct RunningGateway: Service {
         AdminServer(path: context.home.adminSocket, group: group, logger: quiet) { method, target, body in
           await administration.answer(method, target, body)
         },
-        fatal, Maintenance(context: context), Intake(context: context),
+        fatal, maintenance, Intake(context: context),
       ] + stages + [Lanes(context: context, links: links)]
     let serviceGroup = ServiceGroup(
       configuration: .init(

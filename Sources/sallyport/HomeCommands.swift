@@ -117,9 +117,10 @@ struct RunCommand: AsyncParsableCommand {
       try await group.run()
       try await context.close()
     } catch {
-      logger.critical("\(error)")
-      // The ledger is closed by the end of the process: after a disk failure nothing more is written.
-      throw error
+      // After a failure of the disk nothing more is written, not even by closing: the process ends where it stands.
+      Output.failure(error, asJSON: options.json)
+      fflush(nil)
+      _exit(ExitStatus(error).rawValue)
     }
   }
 }

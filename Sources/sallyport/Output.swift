@@ -26,9 +26,25 @@ struct Output: Sendable {
     }
   }
 
-  func line(_ text: String) { FileHandle.standardOutput.write(Data("\(text)\n".utf8)) }
+  /// A reader that went away (a closed pipe), or a full disk behind a redirection, ends the command.
+  func line(_ text: String) {
+    guard Self.write("\(text)\n", to: STDOUT_FILENO) else { Glibc.exit(ExitStatus.disk.rawValue) }
+  }
 
-  static func note(_ text: String) { FileHandle.standardError.write(Data("\(text)\n".utf8)) }
+  /// Standard error may be closed or full; that is no reason to stop.
+  static func note(_ text: String) { _ = write("\(text)\n", to: STDERR_FILENO) }
+
+  /// FileHandle's own write traps when the descriptor fails.
+  static func write(_ text: String, to descriptor: Int32) -> Bool {
+    var bytes = Array(text.utf8)[...]
+    while !bytes.isEmpty {
+      let count = bytes.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
+      if count < 0, errno == EINTR { continue }
+      guard count > 0 else { return false }
+      bytes = bytes.dropFirst(count)
+    }
+    return true
+  }
 
   static func failure(_ error: any Error, asJSON: Bool) {
     let text = String(describing: error)
@@ -90,12 +106,12 @@ final class Progress: @unchecked Sendable {
       text =
         "\r[\(String(repeating: "#", count: filled))\(String(repeating: "-", count: 30 - filled))] \(done * 100 / total)%"
     }
-    FileHandle.standardError.write(Data("\(text)  \(Self.bytes(rate))/s   ".utf8))
+    _ = Output.write("\(text)  \(Self.bytes(rate))/s   ", to: STDERR_FILENO)
   }
 
   func finish() {
     guard isShown else { return }
-    FileHandle.standardError.write(Data("\r\u{1b}[K".utf8))
+    _ = Output.write("\r\u{1b}[K", to: STDERR_FILENO)
   }
 
   static func bytes(_ count: Int64) -> String {

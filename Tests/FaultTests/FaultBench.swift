@@ -40,7 +40,7 @@ final class FaultBench {
 
   /// Runs one experiment on fresh copies: drop, run with the fault on one side, restart without, let it finish.
   func experiment(_ side: KeyPath<TestAgencies, TestAgency>, _ fault: [String: String]) throws -> (
-    verdict: Verdict, ended: Int32?
+    verdict: Verdict, ended: Int32?, log: String
   ) {
     let agencies = try reset()
     defer {
@@ -49,13 +49,14 @@ final class FaultBench {
     }
     let faulty = agencies[keyPath: side]
     let healthy = side == \TestAgencies.sender ? agencies.recipient : agencies.sender
-    faulty.environment = ["LD_PRELOAD": Self.shim, "FAULT_PREFIX": faulty.home].merging(fault) { _, new in new }
+    faulty.environment = ["LD_PRELOAD": Self.shim, "FAULT_PREFIX": "\(faulty.home)/"].merging(fault) { _, new in new }
     for (name, bytes) in Self.payloads { try agencies.sender.drop(name, bytes) }
     try healthy.start()
     let process = try faulty.start()
     var taken: [Data] = []
     _ = eventually(fault["FAULT_ERRNO"] == nil ? 12 : 4) { !process.isRunning || isFinished(agencies) }
     let ended: Int32? = process.isRunning ? nil : process.terminationStatus
+    let log = String(faulty.log.suffix(1000))
     // A consumer takes whatever is in the inbox right after the fault.
     taken += try takeInbox(agencies)
     faulty.kill()
@@ -81,14 +82,14 @@ final class FaultBench {
     let halves = taken.filter { bytes in !Self.payloads.values.contains(bytes) }
     if !halves.isEmpty { verdict.faults.append("\(halves.count) files arrived that nobody sent") }
     verdict.faults += try plaintext(agencies)
-    return (verdict, ended)
+    return (verdict, ended, log)
   }
 
   /// How many calls an undisturbed run makes on one side.
   func count(_ side: KeyPath<TestAgencies, TestAgency>) throws -> [String] {
     let log = "\(template.scratch.path)/calls"
     try? FileManager.default.removeItem(atPath: log)
-    let (verdict, _) = try experiment(side, ["FAULT_LOG": log])
+    let (verdict, _, _) = try experiment(side, ["FAULT_LOG": log])
     guard verdict.isSound else { throw TestFailure("the undisturbed run does not hold: \(verdict)") }
     return String(decoding: FileManager.default.contents(atPath: log) ?? Data(), as: UTF8.self).split(separator: "\n")
       .map(String.init)

@@ -109,6 +109,16 @@ import Testing
     #expect(!FileManager.default.fileExists(atPath: "\(scratch.path)/out"), "\(name)")
   }
 
+  @Test func aClosedPipeIsAnExitCodeAndNotACrash() throws {
+    let result = try Command.run(
+      "/bin/bash",
+      [
+        "-c",
+        "'\(Command.sallyport)' --help >/dev/full; '\(Command.sallyport)' keys generate -o '\(scratch.path)/k' >/dev/full; echo $?",
+      ])
+    #expect(result.lines.last == "74", "\(result.text)\(result.errors)")
+  }
+
   @Test(arguments: ["bash", "zsh", "fish"])
   func completionsAreGenerated(shell: String) throws {
     let result = try Command.sallyport(["--generate-completion-script", shell])

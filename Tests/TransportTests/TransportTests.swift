@@ -24,18 +24,21 @@ private func serving(
     host: "127.0.0.1", port: 0, identity: identity, limits: limits, partner: { pins.contains($0) ? peer : nil },
     handler: handler,
     group: group, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }, onListening: { listening.yield($0) })
+  // Stopped as the gateway is: gracefully. A cancelled NIOAsyncChannel server may drop a connection unfinished, and traps.
+  let services = ServiceGroup(services: [server], logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
   try await withThrowingTaskGroup { tasks in
-    tasks.addTask { try await server.run() }
-    tasks.addTask {
-      for await port in ports {
+    tasks.addTask { try await services.run() }
+    for await port in ports {
+      do {
         try await body(port, identity)
-        return
+      } catch {
+        await services.triggerGracefulShutdown()
+        throw error
       }
+      break
     }
-    try await tasks.next()
-    tasks.cancelAll()
-    // The server ends by cancellation.
-    while let _ = await tasks.nextResult() {}
+    await services.triggerGracefulShutdown()
+    try await tasks.waitForAll()
   }
   try await group.shutdownGracefully()
 }

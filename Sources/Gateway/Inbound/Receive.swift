@@ -128,8 +128,8 @@ struct Receive: Sendable {
     switch transfer.state {
     case .cancelled, .expired:
       throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer was ended")
-    case .refused where receipts.count == 1:
-      return Self.refusal(transfer.code, "this package was refused", receipts.first)
+    case .refused, .quarantined:
+      return Self.refusal(transfer.code, "this package was refused", receipts.last)
     default:
       let offset = transfer.state == .receiving ? durable(transfer) : transfer.bodyBytes
       return HTTPReply.json(

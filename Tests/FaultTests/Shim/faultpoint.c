@@ -5,6 +5,7 @@
 //   FAULT_LOG=FILE     append "NUMBER CALL PATH" for each
 //   FAULT_AT=N         act at the N-th (from 1); FAULT_WHEN=before|after|torn: SIGKILL before, after, or halfway a write
 //   FAULT_ERRNO=E      fail the N-th call with errno E instead of killing; FAULT_STICKY=1: every one from the N-th on
+//   FAULT_MATCH=TEXT   only calls whose path contains TEXT count
 //   FAULT_OPS=LIST     only these count: open write sync rename unlink mkdir truncate, separated by commas
 //   FAULT_SEED=NAME    a wrong system, to show that the sweep can fail:
 //                      keep-source  a rename into inbox/ leaves its source (the proof of delivery) behind
@@ -60,6 +61,8 @@ enum { GO, FAIL, DIE_AFTER, TEAR };
 /// Counts one call; kills now, or says what to do with it.
 static int arrive(const char *op, const char *path) {
   if (!is_below(path) || !counts(op)) return GO;
+  const char *match = setting("FAULT_MATCH");
+  if (match && !strstr(path, match)) return GO;
   long number = atomic_fetch_add(&counter, 1) + 1;
   const char *log = setting("FAULT_LOG");
   if (log) {

@@ -1,0 +1,271 @@
+// Partners that hang, cut, lie about offsets, send another body, or repeat what they sent.
+
+import Foundation
+import Gateway
+import Logging
+import NIOPosix
+import Sealing
+import ServiceLifecycle
+import Store
+import TestSupport
+import Testing
+
+@testable import Transport
+
+@Suite struct BadPeerTests {
+  /// A malicious sender: it has the sender's keys and says what it likes.
+  struct Attacker {
+    let keys: KeyRing
+    let relay: RelayClient
+    let url: String
+    let pins: [Digest]
+    let recipients: [Recipient]
+    let agreement: NamedDigest
+
+    init(_ agencies: TestAgencies) throws {
+      let home = Home(agencies.sender.home)
+      keys = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
+      relay = RelayClient(identity: keys.tlsInUse)
+      let card = try KeyRing.loadCard(Home(agencies.recipient.home)).card
+      url = card.endpoint!
+      pins = card.tlsPins
+      recipients = card.sealingRecipients(at: Date())
+      let held = try PolicyFolder.load(home).agreements[0]
+      agreement = NamedDigest(id: held.id, sha256: held.digest)
+    }
+
+    func send(_ method: String, _ path: String, _ body: [UInt8], _ headers: [String] = []) async throws -> HTTPReply {
+      try await relay.send(
+        RelayRequest(method, url + path, headers: headers, body: body.isEmpty ? .none : .bytes(body), pins: pins))
+    }
+
+    /// A package of `plain`, and its manifest changed by `lie`.
+    func package(_ plain: [UInt8], id: TransferID = TransferID(), lie: (inout [String: JSON]) -> Void = { _ in }) throws
+      -> (
+        manifest: Envelope, body: [UInt8], key: [UInt8]
+      )
+    {
+      let binding = Binding(
+        agreement: agreement.sha256.hex, id: id, recipient: AgencyID("recipient.example.gov")!,
+        sender: keys.card.card.agency)
+      let (key, payloadKey) = try PackageKey.create(for: recipients, binding: binding)
+      let buffer = SegmentBuffer()
+      for (index, byte) in plain.enumerated() { buffer.bytes[index] = byte }
+      let sealed = SegmentCipher(payloadKey: payloadKey, engine: .sodium)
+        .seal(buffer, segment: 0, plainBytes: plain.count, isLast: true)
+      let now = Date()
+      let manifest = Manifest(
+        id: id, sender: keys.card.card.agency, recipient: AgencyID("recipient.example.gov")!, agreement: agreement,
+        agreementVersion: 1, name: "attack.bin", mediaType: "application/octet-stream",
+        payloadBytes: Int64(plain.count),
+        bodyBytes: Int64(sealed.sealedBytes), bodyTreeRoot: sealed.root, keySHA256: Digest(of: key.bytes),
+        createdAt: now,
+        expiresAt: now + 3600, decision: Digest(of: []))
+      guard case .object(var members) = manifest.document else { throw TestFailure("no object") }
+      lie(&members)
+      let envelope = Envelope(signing: .object(members), as: .manifest, with: keys.signers(at: now))
+      return (envelope, Array(buffer.bytes[..<sealed.sealedBytes]), key.bytes)
+    }
+  }
+
+  @Test func aLyingSenderGetsNothingIntoTheInbox() async throws {
+    let agencies = try TestAgencies()
+    try agencies.recipient.start()
+    let attacker = try Attacker(agencies)
+    defer { attacker.relay.stop() }
+    let plain = [UInt8](repeating: 65, count: 100)
+    func path(_ id: TransferID, _ part: String) -> String { "/v1/transfers/\(id)\(part)" }
+
+    // Another body under a signed manifest.
+    var id = TransferID()
+    var package = try attacker.package(plain, id: id)
+    #expect(try await attacker.send("PUT", path(id, "/manifest"), package.manifest.bytes).status == 201)
+    let other = try attacker.package([UInt8](repeating: 66, count: 100))
+    var reply = try await attacker.send("PATCH", path(id, "/body"), other.body, ["Upload-Offset: 0"])
+    #expect(reply.status == 403 && Problem(reply)?.code == "body.root")
+    reply = try await attacker.send("PUT", path(id, "/key"), package.key)
+    #expect(reply.status == 403)
+
+    // Another manifest under the same id; the same one again.
+    id = TransferID()
+    package = try attacker.package(plain, id: id)
+    #expect(try await attacker.send("PUT", path(id, "/manifest"), package.manifest.bytes).status == 201)
+    #expect(try await attacker.send("PUT", path(id, "/manifest"), package.manifest.bytes).status == 200)
+    #expect(
+      try await attacker.send("PUT", path(id, "/manifest"), attacker.package(plain, id: id).manifest.bytes).status
+        == 409)
+
+    // Offsets that are not where the body is; a digest that is not the bytes'; too many bytes; the key too early.
+    reply = try await attacker.send("PATCH", path(id, "/body"), package.body, ["Upload-Offset: 7"])
+    #expect(reply.status == 409 && reply.headers["upload-offset"] == "0")
+    #expect(try await attacker.send("PATCH", path(id, "/body"), package.body, ["Upload-Offset: -1"]).status == 400)
+    #expect(try await attacker.send("PATCH", path(id, "/body"), package.body).status == 400)
+    let wrong = ContentDigest.header(Digest(of: [1]))
+    reply = try await attacker.send(
+      "PATCH", path(id, "/body"), package.body, ["Upload-Offset: 0", "Content-Digest: \(wrong)"])
+    #expect(reply.status == 400)
+    #expect(try await attacker.send("HEAD", path(id, "/body"), []).headers["upload-offset"] == "0")
+    #expect(try await attacker.send("PUT", path(id, "/key"), package.key).status == 409)
+    reply = try await attacker.send("PATCH", path(id, "/body"), Array(package.body.prefix(50)), ["Upload-Offset: 0"])
+    #expect(reply.status == 204 && reply.headers["upload-offset"] == "50")
+    reply = try await attacker.send(
+      "PATCH", path(id, "/body"), Array(package.body.dropFirst(50)), ["Upload-Offset: 50"])
+    #expect(reply.status == 200)
+    #expect(try await attacker.send("PUT", path(id, "/key"), Array(package.key.reversed())).status == 409)
+
+    // A manifest that the keys do not fit: another recipient's key, bound to another id.
+    let foreign = TransferID()
+    let bound = try attacker.package(plain, id: foreign)
+    id = TransferID()
+    guard case .object(var members) = try bound.manifest.unverified() else { throw TestFailure("no object") }
+    members["id"] = .string(id.text)
+    let stolen = Envelope(signing: .object(members), as: .manifest, with: attacker.keys.signers(at: Date()))
+    #expect(try await attacker.send("PUT", path(id, "/manifest"), stolen.bytes).status == 201)
+    #expect(try await attacker.send("PATCH", path(id, "/body"), bound.body, ["Upload-Offset: 0"]).status == 200)
+    #expect(try await attacker.send("PUT", path(id, "/key"), bound.key).status == 200)
+    let receipts = try await attacker.send("GET", path(id, "/receipts?after=received&wait=10"), [])
+    #expect(String(decoding: receipts.body, as: UTF8.self).contains("receipts"))
+    #expect(try eventually { try agencies.recipient.sallyport("trace", id.text).text.contains("quarantined") })
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
+  }
+
+  /// What a manifest may not say, and the code of the answer.
+  static let lies: [(String, String, JSON, Int, String)] = [
+    ("another recipient", "recipient", "other.example.gov", 403, "manifest.recipient"),
+    ("another sender", "sender", "other.example.gov", 403, "document.signature"),
+    (
+      "an unknown agreement", "agreement", ["id": "x", "version": 1, "sha256": .string(Digest(of: [1]).hex)], 403,
+      "agreement.unknown"
+    ),
+    ("expired", "expiresAt", "2020-01-02T00:00:00Z", 400, "document.invalid"),
+    ("from the future", "createdAt", "2090-01-01T00:00:00Z", 400, "document.invalid"),
+    ("too long a life", "expiresAt", "2090-01-01T00:00:00Z", 403, "limit.time-to-live"),
+    ("a path for a name", "name", "../../etc/passwd", 400, "document.invalid"),
+    ("another media type", "mediaType", "text/html", 403, "input.media-type"),
+    ("an impossible size", "payloadBytes", 7, 400, "document.invalid"),
+    ("an unknown member", "surprise", 1, 400, "document.invalid"),
+  ]
+
+  @Test func everyLieInAManifestIsRefusedByItsCode() async throws {
+    let agencies = try TestAgencies()
+    try agencies.recipient.start()
+    let attacker = try Attacker(agencies)
+    defer { attacker.relay.stop() }
+    for (what, member, value, status, code) in Self.lies {
+      let id = TransferID()
+      let package = try attacker.package([1, 2, 3], id: id) { $0[member] = value }
+      let reply = try await attacker.send("PUT", "/v1/transfers/\(id)/manifest", package.manifest.bytes)
+      #expect(
+        reply.status == status && Problem(reply)?.code == code,
+        "\(what): \(String(decoding: reply.body, as: UTF8.self))")
+    }
+    // Bytes that are no envelope at all, cut and flipped.
+    let id = TransferID()
+    let good = try attacker.package([1], id: id).manifest.bytes
+    for cut in stride(from: 0, to: good.count, by: 97) {
+      #expect(try await attacker.send("PUT", "/v1/transfers/\(id)/manifest", Array(good[..<cut])).status >= 400)
+    }
+    #expect(
+      try await attacker.send("PUT", "/v1/transfers/\(id)/manifest", [UInt8](repeating: 91, count: 200_000)).status
+        == 413)
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
+    #expect(agencies.recipient.stop() == 0)
+  }
+
+  /// A recipient that misbehaves: it has the recipient's TLS key and answers as `handler` says.
+  private func impostor(
+    _ agencies: TestAgencies, _ handler: @escaping PartnerServer.Handler, _ body: () throws -> Void
+  ) async throws {
+    let home = Home(agencies.recipient.home)
+    let keys = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
+    let sender = try KeyRing.loadCard(Home(agencies.sender.home)).card
+    let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+    let server = PartnerServer(
+      host: "127.0.0.1", port: Int(keys.card.card.endpoint!.split(separator: ":").last!)!, identity: keys.tlsInUse,
+      partner: { sender.tlsPins.contains($0) ? sender.agency : nil }, handler: handler, group: group,
+      logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }, onListening: { _ in })
+    let services = ServiceGroup(services: [server], logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+    let task = Task { try await services.run() }
+    try body()
+    await services.triggerGracefulShutdown()
+    _ = await task.result
+    try await group.shutdownGracefully()
+  }
+
+  static let misbehaviours: [(String, PartnerServer.Handler)] = [
+    (
+      "hangs",
+      { _ in
+        do { try await Task.sleep(for: .seconds(6)) } catch {}
+        return HTTPReply(500)
+      }
+    ),
+    ("answers nonsense", { _ in HTTPReply(200, headers: ["content-type": "text/html"], body: Array("<html>".utf8)) }),
+    ("fails", { _ in HTTPReply(500) }),
+    (
+      "lies about offsets",
+      { request in
+        if request.method == "PUT" {
+          return .json(200, ["receipts": []], headers: ["upload-offset": "999999999"])
+        }
+        return .problem(Problem(.offset, "elsewhere"), headers: ["upload-offset": "1"])
+      }
+    ),
+    (
+      "keeps moving the offset",
+      { request in
+        if request.method == "PUT" { return .json(201, ["receipts": []], headers: ["upload-offset": "0"]) }
+        return .problem(Problem(.offset, "elsewhere"), headers: ["upload-offset": String(Int.random(in: 1...5))])
+      }
+    ),
+    ("sends receipts that it did not sign", { _ in .json(200, ["receipts": ["{}"]], headers: ["upload-offset": "0"]) }),
+  ]
+
+  @Test(arguments: misbehaviours.map(\.0))
+  func aBadRecipientNeverGetsTheKeyAndLosesNothing(name: String) async throws {
+    let agencies = try TestAgencies()
+    let handler = Self.misbehaviours.first { $0.0 == name }!.1
+    let keys = Counter()
+    try await impostor(
+      agencies,
+      { request in
+        if request.target.hasSuffix("/key") { keys.increment() }
+        return await handler(request)
+      }
+    ) {
+      try agencies.sender.start()
+      guard
+        eventually(
+          30,
+          {
+            FileManager.default.fileExists(
+              atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder")
+          })
+      else { return }
+      try agencies.sender.drop("safe.txt", Data("safe".utf8))
+      _ = eventually(30) { agencies.sender.outcome("safe.txt") == "accepted" }
+      // Long enough for several tries.
+      _ = eventually(3) { false }
+    }
+    #expect(keys.value == 0)
+    agencies.sender.stop()
+    // The real recipient comes back; what was set aside is resumed by its administrator.
+    try agencies.recipient.start()
+    try agencies.sender.start()
+    let id = try #require(agencies.sender.outcome("safe.txt", "id"))
+    _ = try agencies.sender.sallyport("resume", id)
+    _ = try agencies.sender.sallyport("retry", id)
+    #expect(eventually(60) { agencies.sender.outcome("safe.txt") == "delivered" }, "\(name): \(agencies.sender.log)")
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == ["safe.txt"])
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+}
+
+private final class Counter: @unchecked Sendable {
+  // Proof for @unchecked: `count` is touched only under `lock`.
+  private let lock = NSLock()
+  private var count = 0
+  func increment() { lock.withLock { count += 1 } }
+  var value: Int { lock.withLock { count } }
+}
