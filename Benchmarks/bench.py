@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the release binary beside age, gpg, openssl, cp, curl and nginx: the same work, interleaved, as ratios.
 
-Usage: bench.py [seal] [open] [relay] [small] [--size MIB] [--rounds N] [--dir DIR]
+Usage: bench.py [seal] [open] [relay] [small] [queued] [--size MIB] [--rounds N] [--count N] [--dir DIR]
 Each line: what, best seconds, CPU seconds (user+system), peak memory, and the ratio to the named peer (above 1: faster).
 """
 import argparse

@@ -218,7 +218,7 @@ package struct Administration: Sendable {
 
   private func verify() async throws -> JSON {
     let context = context
-    let result = try await context.pool.run { try context.ledger.verify(heads: HeadsFile.read(context.home.heads)) }
+    let result = try await context.pool.run { try context.ledger.verify(heads: try HeadsFile.read(context.home.heads)) }
     return [
       "entries": .integer(result.entries), "root": .string(result.root.hex),
       "faults": .array(result.faults.map { .string($0) }),

@@ -32,7 +32,7 @@ package struct Check: Sendable {
     for fault in try context.ledger.integrityFaults() {
       findings.append(.init(invariant: "database", subject: "ledger.sqlite", detail: fault))
     }
-    let heads = HeadsFile.read(context.home.heads)
+    let heads = try HeadsFile.read(context.home.heads)
     for fault in try context.ledger.verify(heads: heads).faults {
       findings.append(.init(invariant: "audit", subject: "ledger", detail: fault))
     }

@@ -1,4 +1,4 @@
-// Exit codes of the command, frozen (DESIGN, section 10). Unknown means failed.
+// Exit codes of the command, frozen: scripts branch on them. Unknown means failed.
 
 import Foundation
 import Policies

@@ -87,7 +87,9 @@ struct Maintenance: Service {
       let step = KeyExpiry.warningDays.last { days <= $0 } ?? KeyExpiry.warningDays[0]
       guard warned[expiry.key] != step else { continue }
       warned[expiry.key] = step
-      context.logger.warning("key \(expiry.key) of \(expiry.agency) expires in \(days) days: sallyport keys rotate")
+      let remedy = expiry.agency == context.agency ? "sallyport keys rotate" : "ask the partner for a new card"
+      let when = days < 0 ? "has expired" : "expires in \(days) days"
+      context.logger.warning("key \(expiry.key) of \(expiry.agency) \(when): \(remedy)")
     }
   }
 }

@@ -33,10 +33,8 @@ package final class Signal: Sendable {
       defer { state.nextTicket += 1 }
       return state.nextTicket
     }
-    let timer = Task { [self] in
-      try? await Task.sleep(for: limit)
-      resume(ticket)
-    }
+    // Made before the wait, started by it: a timer that went off earlier would wake nobody.
+    let timer = NIOLockedValueBox<Task<Void, Never>?>(nil)
     await withTaskCancellationHandler {
       await withCheckedContinuation { continuation in
         let isOver = state.withLockedValue { state in
@@ -44,12 +42,20 @@ package final class Signal: Sendable {
           state.waiting[ticket] = continuation
           return false
         }
-        if isOver { continuation.resume() }
+        if isOver {
+          continuation.resume()
+        } else {
+          let task = Task { [self] in
+            do { try await Task.sleep(for: limit) } catch { return }
+            resume(ticket)
+          }
+          timer.withLockedValue { $0 = task }
+        }
       }
     } onCancel: {
       resume(ticket)
     }
-    timer.cancel()
+    timer.withLockedValue { $0?.cancel() }
   }
 
   private func resume(_ ticket: UInt64) {

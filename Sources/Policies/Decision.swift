@@ -220,6 +220,7 @@ package enum Evaluation {
         .inputName, passed: FileName.fault(draft.name) == nil && agreement.allows(name: draft.name),
         "the name is safe and fits \(agreement.namePattern)"),
       Rule(.inputMediaType, passed: draft.mediaType == agreement.mediaType, "the media type is \(agreement.mediaType)"),
+      Rule(.deliveryMode, passed: agreement.delivery == .relay, "the agreement's delivery is relay"),
       Rule(.inputEmpty, passed: draft.payloadBytes > 0, "the payload is not empty"),
       Rule(
         .limitBytes, passed: draft.payloadBytes <= agreement.bytesMax,

@@ -107,8 +107,10 @@ package enum HeadsFile {
   static let bytesMax = 1 << 31
 
   /// Every whole head, in order; none when there is no file yet.
-  package static func read(_ path: String) -> [LedgerHead] {
-    guard let bytes = try? File.contents(path, bytesMax: bytesMax) else { return [] }
-    return HeadsLog.heads(in: bytes)
+  ///
+  /// - Throws: DiskError when the file is there and cannot be read, or is over 2 GiB: nothing is said to hold then.
+  package static func read(_ path: String) throws(DiskError) -> [LedgerHead] {
+    guard Directory.exists(path) else { return [] }
+    return HeadsLog.heads(in: try File.contents(path, bytesMax: bytesMax))
   }
 }

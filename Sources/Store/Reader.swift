@@ -69,7 +69,10 @@ package struct Reader {
   package func overdue(at instant: Date, limit: Int) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers WHERE expires_at <= ? AND state NOT IN
+      SELECT \(Transfer.columns) FROM transfers WHERE expires_at <= ?
+        AND state IN ('sealed', 'queued', 'sending', 'custody', 'held', 'receiving', 'received')
+        AND (direction = 'out' OR key IS NULL)
+        AND state NOT IN
         ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined', 'corrupt', 'purged')
       ORDER BY expires_at LIMIT ?
       """, [Transfer.milliseconds(instant), limit]

@@ -32,7 +32,9 @@ package final class Transaction {
   package func append(_ event: AuditEvent) throws -> Int64 {
     let sequence = Int64(frontier.size) + 1
     let entry = event.entry(sequence: sequence, at: at).canonical
-    precondition(entry.count <= AuditEntry.bytesMax)
+    guard entry.count <= AuditEntry.bytesMax else {
+      throw LedgerError.illegal("an audit entry of \(entry.count) bytes")
+    }
     let leaf = MerkleTree.leaf(entry)
     try execute(
       "INSERT INTO audit (sequence, transfer, leaf, entry) VALUES (?, ?, ?, ?)",

@@ -2,9 +2,11 @@
 //
 // Sender      claimed → sealed → queued → sending → custody → releasing → released → confirmed → purged
 //             sending → queued (a cut, to be tried again)          releasing → releasing (a new check, a new lease)
+//             a receipt moves releasing, released and unconfirmed to confirmed or refused, whatever came between
 //             released → unconfirmed → confirmed                   held ⇄ claimed … custody
 //             ends: refused, expired, cancelled, corrupt; expired and cancelled never after releasing
 // Recipient   receiving → received → opened → delivering → delivered → acknowledged → purged
+//             delivering → delivering (the name was taken)
 //             aside: held, quarantined, corrupt; cancelled (taken back before the key came)
 
 /// Which side of a transfer this gateway is.

@@ -82,9 +82,9 @@ package struct Problem: Error, Equatable, Sendable, CustomStringConvertible {
       let kind = Kind(rawValue: String(type.dropFirst(Self.typePrefix.count)))
     else { return nil }
     var code = ""
-    if case .string(let text)? = members["code"] { code = String(text.prefix(64)) }
+    if case .string(let text)? = members["code"], text.utf8.count <= 64 { code = text }
     var detail = ""
-    if case .string(let text)? = members["detail"] { detail = String(text.prefix(512)) }
+    if case .string(let text)? = members["detail"] { detail = String(decoding: text.utf8.prefix(512), as: UTF8.self) }
     self.init(kind, code: code, detail, retryAfterSeconds: reply.headers["retry-after"].flatMap(Int.init))
   }
 
@@ -126,7 +126,8 @@ package enum PartnerRoute: Equatable, Sendable {
     case ("transfers", 2):
       guard method == "GET" else { throw Problem(.method, "the list can only be read") }
       self = .list(
-        after: try number("after", 0, max: .max), limit: Int(try number("limit", 100, max: Int64(Self.listLimitMax))),
+        after: try number("after", 0, max: JSON.integerMax),
+        limit: Int(try number("limit", 100, max: Int64(Self.listLimitMax))),
         waitSeconds: Int(try number("wait", 0, max: Int64(Self.waitSecondsMax))))
     case ("transfers", 3...4):
       guard let id = TransferID(parts[2]) else { throw unknown }

@@ -150,6 +150,12 @@ package final class RelayClient: @unchecked Sendable {
   }
 
   private func begin(_ exchange: Exchange, _ lanes: inout Lanes) {
+    // Time spent waiting counts: what may only be sent within a lease is not sent after it.
+    guard exchange.secondsLeft != 0 else {
+      exchange.continuation.resume(throwing: RelayError(code: 28, detail: "no connection was free in time"))
+      beginNext(exchange.origin, &lanes)
+      return
+    }
     guard lanes.active[exchange.origin, default: 0] < Self.connectionsPerHostMax else {
       lanes.waiting[exchange.origin, default: []].append(exchange)
       return
@@ -185,9 +191,13 @@ package final class RelayClient: @unchecked Sendable {
     exchange.release()
     lanes.pool.append(easy)
     exchange.continuation.resume(with: outcome)
-    guard next, var queue = lanes.waiting[exchange.origin], !queue.isEmpty else { return }
-    let first = queue.removeFirst()
-    lanes.waiting[exchange.origin] = queue
+    if next { beginNext(exchange.origin, &lanes) }
+  }
+
+  private func beginNext(_ origin: String, _ lanes: inout Lanes) {
+    guard lanes.active[origin, default: 0] < Self.connectionsPerHostMax, lanes.waiting[origin]?.isEmpty == false,
+      let first = lanes.waiting[origin]?.removeFirst()
+    else { return }
     begin(first, &lanes)
   }
 }
@@ -198,6 +208,7 @@ private final class Exchange: @unchecked Sendable {
   let id: UInt64
   let continuation: CheckedContinuation<HTTPReply, any Error>
   private let request: RelayRequest
+  private let asked = ContinuousClock.now
   private var headerList: UnsafeMutablePointer<curl_slist>?
   fileprivate var sent = 0
   private var reply = HTTPReply(0)
@@ -212,6 +223,13 @@ private final class Exchange: @unchecked Sendable {
     self.continuation = continuation
   }
 
+  /// What is left of `totalSeconds`, at least 1; 0 when it is over; nil without a limit.
+  var secondsLeft: Int? {
+    guard request.totalSeconds > 0 else { return nil }
+    let left = Double(request.totalSeconds) - (ContinuousClock.now - asked) / .seconds(1)
+    return left <= 0 ? 0 : max(1, Int(left))
+  }
+
   func prepare(_ easy: UnsafeMutableRawPointer, identity: TLSIdentity?) {
     let me = Unmanaged.passUnretained(self).toOpaque()
     sp_curl_set_string(easy, CURLOPT_URL, request.url)
@@ -222,7 +240,7 @@ private final class Exchange: @unchecked Sendable {
     sp_curl_set_long(easy, CURLOPT_CONNECTTIMEOUT, request.connectSeconds)
     sp_curl_set_long(easy, CURLOPT_LOW_SPEED_LIMIT, 1024)
     sp_curl_set_long(easy, CURLOPT_LOW_SPEED_TIME, request.stallSeconds)
-    sp_curl_set_long(easy, CURLOPT_TIMEOUT, request.totalSeconds)
+    sp_curl_set_long(easy, CURLOPT_TIMEOUT, secondsLeft ?? 0)
     sp_curl_set_long(easy, CURLOPT_UPLOAD_BUFFERSIZE, 1 << 20)
     if let socket = request.socket {
       sp_curl_set_string(easy, CURLOPT_PROTOCOLS_STR, "http")

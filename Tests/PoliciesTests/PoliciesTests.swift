@@ -183,6 +183,11 @@ private let yaml = """
     #expect(Evaluation.outbound(draft(), under: nil, now()).outcome == .refuse)
   }
 
+  @Test func collectingIsRefusedUntilItIsThere() throws {
+    let collected = try Agreement(yaml: yaml.replacing("mode: relay", with: "mode: collect"))
+    #expect(Evaluation.outbound(draft(), under: collected, now()).codes == [.deliveryMode])
+  }
+
   @Test func aRefusalOutweighsAHold() {
     let decision = Evaluation.outbound(draft(bytes: 0), under: agreement, now(Self.instant, .suspended))
     #expect(decision.outcome == .refuse && decision.codes == [.inputEmpty])

@@ -130,7 +130,7 @@ private func transfer(_ state: TransferState = .claimed, _ direction: Direction 
     ledger = try open(scratch.path)
     try await ledger.write { try $0.insert(transfer()) }
     try ledger.close()
-    #expect(HeadsFile.read("\(scratch.path)/heads.log").last?.size == 2)
+    #expect(try HeadsFile.read("\(scratch.path)/heads.log").last?.size == 2)
   }
 
   @Test func aHomeHasOneOwner() throws {

@@ -152,9 +152,13 @@ struct OpenPackage: Sendable {
       return false
     }
     guard !isTaken else {
+      // The whole id is in the name already: no further name is tried at once.
+      guard !transfer.inboxName.hasPrefix("\(transfer.id)~") else {
+        throw DiskError("rename into", directory, errno: EEXIST)
+      }
       // Somebody took the name in between; the intent is recorded anew before the next try.
       let row = try await context.ledger.write { tx in
-        try tx.advance(transfer, to: .delivering) { $0.inboxName = "\(transfer.id.text.prefix(12))~\(transfer.name)" }
+        try tx.advance(transfer, to: .delivering) { $0.inboxName = "\(transfer.id)~\(transfer.name)" }
       }
       return try await finish(row)
     }

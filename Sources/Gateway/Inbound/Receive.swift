@@ -128,6 +128,7 @@ struct Receive: Sendable {
     switch transfer.state {
     case .cancelled, .expired:
       throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer was ended")
+    case .held: throw Problem(.unavailable, code: "transfer.held", "this transfer is held here", retryAfterSeconds: 60)
     case .refused, .quarantined:
       return Self.refusal(transfer.code, "this package was refused", receipts.last)
     default:
@@ -269,6 +270,10 @@ struct Receive: Sendable {
       return try await standing(transfer)
     }
     try await context.ledger.write { tx in
+      // Nothing may have come between the look and this: a take-back that was answered never-had-key stays true.
+      guard try tx.reader.transfer(transfer.sender, transfer.id) == transfer else {
+        throw LedgerError.stale("transfer \(id)")
+      }
       _ = try tx.amend(transfer) {
         $0.key = key
         $0.nextAt = tx.at
@@ -343,6 +348,9 @@ struct Receive: Sendable {
       takeBack: envelope.payloadDigest, outcome: transfer.key == nil ? .neverHadKey : .hadKey, at: context.now())
     let signed = context.sign(answer.document, as: .acknowledgement)
     try await context.ledger.write { tx in
+      guard try tx.reader.transfer(transfer.sender, transfer.id) == transfer else {
+        throw LedgerError.stale("transfer \(id)")
+      }
       if stops {
         _ = try tx.advance(transfer, to: .cancelled, ["reason": .string(takeBack.reason)]) {
           $0.code = "taken-back"
@@ -352,7 +360,10 @@ struct Receive: Sendable {
       try tx.add(document: envelope, sender: transfer.sender, id: transfer.id)
       try tx.add(document: signed, sender: transfer.sender, id: transfer.id)
     }
-    if stops { try await context.pool.run { try context.spool.remove(transfer.place) } }
+    if stops {
+      sessions.end(transfer)
+      try await context.pool.run { try context.spool.remove(transfer.place) }
+    }
     return HTTPReply(200, headers: ["content-type": "application/json"], body: signed.bytes)
   }
 }

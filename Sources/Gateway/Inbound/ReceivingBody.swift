@@ -17,6 +17,7 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   private let context: GatewayContext
   private let geometry: BodyGeometry
   private let file: OpenFile
+  private let isReopened: Bool
   private var filling: SealedBuffer
   private var filled = 0
   private var spare: SealedBuffer?
@@ -33,7 +34,8 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   /// Opens or makes the part. Bytes beyond `durableBytes` in it are forgotten; those before are digested again.
   static func open(_ context: GatewayContext, _ transfer: Transfer) throws -> ReceivingBody {
     let body = try ReceivingBody(context, transfer)
-    try body.digestAgain(upTo: transfer.durableBytes)
+    // A part that is not there any more (its rename came before a crash, its commit did not) begins anew at zero.
+    if body.isReopened { try body.digestAgain(upTo: transfer.durableBytes) }
     return body
   }
 
@@ -43,7 +45,9 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     geometry = try BodyGeometry(sealedBytes: transfer.bodyBytes)
     if transfer.durableBytes > 0, let part = try context.spool.reopen(transfer.place) {
       file = OpenFile(part)
+      isReopened = true
     } else {
+      isReopened = false
       file = OpenFile(try context.spool.create(transfer.place, bytes: transfer.bodyBytes))
     }
     filling = SealedBuffer(geometry.sealedSegmentBytesMax)
@@ -267,6 +271,17 @@ final class Sessions: Sendable {
       return entry.freed
     }
     freed?.notify()
+  }
+
+  /// Forgets a transfer that ended: its request is stopped, its part closed.
+  func end(_ transfer: Transfer) {
+    let key = Key(sender: transfer.sender, id: transfer.id)
+    let stop = entries.withLockedValue { all -> (@Sendable () -> Void)? in
+      guard let entry = all[key] else { return nil }
+      if entry.holder == 0 { all[key] = nil }
+      return entry.stop
+    }
+    stop?()
   }
 
   /// The durable offset, when a session is open.

@@ -61,8 +61,16 @@ struct Confirm: Sendable {
       var head = try r.object(n)
       return try LedgerHead(fields: &head)
     }
-    // A partner that saw more of our ledger than we have: it was rolled back, and nothing may go on.
-    if let ours { try await context.ledger.requireHead(ours, thorough: checkHead) }
+    // A partner that saw more of our ledger than we have: it was rolled back, or the partner lies. Its word is not signed
+    // by us, so it stops nothing but the exchange with this partner, and is an error for a person to look at.
+    if let ours {
+      do {
+        try await context.ledger.requireHead(ours, thorough: checkHead)
+      } catch LedgerError.rolledBack(let what) {
+        context.logger.critical("\(partner) says that this ledger was rolled back: \(what). Run: sallyport check")
+        throw Problem(.conflict, code: "head.mismatch", what)
+      }
+    }
     try await withThrowingDiscardingTaskGroup { group in
       // One transfer's receipts in their order, different transfers side by side.
       for chain in try Self.chains(envelopes) {

@@ -174,7 +174,7 @@ struct Intake: Service {
         orphans.append(claim)
         continue
       }
-      if known.state == .claimed || known.heldFrom == .claimed { continue }
+      if known.state == .claimed || (known.state == .held && known.heldFrom == .claimed) { continue }
       if known.manifest.isEmpty {
         // It ended before it was sealed, and a crash came before the original was given back.
         try await context.pool.run {

@@ -42,7 +42,19 @@ struct Relay: Sendable {
       }
       held = try await sendBody(transfer, path, from: offset)
     }
-    guard let row = try await receipts.apply(held, to: transfer) else { return }
+    _ = try await receipts.apply(held, to: transfer)
+    guard var row = try await context.ledger.read({ try $0.transfer(transfer.sender, transfer.id) }) else { return }
+    if row.state == .sending {
+      // The receipt may have come while an administrator held the transfer.
+      let known = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
+      guard !known.isEmpty else {
+        throw Problem(.unavailable, code: "partner.no-receipt", "\(transfer.peer) has the body and gives no receipt")
+      }
+      let sending = row
+      row = try await context.ledger.write { tx in
+        try tx.advance(sending, to: .custody) { $0.nextAt = tx.at + GatewayContext.leaseSeconds }
+      }
+    }
     if row.state == .custody { try await release(row) }
   }
 
@@ -97,7 +109,7 @@ struct Relay: Sendable {
     switch reply.status {
     case 429, 500...599:
       throw problem ?? Problem(.unavailable, code: "partner.status", "\(transfer.peer) answers \(reply.status)")
-    case 404 where problem == nil, 404:
+    case 404:
       // Not known there (any more), or not ours to know: begin again from the manifest, later.
       throw Problem(.unavailable, code: "partner.not-found", "\(transfer.peer) does not know this transfer")
     default:
@@ -161,7 +173,15 @@ struct Relay: Sendable {
 
   private func wait(_ transfer: Transfer, _ code: String, _ note: String) async throws {
     _ = try await context.ledger.write { tx in
-      try tx.amend(transfer) {
+      // Disclosed perhaps, and never to be sent again: what is left is to ask for receipts.
+      if transfer.state == .releasing, code == "expired" {
+        return try tx.advance(transfer, to: .unconfirmed) {
+          $0.nextAt = nil
+          $0.code = code
+          $0.note = note
+        }
+      }
+      return try tx.amend(transfer) {
         $0.attempts += 1
         $0.nextAt = tx.at + Backoff.seconds($0.attempts, max: context.configuration.retrySecondsMax)
         $0.code = code
