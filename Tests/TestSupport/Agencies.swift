@@ -39,6 +39,7 @@ public final class TestAgency {
     process.standardInput = FileHandle.nullDevice
     try process.run()
     self.process = process
+    Children.add(process.processIdentifier, home)
     if wait {
       _ = eventually { !process.isRunning || FileManager.default.contents(atPath: "\(home).out")?.isEmpty == false }
     }
@@ -51,6 +52,7 @@ public final class TestAgency {
     guard let process else { return 0 }
     if process.isRunning { process.terminate() }
     process.waitUntilExit()
+    Children.remove(process.processIdentifier)
     self.process = nil
     return process.terminationStatus
   }
@@ -60,6 +62,7 @@ public final class TestAgency {
     guard let process else { return }
     if process.isRunning { Foundation.kill(process.processIdentifier, SIGKILL) }
     process.waitUntilExit()
+    Children.remove(process.processIdentifier)
     self.process = nil
   }
 

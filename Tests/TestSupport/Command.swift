@@ -77,7 +77,10 @@ public final class Scratch: Sendable {
     try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
   }
 
-  deinit { try? FileManager.default.removeItem(atPath: path) }
+  deinit {
+    Children.end(below: path)
+    try? FileManager.default.removeItem(atPath: path)
+  }
 
   public func file(_ name: String, _ bytes: Data) throws -> String {
     let full = "\(path)/\(name)"
@@ -94,4 +97,21 @@ public func eventually(_ seconds: Double = 30, _ condition: () throws -> Bool) r
     usleep(10_000)
   }
   return try condition()
+}
+
+/// Gateways that run, by process id: whatever a test leaves behind ends with its scratch directory.
+enum Children {
+  private static let lock = NSLock()
+  nonisolated(unsafe) private static var homes: [pid_t: String] = [:]
+
+  static func add(_ pid: pid_t, _ home: String) { lock.withLock { homes[pid] = home } }
+  static func remove(_ pid: pid_t) { lock.withLock { homes[pid] = nil } }
+
+  static func end(below path: String) {
+    let left = lock.withLock { homes.filter { $0.value.hasPrefix("\(path)/") }.map(\.key) }
+    for pid in left {
+      kill(pid, SIGKILL)
+      remove(pid)
+    }
+  }
 }
