@@ -66,6 +66,9 @@ package struct Reader {
   }
 
   /// Transfers whose time is over and whose journey is not.
+  ///
+  /// The second list of states says nothing that the first does not; it lets SQLite use the index transfers_expiry, whose
+  /// condition it repeats.
   package func overdue(at instant: Date, limit: Int) throws -> [Transfer] {
     try fetchAll(
       """

@@ -27,7 +27,7 @@ package final class FileSink: SegmentSink {
   }
 
   package func write(_ ranges: [UnsafeMutableRawBufferPointer], segment index: Int64, at offset: Int64) throws {
-    var vectors = ranges.map { iovec(iov_base: $0.baseAddress, iov_len: $0.count) }
+    var vectors = [iovec](ranges)
     let count = ranges.reduce(0) { $0 + $1.count }
     var done = 0
     while done < count {
@@ -35,15 +35,7 @@ package final class FileSink: SegmentSink {
       if put < 0, errno == EINTR { continue }
       guard put > 0 else { throw DiskError("write", path) }
       done += put
-      var skip = put
-      while let first = vectors.first, skip >= first.iov_len {
-        skip -= first.iov_len
-        vectors.removeFirst()
-      }
-      if skip > 0 {
-        vectors[0].iov_base += skip
-        vectors[0].iov_len -= skip
-      }
+      vectors.drop(put)
     }
   }
 

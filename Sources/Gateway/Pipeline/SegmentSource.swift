@@ -81,7 +81,7 @@ package final class FileSource: SegmentSource {
   /// One preadv(2) for the whole segment in the usual case.
   private func readScattered(_ ranges: [UnsafeMutableRawBufferPointer], count: Int, at offset: Int64) throws {
     guard count > 0 else { return }
-    var vectors = ranges.map { iovec(iov_base: $0.baseAddress, iov_len: $0.count) }
+    var vectors = [iovec](ranges)
     var done = 0
     while done < count {
       let got = preadv(descriptor, vectors, Int32(vectors.count), Int(offset) + done)
@@ -90,15 +90,7 @@ package final class FileSource: SegmentSource {
       // A file that shrank while it was read is not the file that was accepted.
       guard got > 0 else { throw DiskError("read", path, errno: ENODATA) }
       done += got
-      var skip = got
-      while let first = vectors.first, skip >= first.iov_len {
-        skip -= first.iov_len
-        vectors.removeFirst()
-      }
-      if skip > 0 {
-        vectors[0].iov_base += skip
-        vectors[0].iov_len -= skip
-      }
+      vectors.drop(got)
     }
   }
 }
