@@ -128,3 +128,11 @@ let package = Package(
   ],
   swiftLanguageModes: [.v6]
 )
+
+// The fuzzer has libFuzzer's main, so it is a part of the package only for scripts/fuzz.
+if Context.environment["SALLYPORT_FUZZ"] != nil {
+  package.targets.append(
+    .executableTarget(
+      name: "Fuzz", dependencies: ["Policies", "Sealing"], path: "Tests/Fuzz", exclude: ["Corpus"],
+      swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]))
+}

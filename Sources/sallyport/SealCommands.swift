@@ -54,18 +54,11 @@ struct SealCommand: AsyncParsableCommand {
     let input = try Input(file)
     let progress = Progress(total: input.size, quiet: stream.quiet)
     let pass = Pass(engine: try stream.engine(), workers: stream.count) { progress.update($0) }
-    try Destination.write(to: stream.output, sync: stream.sync) { destination in
+    let sealedBytes = try input.size.map { Int64(key.bytes.count) + (try BodyGeometry(plainBytes: $0)).sealedBytes }
+    try Destination.write(to: stream.output, bytes: sealedBytes, sync: stream.sync) { destination in
       try destination.put(key.bytes)
-      let offset = Int64(key.bytes.count)
-      switch (input.source(layout: .plain), destination.file) {
-      case (.file(let source), let file?):
-        _ = try pass.seal(try source(), to: file.sink(offset), payloadKey: payloadKey)
-      case (.file(let source), nil):
-        _ = try pass.seal(try source(), to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
-      case (.stream(let source), let file?): _ = try pass.seal(source, to: file.sink(offset), payloadKey: payloadKey)
-      case (.stream(let source), nil):
-        _ = try pass.seal(source, to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
-      }
+      _ = try pass.seal(
+        input.source(layout: .plain), to: destination.sink(after: key.bytes.count), payloadKey: payloadKey)
     }
     progress.finish()
   }
@@ -96,15 +89,10 @@ struct OpenCommand: AsyncParsableCommand {
     let offset = key.bytes.count
     let progress = Progress(total: input.size, quiet: stream.quiet)
     let pass = Pass(engine: try stream.engine(), workers: stream.count) { progress.update($0) }
-    try Destination.write(to: stream.output, sync: stream.sync) { destination in
-      switch (input.source(layout: .sealed, after: offset, of: start), destination.file) {
-      case (.file(let source), let file?): _ = try pass.open(try source(), to: file.sink(0), payloadKey: payloadKey)
-      case (.file(let source), nil):
-        _ = try pass.open(try source(), to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
-      case (.stream(let source), let file?): _ = try pass.open(source, to: file.sink(0), payloadKey: payloadKey)
-      case (.stream(let source), nil):
-        _ = try pass.open(source, to: StreamSink(descriptor: STDOUT_FILENO), payloadKey: payloadKey)
-      }
+    let plainBytes = try input.size.map { try BodyGeometry(sealedBytes: $0 - Int64(offset)).plainBytes }
+    try Destination.write(to: stream.output, bytes: plainBytes, sync: stream.sync) { destination in
+      _ = try pass.open(
+        input.source(layout: .sealed, after: offset, of: start), to: destination.sink(), payloadKey: payloadKey)
     }
     progress.finish()
   }
@@ -112,11 +100,6 @@ struct OpenCommand: AsyncParsableCommand {
 
 /// Standard input, or an open file.
 private final class Input {
-  enum Source {
-    case file(() throws -> FileSource)
-    case stream(StreamSource)
-  }
-
   private let file: File
   private let isStream: Bool
   /// Bytes, where they are known.
@@ -156,49 +139,56 @@ private final class Input {
   }
 
   /// What follows the first `offset` bytes, of which a stream's reader has `taken` already.
-  func source(layout: SegmentLayout, after offset: Int = 0, of taken: [UInt8] = []) -> Source {
-    if isStream {
-      return .stream(StreamSource(descriptor: file.descriptor, prefix: Array(taken.dropFirst(offset)), layout: layout))
+  func source(layout: SegmentLayout, after offset: Int = 0, of taken: [UInt8] = []) throws -> any SegmentSource {
+    guard let size else {
+      return StreamSource(descriptor: file.descriptor, prefix: Array(taken.dropFirst(offset)), layout: layout)
     }
-    return .file { [self] in try FileSource(file, offset: Int64(offset), bytes: size! - Int64(offset), layout: layout) }
+    return try FileSource(file, offset: Int64(offset), bytes: size - Int64(offset), layout: layout)
   }
 }
 
 /// A new file that appears only when it is whole, or standard output.
 private struct Destination {
-  final class NewFile {
+  private final class Box {
     let file: File
     init(_ file: consuming File) { self.file = file }
-    func sink(_ offset: Int64) -> FileSink { FileSink(file, offset: offset) }
   }
 
-  let file: NewFile?
+  /// nil: standard output.
+  private let box: Box?
+
+  func sink(after offset: Int = 0) -> any SegmentSink {
+    if let box { FileSink(box.file, offset: Int64(offset)) } else { StreamSink(descriptor: STDOUT_FILENO) }
+  }
 
   func put(_ bytes: [UInt8]) throws {
-    if let file {
-      try file.file.write(bytes, at: 0)
+    if let box {
+      try box.file.write(bytes, at: 0)
     } else {
       try bytes.withUnsafeBytes { try StreamSink.writeAll(STDOUT_FILENO, $0) }
     }
   }
 
   /// Runs `body`; on failure nothing is left at `path`. /dev/null and other special files are written to as they are.
-  static func write(to path: String, sync: Bool, _ body: (Destination) throws -> Void) throws {
-    guard path != "-" else { return try body(Destination(file: nil)) }
+  ///
+  /// - Parameter bytes: how many will be written, where that is known; they are reserved first.
+  static func write(to path: String, bytes: Int64?, sync: Bool, _ body: (Destination) throws -> Void) throws {
+    guard path != "-" else { return try body(Destination(box: nil)) }
     var info = stat()
     if stat(path, &info) == 0, info.st_mode & S_IFMT != S_IFREG {
       guard info.st_mode & S_IFMT != S_IFDIR else { throw DiskError("write", path, errno: EISDIR) }
       let descriptor = Glibc.open(path, O_WRONLY | O_CLOEXEC)
       guard descriptor >= 0 else { throw DiskError("open", path) }
-      return try body(Destination(file: NewFile(File(owning: descriptor, path: path))))
+      return try body(Destination(box: Box(File(owning: descriptor, path: path))))
     }
     let url = URL(fileURLWithPath: path)
     let directory = url.deletingLastPathComponent().path
     let temporary = "\(directory)/.\(url.lastPathComponent).tmp-\(getpid())"
     do {
-      let file = NewFile(try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: 0o644))
-      try body(Destination(file: file))
-      if sync { try file.file.syncData() }
+      let box = Box(try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: 0o644))
+      if let bytes { try box.file.reserve(bytes) }
+      try body(Destination(box: box))
+      if sync { try box.file.syncData() }
       try Directory.rename(temporary, path)
       if sync { try Directory.sync(directory) }
     } catch {
