@@ -50,6 +50,12 @@ let package = Package(
         "CSodium", "COpenSSL", "CKernels", .product(name: "Crypto", package: "swift-crypto"),
       ],
       swiftSettings: strict),
+    // JSON's structure at memory speed, from Debian's libsimdjson: a C door, for its C++ interface does not import.
+    .target(name: "CSimdjson", linkerSettings: [.linkedLibrary("simdjson")]),
+    .target(
+      name: "Records",
+      dependencies: ["CSimdjson"],
+      swiftSettings: strict),
     .target(
       name: "Policies",
       dependencies: ["Sealing", .product(name: "Yams", package: "Yams")],
@@ -103,6 +109,7 @@ let package = Package(
       dependencies: ["Sealing", "CKernels", .product(name: "Crypto", package: "swift-crypto")],
       exclude: ["Vectors"],
       swiftSettings: strict),
+    .testTarget(name: "RecordsTests", dependencies: ["Records"], exclude: ["Cases"], swiftSettings: strict),
     .testTarget(name: "PoliciesTests", dependencies: ["Policies"], swiftSettings: strict),
     .testTarget(name: "StoreTests", dependencies: ["Store", "TestSupport"], swiftSettings: strict),
     .testTarget(
@@ -126,7 +133,8 @@ let package = Package(
       name: "TestSupport", dependencies: ["Gateway", "Policies", "Sealing", "Store"], path: "Tests/TestSupport",
       swiftSettings: strict),
   ],
-  swiftLanguageModes: [.v6]
+  swiftLanguageModes: [.v6],
+  cxxLanguageStandard: .cxx17
 )
 
 // The fuzzer has libFuzzer's main, so it is a part of the package only for scripts/fuzz.

@@ -1,0 +1,373 @@
+// JSON texts into nodes: simdjson finds the structure of a whole batch, this checks the grammar (RFC 8259) value by value.
+//
+// Stricter than the RFC where two readers could disagree: no duplicate keys, no lone surrogates, depth and exponents bounded.
+
+import CSimdjson
+import Glibc
+
+/// Parses one batch after another; one per thread, reusing its memory.
+///
+/// Bounds: every offset comes from the scanner and is below `count`; a token's end is the next offset or the value's limit,
+/// cut back over blanks; nodes are written below `capacity`, which grows to the batch's count of structural offsets.
+struct JSONParser: ~Copyable {
+  static let depthMax = 100
+  /// Beyond this exponents are refused: arithmetic stays exact and bounded.
+  static let exponentMax = 999_999_999
+
+  private let scanner: OpaquePointer
+  private(set) var nodes: UnsafeMutablePointer<JSONNode>
+  private var capacity = 1 << 12
+  private(set) var base: UnsafePointer<UInt8>
+  private var offsets: UnsafePointer<UInt32>
+  private var offsetCount = 0
+  private var cursor = 0
+  private var used = 0
+  private var hasEscapes = false
+  private var keyA: [UInt8] = []
+  private var keyB: [UInt8] = []
+
+  init() {
+    guard let scanner = sp_json_scanner_new() else { fatalError("no memory for a JSON scanner") }
+    self.scanner = scanner
+    nodes = .allocate(capacity: capacity)
+    base = UnsafePointer(nodes).withMemoryRebound(to: UInt8.self, capacity: 1) { $0 }
+    offsets = base.withMemoryRebound(to: UInt32.self, capacity: 1) { $0 }
+  }
+
+  deinit {
+    sp_json_scanner_free(scanner)
+    nodes.deallocate()
+  }
+
+  /// Finds the structure of a batch, at most 256 MiB less one. The bytes must stay where they are while values are parsed.
+  mutating func scan(_ bytes: UnsafeBufferPointer<UInt8>) throws(JSONFault) {
+    precondition(bytes.count < 1 << 28)
+    guard bytes.count > 0 else { throw JSONFault(code: .empty, offset: 0) }
+    base = bytes.baseAddress!
+    cursor = 0
+    var found: UnsafePointer<UInt32>?
+    let status = sp_json_scan(scanner, base, bytes.count, &found, &offsetCount)
+    switch status {
+    case 0: offsets = found!
+    case 1: throw JSONFault(code: .utf8, offset: 0)
+    case 2: throw JSONFault(code: .unclosedString, offset: 0)
+    case 3: throw JSONFault(code: .controlCharacter, offset: 0)
+    default: throw JSONFault(code: .empty, offset: 0)
+    }
+    hasEscapes = memchr(base, 92, bytes.count) != nil
+    // Each structural offset makes at most one node.
+    if offsetCount + 1 > capacity {
+      nodes.deallocate()
+      capacity = offsetCount + 1
+      nodes = .allocate(capacity: capacity)
+    }
+  }
+
+  /// Leaves out what is left of the value that ends at `limit`.
+  mutating func skip(to limit: Int) {
+    while cursor < offsetCount, offsets[cursor] < limit { cursor += 1 }
+  }
+
+  /// Parses the value between `start` and `limit` of the scanned batch; false when there is none. Its root is node 0.
+  ///
+  /// - Throws: why it is not one JSON value.
+  mutating func parse(from start: Int, limit: Int) throws(JSONFault) -> Bool {
+    used = 0
+    let end = UInt32(limit)
+    skip(to: start)
+    guard cursor < offsetCount, offsets[cursor] < end else { return false }
+    var stack = InlineStack()
+    // What may come next: a value, or inside a container also its end.
+    while true {
+      // A value begins.
+      guard let at = token(end) else { throw fault(.syntax, limit) }
+      let byte = base[Int(at)]
+      switch byte {
+      case 123, 91:
+        guard stack.count < Self.depthMax else { throw fault(.depth, Int(at)) }
+        let isObject = byte == 123
+        nodes[used] = JSONNode(isObject ? .object : .array, start: at)
+        stack.push(UInt32(used), isObject: isObject)
+        used += 1
+        guard let first = peek(end) else { throw fault(.syntax, limit) }
+        if base[Int(first)] == byte + 2 {
+          cursor += 1
+          try close(&stack, first)
+          break
+        }
+        if isObject { try key(&stack, end) }
+        continue
+      case 34: try string(at, end)
+      case 116: try word(at, end, "true", .true)
+      case 102: try word(at, end, "false", .false)
+      case 110: try word(at, end, "null", .null)
+      case 45, 48...57: try number(at, end)
+      default: throw fault(.syntax, Int(at))
+      }
+      // A value has ended: separators and ends of containers follow.
+      while true {
+        guard stack.count > 0 else {
+          if let extra = peek(end) { throw fault(.syntax, Int(extra)) }
+          return true
+        }
+        guard let next = token(end) else { throw fault(.syntax, limit) }
+        let byte = base[Int(next)]
+        if byte == 44 {
+          stack.added()
+          if stack.topIsObject { try key(&stack, end) }
+          break
+        }
+        guard byte == (stack.topIsObject ? 125 : 93) else { throw fault(.syntax, Int(next)) }
+        stack.added()
+        try close(&stack, next)
+      }
+    }
+  }
+
+  // MARK: tokens
+
+  private func fault(_ code: JSONFault.Code, _ offset: Int) -> JSONFault { JSONFault(code: code, offset: offset) }
+
+  @inline(__always) private func peek(_ end: UInt32) -> UInt32? {
+    cursor < offsetCount && offsets[cursor] < end ? offsets[cursor] : nil
+  }
+
+  @inline(__always) private mutating func token(_ end: UInt32) -> UInt32? {
+    guard cursor < offsetCount, offsets[cursor] < end else { return nil }
+    defer { cursor += 1 }
+    return offsets[cursor]
+  }
+
+  /// Where the scalar before the cursor ends.
+  @inline(__always) private func scalarEnd(_ end: UInt32) -> UInt32 {
+    var stop = cursor < offsetCount ? min(offsets[cursor], end) : end
+    while Self.isBlank(base[Int(stop) - 1]) { stop -= 1 }
+    return stop
+  }
+
+  @inline(__always) private static func isBlank(_ byte: UInt8) -> Bool {
+    byte == 32 || byte == 10 || byte == 13 || byte == 9
+  }
+
+  private mutating func close(_ stack: inout InlineStack, _ at: UInt32) throws(JSONFault) {
+    let (index, count, isObject) = stack.pop()
+    nodes[Int(index)].end = at + 1
+    nodes[Int(index)].next = UInt32(used)
+    nodes[Int(index)].word |= count << 4
+    if isObject, count > 1 { try checkKeys(Int(index), Int(count)) }
+  }
+
+  private mutating func key(_ stack: inout InlineStack, _ end: UInt32) throws(JSONFault) {
+    guard let at = token(end) else { throw fault(.syntax, Int(end)) }
+    guard base[Int(at)] == 34 else { throw fault(.syntax, Int(at)) }
+    try string(at, end)
+    guard let colon = token(end), base[Int(colon)] == 58 else { throw fault(.syntax, Int(at)) }
+  }
+
+  @inline(__always) private mutating func string(_ at: UInt32, _ end: UInt32) throws(JSONFault) {
+    let stop = scalarEnd(end)
+    guard stop > at + 1, base[Int(stop) - 1] == 34 else { throw fault(.unclosedString, Int(at)) }
+    var isEscaped = false
+    if hasEscapes, memchr(base + Int(at) + 1, 92, Int(stop - at) - 2) != nil {
+      isEscaped = true
+      try checkEscapes(Int(at) + 1, Int(stop) - 1)
+    }
+    nodes[used] = JSONNode(.string, start: at, end: stop, next: UInt32(used) + 1, flag: isEscaped)
+    used += 1
+  }
+
+  private func checkEscapes(_ start: Int, _ end: Int) throws(JSONFault) {
+    var index = start
+    func unit(_ at: Int) throws(JSONFault) -> UInt32 {
+      guard at + 4 <= end else { throw fault(.escape, at) }
+      var value: UInt32 = 0
+      for place in at..<(at + 4) {
+        guard let digit = hexValue(base[place]) else { throw fault(.escape, at) }
+        value = value << 4 | UInt32(digit)
+      }
+      return value
+    }
+    while index < end {
+      guard base[index] == 92 else {
+        index += 1
+        continue
+      }
+      guard index + 1 < end else { throw fault(.escape, index) }
+      switch base[index + 1] {
+      case 34, 92, 47, 98, 102, 110, 114, 116: index += 2
+      case 117:
+        let high = try unit(index + 2)
+        if (0xDC00..<0xE000).contains(high) { throw fault(.surrogate, index) }
+        if (0xD800..<0xDC00).contains(high) {
+          guard index + 7 < end, base[index + 6] == 92, base[index + 7] == 117,
+            (0xDC00..<0xE000).contains(try unit(index + 8))
+          else { throw fault(.surrogate, index) }
+          index += 12
+        } else {
+          index += 6
+        }
+      default: throw fault(.escape, index)
+      }
+    }
+  }
+
+  private mutating func word(_ at: UInt32, _ end: UInt32, _ text: StaticString, _ kind: JSONKind) throws(JSONFault) {
+    let stop = scalarEnd(end)
+    guard Int(stop - at) == text.utf8CodeUnitCount, memcmp(base + Int(at), text.utf8Start, Int(stop - at)) == 0 else {
+      throw fault(.syntax, Int(at))
+    }
+    nodes[used] = JSONNode(kind, start: at, end: stop, next: UInt32(used) + 1)
+    used += 1
+  }
+
+  private mutating func number(_ at: UInt32, _ end: UInt32) throws(JSONFault) {
+    let stop = Int(scalarEnd(end))
+    var index = Int(at)
+    func isDigit() -> Bool { index < stop && base[index] >= 48 && base[index] <= 57 }
+    if base[index] == 45 { index += 1 }
+    guard isDigit() else { throw fault(.number, Int(at)) }
+    if base[index] == 48 { index += 1 } else { while isDigit() { index += 1 } }
+    var isInteger = true
+    if index < stop, base[index] == 46 {
+      isInteger = false
+      index += 1
+      guard isDigit() else { throw fault(.number, Int(at)) }
+      while isDigit() { index += 1 }
+    }
+    if index < stop, base[index] | 32 == 101 {
+      isInteger = false
+      index += 1
+      if index < stop, base[index] == 43 || base[index] == 45 { index += 1 }
+      guard isDigit() else { throw fault(.number, Int(at)) }
+      var exponent = 0
+      while isDigit() {
+        exponent = min(exponent * 10 + Int(base[index] - 48), Self.exponentMax + 1)
+        index += 1
+      }
+      guard exponent <= Self.exponentMax else { throw fault(.number, Int(at)) }
+    }
+    guard index == stop else { throw fault(.number, Int(at)) }
+    nodes[used] = JSONNode(.number, start: at, end: UInt32(stop), next: UInt32(used) + 1, flag: !isInteger)
+    used += 1
+  }
+
+  // MARK: keys
+
+  /// No two keys of an object may say the same once unescaped.
+  ///
+  /// A 64-bit filter finds the pairs worth comparing; most objects need none.
+  private mutating func checkKeys(_ object: Int, _ count: Int) throws(JSONFault) {
+    var filter: UInt64 = 0
+    var child = object + 1
+    var suspects = false
+    for _ in 0..<count {
+      let key = nodes[child]
+      let bit = UInt64(1) << UInt64(truncatingIfNeeded: Self.keyHash(base, key) >> 58)
+      if key.isEscaped || filter & bit != 0 {
+        suspects = true
+        break
+      }
+      filter |= bit
+      child = Int(nodes[child + 1].next)
+    }
+    guard suspects else { return }
+    count > 24 ? try checkManyKeys(object, count) : try checkFewKeys(object, count)
+  }
+
+  private mutating func checkFewKeys(_ object: Int, _ count: Int) throws(JSONFault) {
+    var child = object + 1
+    for place in 1..<count {
+      child = Int(nodes[child + 1].next)
+      let key = nodes[child]
+      var earlier = object + 1
+      for _ in 0..<place {
+        if sameKey(nodes[earlier], key) { throw fault(.duplicateKey, Int(key.start)) }
+        earlier = Int(nodes[earlier + 1].next)
+      }
+    }
+  }
+
+  private mutating func sameKey(_ a: JSONNode, _ b: JSONNode) -> Bool {
+    if !a.isEscaped, !b.isEscaped {
+      return a.end - a.start == b.end - b.start
+        && memcmp(base + Int(a.start), base + Int(b.start), Int(a.end - a.start)) == 0
+    }
+    unescapeJSON(content(a), into: &keyA)
+    unescapeJSON(content(b), into: &keyB)
+    return keyA == keyB
+  }
+
+  private mutating func checkManyKeys(_ object: Int, _ count: Int) throws(JSONFault) {
+    var seen = Set<[UInt8]>(minimumCapacity: count)
+    var child = object + 1
+    for _ in 0..<count {
+      unescapeJSON(content(nodes[child]), into: &keyA)
+      guard seen.insert(keyA).inserted else { throw fault(.duplicateKey, Int(nodes[child].start)) }
+      child = Int(nodes[child + 1].next)
+    }
+  }
+
+  private func content(_ node: JSONNode) -> UnsafeBufferPointer<UInt8> {
+    UnsafeBufferPointer(start: base + Int(node.start) + 1, count: Int(node.end - node.start) - 2)
+  }
+
+  @inline(__always) private static func keyHash(_ base: UnsafePointer<UInt8>, _ key: JSONNode) -> UInt64 {
+    keyWord(base + Int(key.start) + 1, Int(key.end - key.start) - 2) &* 0x9E37_79B9_7F4A_7C15
+  }
+}
+
+/// The first and last bytes of a key and its length, in one word: equal keys have equal words, most others do not.
+@inline(__always) func keyWord(_ bytes: UnsafePointer<UInt8>, _ count: Int) -> UInt64 {
+  let raw = UnsafeRawPointer(bytes)
+  let mix = UInt64(truncatingIfNeeded: count) &* 0xD6E8_FEB8_6659_FD93
+  if count >= 8 {
+    return raw.loadUnaligned(as: UInt64.self) ^ raw.loadUnaligned(fromByteOffset: count - 8, as: UInt64.self)
+      &* 0xFF51_AFD7_ED55_8CCD
+      ^ mix
+  }
+  if count >= 4 {
+    return UInt64(raw.loadUnaligned(as: UInt32.self)) << 32
+      | UInt64(raw.loadUnaligned(fromByteOffset: count - 4, as: UInt32.self)) ^ mix
+  }
+  guard count > 0 else { return mix }
+  return UInt64(bytes[0]) << 16 | UInt64(bytes[count >> 1]) << 8 | UInt64(bytes[count - 1]) ^ mix
+}
+
+/// Open containers: index, children so far, kind. Fixed room for `JSONParser.depthMax`.
+private struct InlineStack {
+  private var indexes = InlineArray<100, UInt32>(repeating: 0)
+  private var counts = InlineArray<100, UInt32>(repeating: 0)
+  private(set) var count = 0
+  private(set) var topIsObject = false
+  private var kinds: (UInt64, UInt64) = (0, 0)
+
+  mutating func push(_ index: UInt32, isObject: Bool) {
+    indexes[count] = index
+    counts[count] = 0
+    setKind(count, isObject)
+    count += 1
+    topIsObject = isObject
+  }
+
+  mutating func added() { counts[count - 1] += 1 }
+
+  mutating func pop() -> (index: UInt32, count: UInt32, isObject: Bool) {
+    count -= 1
+    let wasObject = topIsObject
+    if count > 0 { topIsObject = kind(count - 1) }
+    return (indexes[count], counts[count], wasObject)
+  }
+
+  private mutating func setKind(_ place: Int, _ isObject: Bool) {
+    let bit = UInt64(1) << UInt64(place & 63)
+    if place < 64 {
+      kinds.0 = isObject ? kinds.0 | bit : kinds.0 & ~bit
+    } else {
+      kinds.1 = isObject ? kinds.1 | bit : kinds.1 & ~bit
+    }
+  }
+
+  private func kind(_ place: Int) -> Bool {
+    (place < 64 ? kinds.0 : kinds.1) >> UInt64(place & 63) & 1 == 1
+  }
+}

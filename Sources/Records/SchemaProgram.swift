@@ -1,0 +1,170 @@
+// A JSON Schema compiled to flat tables. The evaluator follows indexes into them; nothing is looked up by name but members.
+//
+// Everything here is plain data without references: a class in the hot loop costs three times its work (exclusivity checks
+// and counting; measured).
+
+/// One schema. Absent parts are -1.
+struct SchemaRule {
+  /// Bits by `JSONKind`, bit 7 for integer; all ones: any type.
+  var types: UInt8 = .max
+  /// Nothing but `types` is to be looked at.
+  var isPlain = true
+  /// `false` as a schema.
+  var isNever = false
+  var hasUnevaluated = false
+  var object: Int32 = -1
+  var array: Int32 = -1
+  var string: Int32 = -1
+  var number: Int32 = -1
+  var logic: Int32 = -1
+  /// The enclosing resource, for `$dynamicRef`.
+  var resource: Int32 = 0
+
+  static let integerBit: UInt8 = 128
+  static func bit(_ kind: UInt32) -> UInt8 { 1 << UInt8(kind) }
+}
+
+/// A range in a side table.
+struct TableRange {
+  var start: Int32 = 0
+  var count: Int32 = 0
+  var indices: Range<Int> { Int(start)..<Int(start + count) }
+}
+
+struct ObjectRule {
+  var membersMin: UInt32 = 0
+  var membersMax: UInt32 = .max
+  var properties = TableRange()
+  /// Slots of the hash table over the properties: `slotMask + 1` of them from `slots` on.
+  var slots: Int32 = 0
+  var slotMask: Int32 = -1
+  var requiredCount: Int32 = 0
+  /// (pattern, schema) pairs.
+  var patterns = TableRange()
+  var additional: Int32 = -1
+  var propertyNames: Int32 = -1
+  /// (trigger, names…) in `dependents`.
+  var dependentRequired = TableRange()
+  /// (property, schema) pairs.
+  var dependentSchemas = TableRange()
+  var unevaluated: Int32 = -1
+}
+
+struct PropertyRule {
+  var word: UInt64
+  /// The unescaped key in `keys`.
+  var keyStart: Int32
+  var keyCount: Int32
+  /// -1: only required.
+  var schema: Int32
+  var isRequired: Bool
+}
+
+struct ArrayRule {
+  var itemsMin: UInt32 = 0
+  var itemsMax: UInt32 = .max
+  /// Schemas of the first items, in `lists`.
+  var prefix = TableRange()
+  /// Of all items after the prefix.
+  var items: Int32 = -1
+  var contains: Int32 = -1
+  var containsMin: UInt32 = 1
+  var containsMax: UInt32 = .max
+  /// 2020-12: what `contains` accepts counts as evaluated.
+  var containsMarks = true
+  var isUnique = false
+  var unevaluated: Int32 = -1
+}
+
+struct StringRule {
+  var scalarsMin: UInt32 = 0
+  var scalarsMax: UInt32 = .max
+  var pattern: Int32 = -1
+  var format: Int32 = -1
+}
+
+/// Indexes into `numbers`.
+struct NumberRule {
+  var minimum: Int32 = -1
+  var maximum: Int32 = -1
+  var exclusiveMinimum: Int32 = -1
+  var exclusiveMaximum: Int32 = -1
+  var multipleOf: Int32 = -1
+}
+
+struct LogicRule {
+  var ref: Int32 = -1
+  /// Index into `dynamicNames`, with what it means where no outer resource says otherwise.
+  var dynamicName: Int32 = -1
+  var dynamicDefault: Int32 = -1
+  var allOf = TableRange()
+  var anyOf = TableRange()
+  var oneOf = TableRange()
+  var not: Int32 = -1
+  var condition: Int32 = -1
+  var then: Int32 = -1
+  var otherwise: Int32 = -1
+  /// In `constants`; `const` is an enum of one.
+  var constants = TableRange()
+  var hasConstants = false
+  var isConst = false
+}
+
+/// Immutable once compiled; shared by all threads.
+package final class SchemaProgram: @unchecked Sendable {
+  // Proof for @unchecked: every stored property is a constant after `init`, and its contents are never written.
+  let rules: [SchemaRule]
+  let objects: [ObjectRule]
+  let properties: [PropertyRule]
+  let slots: [Int32]
+  let keys: [UInt8]
+  let pairs: [(Int32, Int32)]
+  let lists: [Int32]
+  let arrays: [ArrayRule]
+  let strings: [StringRule]
+  let numberRules: [NumberRule]
+  let logic: [LogicRule]
+  let numbers: [ExactNumber]
+  let patterns: [Pattern]
+  let formats: [Format]
+  let constants: [JSONElement]
+  /// Unescaped content of constants that are strings, else nil.
+  let constantStrings: [[UInt8]?]
+  /// `dependentRequired`: the trigger, then the names it asks for.
+  let dependents: [[[UInt8]]]
+  /// For each dynamic name: resource → schema.
+  let dynamicTargets: [[Int32: Int32]]
+  /// Absolute location of each schema, for findings.
+  let locations: [String]
+  /// The schema as an element, for what a finding expects.
+  let sources: [JSONElement]
+  let root: Int32
+  /// All member names of the schema: only these may appear in a finding.
+  let knownNames: Set<String>
+  var tracksScope: Bool { !dynamicTargets.isEmpty }
+
+  init(_ builder: SchemaCompiler, root: Int32) {
+    rules = builder.rules
+    objects = builder.objects
+    properties = builder.properties
+    slots = builder.slots
+    keys = builder.keys
+    pairs = builder.pairs
+    lists = builder.lists
+    arrays = builder.arrays
+    strings = builder.strings
+    numberRules = builder.numberRules
+    logic = builder.logic
+    numbers = builder.numbers
+    patterns = builder.patterns
+    formats = builder.formats
+    constants = builder.constants
+    constantStrings = builder.constants.map(\.stringBytes)
+    dependents = builder.dependents
+    dynamicTargets = builder.dynamicTargets
+    locations = builder.locations
+    sources = builder.sources
+    knownNames = builder.knownNames
+    self.root = root
+  }
+}
