@@ -40,6 +40,7 @@ let package = Package(
     .systemLibrary(name: "COpenSSL", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
     .systemLibrary(
       name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
+    .systemLibrary(name: "CXML2", pkgConfig: "libxml-2.0", providers: [.apt(["libxml2-dev"])]),
     // Small C of our own.
     .target(name: "CLinux"),
     .target(name: "CKernels"),
@@ -54,7 +55,7 @@ let package = Package(
     .target(name: "CSimdjson", linkerSettings: [.linkedLibrary("simdjson")]),
     .target(
       name: "Records",
-      dependencies: ["CSimdjson"],
+      dependencies: ["CKernels", "CSimdjson", "CXML2"],
       swiftSettings: strict),
     .target(
       name: "Policies",
@@ -86,7 +87,7 @@ let package = Package(
     .target(
       name: "Gateway",
       dependencies: [
-        "CLinux", "Policies", "Sealing", "Store", "Transport",
+        "CLinux", "Policies", "Records", "Sealing", "Store", "Transport",
         .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
         .product(name: "NIOCore", package: "swift-nio"),
         .product(name: "NIOPosix", package: "swift-nio"),
@@ -97,7 +98,7 @@ let package = Package(
     .executableTarget(
       name: "sallyport",
       dependencies: [
-        "CLinux", "Gateway", "Policies", "Sealing", "Store", "Transport",
+        "CLinux", "Gateway", "Policies", "Records", "Sealing", "Store", "Transport",
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),

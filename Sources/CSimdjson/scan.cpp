@@ -30,3 +30,7 @@ int sp_json_scan(sp_json_scanner *scanner, const uint8_t *bytes, size_t length, 
     default: return 5;
   }
 }
+
+int sp_is_utf8(const uint8_t *bytes, size_t length) {
+  return simdjson::validate_utf8(reinterpret_cast<const char *>(bytes), length);
+}

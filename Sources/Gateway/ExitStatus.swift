@@ -2,6 +2,7 @@
 
 import Foundation
 import Policies
+import Records
 import Sealing
 import Store
 import Transport
@@ -30,7 +31,7 @@ package enum ExitStatus: Int32, Sendable, CaseIterable {
       default: self = .badData
       }
     case is ConfigurationError: self = .configuration
-    case is PolicyError: self = .badData
+    case is PolicyError, is SchemaError: self = .badData
     case is RelayError: self = .unreachable
     case is Problem: self = .protocolError
     case let error as LedgerError:

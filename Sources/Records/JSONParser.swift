@@ -255,23 +255,20 @@ struct JSONParser: ~Copyable {
 
   /// No two keys of an object may say the same once unescaped.
   ///
-  /// A 64-bit filter finds the pairs worth comparing; most objects need none.
+  /// A filter of 1,024 bits finds the pairs worth comparing; most objects have none.
   private mutating func checkKeys(_ object: Int, _ count: Int) throws(JSONFault) {
-    var filter: UInt64 = 0
+    var filter = InlineArray<16, UInt64>(repeating: 0)
     var child = object + 1
-    var suspects = false
     for _ in 0..<count {
       let key = nodes[child]
-      let bit = UInt64(1) << UInt64(truncatingIfNeeded: Self.keyHash(base, key) >> 58)
-      if key.isEscaped || filter & bit != 0 {
-        suspects = true
-        break
+      let hash = Self.keyHash(base, key) >> 54
+      let bit = UInt64(1) << (hash & 63)
+      if key.isEscaped || filter[Int(hash >> 6)] & bit != 0 {
+        return count > 24 ? try checkManyKeys(object, count) : try checkFewKeys(object, count)
       }
-      filter |= bit
+      filter[Int(hash >> 6)] |= bit
       child = Int(nodes[child + 1].next)
     }
-    guard suspects else { return }
-    count > 24 ? try checkManyKeys(object, count) : try checkFewKeys(object, count)
   }
 
   private mutating func checkFewKeys(_ object: Int, _ count: Int) throws(JSONFault) {
@@ -331,6 +328,22 @@ struct JSONParser: ~Copyable {
   }
   guard count > 0 else { return mix }
   return UInt64(bytes[0]) << 16 | UInt64(bytes[count >> 1]) << 8 | UInt64(bytes[count - 1]) ^ mix
+}
+
+/// Whether two texts of `count` bytes, at most 16, are equal: overlapping words, no call.
+@inline(__always) func shortEqual(_ a: UnsafePointer<UInt8>, _ b: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+  let (x, y) = (UnsafeRawPointer(a), UnsafeRawPointer(b))
+  if count >= 8 {
+    return x.loadUnaligned(as: UInt64.self) == y.loadUnaligned(as: UInt64.self)
+      && x.loadUnaligned(fromByteOffset: count - 8, as: UInt64.self)
+        == y.loadUnaligned(fromByteOffset: count - 8, as: UInt64.self)
+  }
+  if count >= 4 {
+    return x.loadUnaligned(as: UInt32.self) == y.loadUnaligned(as: UInt32.self)
+      && x.loadUnaligned(fromByteOffset: count - 4, as: UInt32.self)
+        == y.loadUnaligned(fromByteOffset: count - 4, as: UInt32.self)
+  }
+  return count == 0 || (a[0] == b[0] && a[count >> 1] == b[count >> 1] && a[count - 1] == b[count - 1])
 }
 
 /// Open containers: index, children so far, kind. Fixed room for `JSONParser.depthMax`.

@@ -4,39 +4,53 @@
 // whose table would grow too large is walked as the non-deterministic automaton: slower, still linear.
 
 /// Says whether a pattern matches anywhere in a text (ECMA-262 `RegExp.prototype.test`, unicode mode). Immutable.
-final class Pattern: Sendable {
+final class Pattern: @unchecked Sendable {
+  // Proof for @unchecked: constants after `init`; what the pointers name is never written again.
   /// Limits of what is compiled; a pattern beyond `statesMax` is refused.
   static let statesMax = 20_000
   static let tableStatesMax = 2_000
 
   let source: String
   private let machine: Machine
-  /// classes[byte] → column; table[state * width + column] → state. State 0 is dead, 1 accepts; column `width - 1` is the end.
-  private let classes: [UInt8]
+  /// classes[byte] → column; table[row + column] → the next state's row. Row 0 is dead, row `width` accepts; the last column of
+  /// a row is the end of the text. nil: too many states, walked instead.
+  private let classes: UnsafeMutablePointer<UInt8>
+  private let table: UnsafeMutablePointer<UInt32>?
   private let width: Int
-  private let table: [UInt16]
 
   /// - Throws: why the pattern cannot be enforced.
   init(_ source: String) throws(PatternError) {
     self.source = source
     var parser = PatternParser(source)
     machine = try Machine(try parser.parse())
-    (classes, width) = machine.byteClasses()
-    table = machine.determinize(classes, width, statesMax: Self.tableStatesMax)
+    let (columns, width) = machine.byteClasses()
+    let states = machine.determinize(columns, width, statesMax: Self.tableStatesMax)
+    self.width = width
+    classes = .allocate(capacity: 256)
+    classes.initialize(from: columns, count: 256)
+    if states.isEmpty {
+      table = nil
+    } else {
+      table = .allocate(capacity: states.count)
+      for (place, state) in states.enumerated() { (table! + place).initialize(to: UInt32(state) * UInt32(width)) }
+    }
   }
 
+  deinit {
+    classes.deallocate()
+    table?.deallocate()
+  }
+
+  /// Bounds: a row is below the table's count by construction, a column below `width`.
   func matches(_ text: UnsafeBufferPointer<UInt8>) -> Bool {
-    guard !table.isEmpty else { return machine.run(text) }
-    return table.withUnsafeBufferPointer { table in
-      classes.withUnsafeBufferPointer { classes in
-        var state = 2
-        for byte in text {
-          state = Int(table[state &* width &+ Int(classes[Int(byte)])])
-          if state < 2 { return state == 1 }
-        }
-        return table[state &* width &+ width &- 1] == 1
-      }
+    guard let table else { return machine.run(text) }
+    let accepting = UInt32(width)
+    var row = 2 * accepting
+    for byte in text {
+      row = table[Int(row) &+ Int(classes[Int(byte)])]
+      if row <= accepting { return row == accepting }
     }
+    return table[Int(row) &+ width &- 1] == accepting
   }
 
   /// For the few places outside the hot path.

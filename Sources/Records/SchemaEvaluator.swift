@@ -394,7 +394,8 @@ struct SchemaEvaluator {
   private func isKey(_ entry: PropertyRule, _ word: UInt64, _ bytes: UnsafePointer<UInt8>, _ count: Int) -> Bool {
     guard entry.word == word, Int(entry.keyCount) == count else { return false }
     // Equal words are likely equal keys; the bytes decide.
-    return memcmp(keys + Int(entry.keyStart), bytes, count) == 0
+    let key = keys + Int(entry.keyStart)
+    return count <= 16 ? shortEqual(key, bytes, count) : memcmp(key, bytes, count) == 0
   }
 
   private func escapedProperty(_ rule: ObjectRule, _ key: JSONNode) -> Int32 {
@@ -480,22 +481,22 @@ struct SchemaEvaluator {
   }
 
   private func isUnique(_ index: Int, _ count: Int) -> Bool {
-    var children: [Int] = []
-    children.reserveCapacity(count)
-    var child = index + 1
-    for _ in 0..<count {
-      children.append(child)
-      child = Int(nodes[child].next)
-    }
     let side = JSONSide(base: base, nodes: nodes)
+    var child = index + 1
     if count <= 8 {
-      for place in 1..<count {
-        for earlier in 0..<place where JSONSide.equal(side, children[earlier], side, children[place]) { return false }
+      for place in 0..<count {
+        var earlier = index + 1
+        for _ in 0..<place {
+          if JSONSide.equal(side, earlier, side, child) { return false }
+          earlier = Int(nodes[earlier].next)
+        }
+        child = Int(nodes[child].next)
       }
       return true
     }
     var seen: [Int: [Int]] = Dictionary(minimumCapacity: count)
-    for child in children {
+    for _ in 0..<count {
+      defer { child = Int(nodes[child].next) }
       var hasher = Hasher()
       side.hash(child, into: &hasher)
       let hash = hasher.finalize()

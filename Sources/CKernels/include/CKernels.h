@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "text.h"
+
 enum { SP_SHA256_PORTABLE = 1, SP_SHA256_SHANI = 2, SP_SHA256_AVX512 = 16 };
 
 /// The widest kernel that this processor runs.

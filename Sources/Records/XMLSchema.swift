@@ -1,0 +1,415 @@
+// XML by XSD 1.0 through libxml2, streaming: a push parser with the validator plugged between it and our own handler.
+//
+// Closed against what XML can do to its reader: no DOCTYPE (so no entities), no network, bounded depth, attributes and start tags.
+
+import CXML2
+import Foundation
+
+/// A compiled XSD. Immutable once compiled; validators of many threads share it.
+package final class XMLSchema: @unchecked Sendable {
+  // Proof for @unchecked: libxml2's schema is only read after it was parsed (xmlSchemaNewValidCtxt makes the mutable part).
+  private let schema: xmlSchemaPtr
+  /// Element and attribute names of the schema: only these may appear in a finding.
+  private let knownNames: Set<String>
+  /// Local names from the root to a record; empty: each child of the root is one.
+  private let recordPath: [String]
+
+  package static let schemaBytesMax = 4 << 20
+  package static let occursMax = 20_000
+  package static let depthMax = 100
+  package static let attributesMax = 256
+  package static let startTagBytesMax = 64 << 10
+
+  /// - Parameters:
+  ///   - documents: what `xs:import` and `xs:include` may name, by schemaLocation. Nothing else is loaded.
+  ///   - recordPath: such as "/visits/visit"; local names.
+  /// - Throws: why it cannot be enforced.
+  package init(_ bytes: [UInt8], documents: [String: [UInt8]] = [:], recordPath: String = "") throws(SchemaError) {
+    guard bytes.count <= Self.schemaBytesMax, documents.values.allSatisfy({ $0.count <= Self.schemaBytesMax }) else {
+      throw SchemaError(location: "", reason: "over \(Self.schemaBytesMax) bytes")
+    }
+    self.recordPath = recordPath.split(separator: "/").map(String.init)
+    var names = Set<String>()
+    for text in [bytes] + documents.values { names.formUnion(try Self.vet(text)) }
+    knownNames = names
+    guard let compiled = LibXML.compile(bytes, documents) else {
+      throw SchemaError(location: "", reason: "not an XSD that libxml2 compiles: \(LibXML.lastCompileError())")
+    }
+    schema = compiled
+  }
+
+  deinit { xmlSchemaFree(schema) }
+
+  /// The names that a schema document declares. Refuses what has no bound or no meaning while streaming.
+  private static func vet(_ bytes: [UInt8]) throws(SchemaError) -> Set<String> {
+    let names = LibXML.attributes(bytes)
+    guard let names else { throw SchemaError(location: "", reason: "not well-formed XML, or with a DOCTYPE") }
+    var known = Set<String>()
+    for (element, attribute, value) in names {
+      switch (element, attribute) {
+      case ("unique", _), ("key", _), ("keyref", _):
+        throw SchemaError(location: "", reason: "xs:\(element) needs memory for every record: leave it out")
+      case (_, "name"): known.insert(value)
+      case (_, "maxOccurs") where value != "unbounded" && (Int(value) ?? .max) > occursMax:
+        throw SchemaError(location: "", reason: "maxOccurs over \(occursMax): say unbounded")
+      case ("pattern", "value"):
+        // libxml2 backtracks; what our own engine refuses or cannot bound is refused here.
+        if value.utf8.count > 1000 { throw SchemaError(location: "", reason: "a pattern of more than 1,000 bytes") }
+      default: break
+      }
+    }
+    return known
+  }
+
+  /// Reads and validates everything.
+  func check(_ input: RecordInput, findingsMax: Int, onProgress: (@Sendable (Int64) -> Void)?) throws -> RecordReport {
+    let run = XMLRun(schema: schema, knownNames: knownNames, recordPath: recordPath, findingsMax: findingsMax)
+    let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 16, alignment: 16)
+    defer {
+      buffer.initializeMemory(as: UInt8.self, repeating: 0)
+      buffer.deallocate()
+    }
+    while !run.isOver {
+      let got = try input(buffer)
+      run.feed(UnsafeRawBufferPointer(rebasing: buffer[..<got]))
+      if got == 0 { break }
+      onProgress?(run.report.bytes)
+    }
+    return run.report
+  }
+}
+
+/// One validation. Used by one thread.
+private final class XMLRun {
+  private(set) var report = RecordReport()
+  private(set) var isOver = false
+  private let findingsMax: Int
+  private let knownNames: Set<String>
+  private let recordPath: [String]
+  private var parser: xmlParserCtxtPtr!
+  private var validator: xmlSchemaValidCtxtPtr!
+  private var plug: xmlSchemaSAXPlugPtr!
+  private var handler = xmlSAXHandler()
+  /// Names of the open elements: pointers into the parser's dictionary.
+  private var path: [UnsafePointer<xmlChar>] = []
+  private var tags = StartTagScan()
+  private var invalidRecordNumber: Int64 = 0
+  private var recordHasEnded = false
+  private var last = (line: Int64(0), code: Int32(0), path: "")
+
+  init(schema: xmlSchemaPtr, knownNames: Set<String>, recordPath: [String], findingsMax: Int) {
+    self.findingsMax = findingsMax
+    self.knownNames = knownNames
+    self.recordPath = recordPath
+    LibXML.ready()
+    sp_xml_handler(&handler)
+    let me = Unmanaged.passUnretained(self).toOpaque()
+    handler.startElementNs = { me, name, _, _, _, _, count, _, _ in XMLRun.of(me).start(name!, Int(count)) }
+    handler.endElementNs = { me, _, _, _ in XMLRun.of(me).end() }
+    handler.internalSubset = { me, _, _, _ in XMLRun.of(me).refuseDoctype() }
+    parser = xmlCreatePushParserCtxt(&handler, me, nil, 0, nil)
+    xmlCtxtUseOptions(parser, Int32(XML_PARSE_NONET.rawValue))
+    validator = xmlSchemaNewValidCtxt(schema)
+    xmlSchemaSetValidStructuredErrors(
+      validator, { me, error in if let error { XMLRun.of(me).schemaError(error.pointee) } }, me)
+    xmlSchemaValidateSetLocator(validator, sp_xml_locate, parser)
+    plug = xmlSchemaSAXPlug(validator, &parser.pointee.sax, &parser.pointee.userData)
+  }
+
+  deinit {
+    xmlSchemaSAXUnplug(plug)
+    xmlSchemaFreeValidCtxt(validator)
+    // The parser's own handler copy goes with it.
+    xmlFreeParserCtxt(parser)
+  }
+
+  private static func of(_ pointer: UnsafeMutableRawPointer?) -> XMLRun {
+    Unmanaged<XMLRun>.fromOpaque(pointer!).takeUnretainedValue()
+  }
+
+  private var line: Int64 { Int64(parser.pointee.input?.pointee.line ?? 0) }
+
+  func feed(_ bytes: UnsafeRawBufferPointer) {
+    guard !isOver else { return }
+    report.bytes += Int64(bytes.count)
+    guard tags.scan(bytes) else {
+      stop("xml.start-tag", "start tags of at most \(XMLSchema.startTagBytesMax) bytes")
+      return
+    }
+    let status = xmlParseChunk(
+      parser, bytes.baseAddress?.assumingMemoryBound(to: CChar.self), Int32(bytes.count), bytes.isEmpty ? 1 : 0)
+    // The plug keeps the parser's errors to itself: they are asked for.
+    if status != 0, !isOver, let error = xmlCtxtGetLastError(parser) { parserError(error.pointee) }
+    if bytes.isEmpty { isOver = true }
+  }
+
+  private func stop(_ code: String, _ expected: String) {
+    guard !isOver else { return }
+    isOver = true
+    report.add(
+      Finding(fault: code, expected: expected, record: 0, line: max(1, line), byteOffset: report.bytes),
+      findingsMax: findingsMax)
+    xmlStopParser(parser)
+  }
+
+  private func refuseDoctype() { stop("xml.doctype", "no DOCTYPE") }
+
+  private var isRecord: Bool {
+    recordPath.isEmpty ? path.count == 2 : path.count == recordPath.count && startsWithRecordPath
+  }
+
+  private var startsWithRecordPath: Bool {
+    path.count >= recordPath.count && zip(path, recordPath).allSatisfy { String(cString: $0) == $1 }
+  }
+
+  private func start(_ name: UnsafePointer<xmlChar>, _ attributes: Int) {
+    path.append(name)
+    guard path.count <= XMLSchema.depthMax else { return stop("xml.depth", "at most \(XMLSchema.depthMax) levels") }
+    guard attributes <= XMLSchema.attributesMax else {
+      return stop("xml.attributes", "at most \(XMLSchema.attributesMax) attributes")
+    }
+    recordHasEnded = false
+    if isRecord { report.records += 1 }
+  }
+
+  private func end() {
+    recordHasEnded = isRecord
+    path.removeLast()
+  }
+
+  /// Bytes that the parser has taken.
+  private var offset: Int64 {
+    let consumed = Int64(xmlByteConsumed(parser))
+    return consumed < 0 ? report.bytes : consumed
+  }
+
+  private var place: String {
+    "/" + path.map { String(cString: $0) }.map { knownNames.contains($0) ? $0 : "#" }.joined(separator: "/")
+  }
+
+  /// Only the first fault of the text: what comes after it means nothing.
+  private func parserError(_ error: xmlError) {
+    isOver = true
+    report.add(
+      Finding(
+        fault: "xml.syntax", expected: "well-formed XML (libxml2 \(error.code))",
+        record: isInRecord ? report.records : 0,
+        line: Int64(error.line),
+        byteOffset: offset),
+      findingsMax: findingsMax)
+  }
+
+  private var isInRecord: Bool {
+    recordPath.isEmpty
+      ? path.count >= 2 : startsWithRecordPath
+  }
+
+  private func schemaError(_ error: xmlError) {
+    guard !isOver else { return }
+    let line = Int64(error.line)
+    // Our own handler runs before the validator: at an end tag the path has lost the element it is about.
+    let message = error.message.map { String(cString: $0) } ?? ""
+    var path = place
+    let named = Self.quoted(message, after: "Element '")
+    if let named, self.path.last.map({ String(cString: $0) }) != named.split(separator: "}").last.map(String.init) {
+      let local = named.split(separator: "}").last.map(String.init) ?? named
+      path += "/" + (knownNames.contains(local) ? local : "#")
+    }
+    if let attribute = Self.quoted(message, after: ", attribute '"), knownNames.contains(attribute) {
+      path += "/@\(attribute)"
+    }
+    guard (line, error.code, path) != last else { return }
+    last = (line, error.code, path)
+    let facet = Self.quoted(message, after: "[facet '")
+    let record = isInRecord || recordHasEnded ? report.records : 0
+    if record > 0, record != invalidRecordNumber {
+      invalidRecordNumber = record
+      report.invalidRecords += 1
+    }
+    report.add(
+      Finding(
+        record: record, line: max(1, line), byteOffset: offset, at: path, keyword: facet ?? LibXML.name(error),
+        keywordLocation: "",
+        absolute: "", expected: Self.expectation(message, facet), actual: ""),
+      findingsMax: findingsMax)
+  }
+
+  private static func quoted(_ text: String, after mark: String) -> String? {
+    guard let start = text.range(of: mark)?.upperBound, let end = text[start...].firstIndex(of: "'") else { return nil }
+    return String(text[start..<end])
+  }
+
+  /// What libxml2 says the schema wants; never the part of its message that repeats the value.
+  private static func expectation(_ message: String, _ facet: String?) -> String {
+    if let type = message.range(of: "is not a valid value of the ")?.upperBound {
+      return JSONDescriber.cut(String(message[type...].prefix { $0 != "." }))
+    }
+    if let start = message.range(of: "Expected is ")?.upperBound {
+      return JSONDescriber.cut(message[start...].trimmingCharacters(in: CharacterSet(charactersIn: " .\n")))
+    }
+    if facet == "pattern", let pattern = message.range(of: "the pattern '")?.upperBound {
+      return JSONDescriber.cut(
+        "the pattern " + message[pattern...].trimmingCharacters(in: CharacterSet(charactersIn: "'.\n")))
+    }
+    if facet == "enumeration", let set = message.range(of: "of the set {")?.upperBound {
+      return JSONDescriber.cut("one of " + message[set...].trimmingCharacters(in: CharacterSet(charactersIn: "}.\n")))
+    }
+    return ""
+  }
+}
+
+/// Measures start tags before libxml2 sees them: it handles attributes in quadratic time, before any callback.
+private struct StartTagScan {
+  private enum Mode { case text, opened, tag, quoted(UInt8), declaration, comment, section, instruction }
+  private var mode = Mode.text
+  private var length = 0
+  private var previous: (UInt8, UInt8) = (0, 0)
+  private var prefix: [UInt8] = []
+
+  /// False when a start tag is too long.
+  mutating func scan(_ bytes: UnsafeRawBufferPointer) -> Bool {
+    var index = 0
+    while index < bytes.count {
+      if case .text = mode {
+        guard let next = memchr(bytes.baseAddress! + index, 60, bytes.count - index) else { return true }
+        index = UnsafeRawPointer(next) - bytes.baseAddress! + 1
+        mode = .opened
+        continue
+      }
+      let byte = bytes[index]
+      index += 1
+      switch mode {
+      case .text: break
+      case .opened:
+        switch byte {
+        case 33: (mode, prefix) = (.declaration, [])
+        case 63: mode = .instruction
+        default: (mode, length) = (.tag, 1)
+        }
+      case .tag:
+        length += 1
+        if byte == 62 { mode = .text } else if byte == 34 || byte == 39 { mode = .quoted(byte) }
+      case .quoted(let quote):
+        length += 1
+        if byte == quote { mode = .tag }
+      case .declaration:
+        prefix.append(byte)
+        if prefix == [45, 45] {
+          (mode, previous) = (.comment, (0, 0))
+        } else if prefix.starts(with: "[CDATA[".utf8) {
+          (mode, previous) = (.section, (0, 0))
+        } else if byte == 62 || prefix.count > 16 {
+          mode = .text
+        }
+        continue
+      case .comment: if byte == 62, previous == (45, 45) { mode = .text }
+      case .section: if byte == 62, previous == (93, 93) { mode = .text }
+      case .instruction: if byte == 62, previous.1 == 63 { mode = .text }
+      }
+      previous = (previous.1, byte)
+      if length > XMLSchema.startTagBytesMax { return false }
+    }
+    return true
+  }
+}
+
+/// The process-wide part of libxml2: its entity loader is closed once, and opened only for the documents of one compilation.
+private enum LibXML {
+  private static let lock = NSLock()
+  nonisolated(unsafe) private static var documents: [String: [UInt8]] = [:]
+  nonisolated(unsafe) private static var compileError = ""
+  // Proof for nonisolated(unsafe): touched only under `lock`, which compile() holds while libxml2 calls back.
+
+  private static let once: Void = {
+    xmlInitParser()
+    xmlSetExternalEntityLoader { url, _, parser in
+      guard let url, let bytes = LibXML.documents[String(cString: url)] else { return nil }
+      let input = bytes.withUnsafeBytes {
+        xmlParserInputBufferCreateMem(
+          $0.baseAddress?.assumingMemoryBound(to: CChar.self), Int32($0.count), XML_CHAR_ENCODING_NONE)
+      }
+      return xmlNewIOInputStream(parser, input, XML_CHAR_ENCODING_NONE)
+    }
+  }()
+
+  static func ready() { _ = once }
+
+  static func compile(_ bytes: [UInt8], _ offered: [String: [UInt8]]) -> xmlSchemaPtr? {
+    ready()
+    lock.lock()
+    defer {
+      documents = [:]
+      lock.unlock()
+    }
+    documents = offered
+    compileError = ""
+    return bytes.withUnsafeBytes { buffer in
+      let context = xmlSchemaNewMemParserCtxt(
+        buffer.baseAddress?.assumingMemoryBound(to: CChar.self), Int32(buffer.count))
+      defer { xmlSchemaFreeParserCtxt(context) }
+      xmlSchemaSetParserStructuredErrors(
+        context,
+        { _, error in
+          guard LibXML.compileError.isEmpty, let error, let message = error.pointee.message else { return }
+          LibXML.compileError =
+            "line \(error.pointee.line): " + String(cString: message).trimmingCharacters(in: .whitespacesAndNewlines)
+        }, nil)
+      return xmlSchemaParse(context)
+    }
+  }
+
+  static func lastCompileError() -> String {
+    lock.lock()
+    defer { lock.unlock() }
+    return compileError
+  }
+
+  /// All attributes of a document as (element, attribute, value); nil when it is not well-formed or has a DOCTYPE.
+  static func attributes(_ bytes: [UInt8]) -> [(String, String, String)]? {
+    ready()
+    final class Found {
+      var items: [(String, String, String)] = []
+      var hasDoctype = false
+    }
+    let found = Found()
+    var handler = xmlSAXHandler()
+    sp_xml_handler(&handler)
+    handler.internalSubset = { me, _, _, _ in Unmanaged<Found>.fromOpaque(me!).takeUnretainedValue().hasDoctype = true }
+    handler.startElementNs = { me, name, _, _, _, _, count, _, values in
+      let found = Unmanaged<Found>.fromOpaque(me!).takeUnretainedValue()
+      let element = String(cString: name!)
+      if count == 0 { found.items.append((element, "", "")) }
+      for place in 0..<Int(count) {
+        let attribute = String(cString: values![place * 5]!)
+        let start = values![place * 5 + 3]!
+        let length = values![place * 5 + 4]! - start
+        found.items.append(
+          (element, attribute, String(decoding: UnsafeBufferPointer(start: start, count: length), as: UTF8.self)))
+      }
+    }
+    handler.serror = { _, _ in }
+    let context = xmlCreatePushParserCtxt(&handler, Unmanaged.passUnretained(found).toOpaque(), nil, 0, nil)
+    defer { xmlFreeParserCtxt(context) }
+    xmlCtxtUseOptions(context, Int32(XML_PARSE_NONET.rawValue))
+    let status = bytes.withUnsafeBytes {
+      xmlParseChunk(context, $0.baseAddress?.assumingMemoryBound(to: CChar.self), Int32($0.count), 1)
+    }
+    return withExtendedLifetime(found) { status == 0 && !found.hasDoctype ? found.items : nil }
+  }
+
+  /// The clause of XSD 1.0 part 1 or 2, or libxml2's number.
+  static func name(_ error: xmlError) -> String {
+    names[error.code] ?? "xml.\(error.code)"
+  }
+
+  private static let names: [Int32: String] = [
+    1824: "cvc-datatype-valid", 1829: "minLength", 1831: "minLength", 1832: "maxLength", 1833: "minInclusive",
+    1834: "maxInclusive",
+    1835: "minExclusive", 1836: "maxExclusive", 1837: "totalDigits", 1838: "fractionDigits", 1839: "pattern",
+    1840: "enumeration",
+    1841: "cvc-complex-type.2.1", 1842: "cvc-complex-type.2.2", 1843: "cvc-complex-type.2.3",
+    1844: "cvc-complex-type.2.4",
+    1845: "cvc-elt.1", 1866: "cvc-complex-type.3.2.1", 1867: "cvc-complex-type.3.2.2", 1868: "cvc-complex-type.4",
+    1871: "cvc-complex-type.2.4", 1873: "cvc-type.3.1.1", 1874: "cvc-attribute.3",
+  ]
+}
