@@ -110,7 +110,9 @@ let package = Package(
       dependencies: ["Sealing", "CKernels", .product(name: "Crypto", package: "swift-crypto")],
       exclude: ["Vectors"],
       swiftSettings: strict),
-    .testTarget(name: "RecordsTests", dependencies: ["Records"], exclude: ["Cases"], swiftSettings: strict),
+    .testTarget(
+      name: "RecordsTests", dependencies: ["Records", .product(name: "NIOConcurrencyHelpers", package: "swift-nio")],
+      exclude: ["Cases"], swiftSettings: strict),
     .testTarget(name: "PoliciesTests", dependencies: ["Policies"], swiftSettings: strict),
     .testTarget(name: "StoreTests", dependencies: ["Store", "TestSupport"], swiftSettings: strict),
     .testTarget(

@@ -119,7 +119,7 @@ class Pair:
                          "--endpoint", f"https://127.0.0.1:{ports[name]}")
             with open(os.path.join(home, "sallyport.yaml"), "a") as file:
                 file.write("logLevel: error\nscanSeconds: 1\npackagesPerPartner: 256\n")
-            with open(os.path.join(ROOT, "policies", "deaths-to-benefits.v1.yaml")) as source:
+            with open(os.path.join(ROOT, "policies", "demo-files.v1.yaml")) as source:
                 text = source.read().replace("registry.demo.example", "sender.example.gov").replace("benefits.demo.example", "recipient.example.gov")
             with open(os.path.join(home, "policies", "agreement.yaml"), "w") as file:
                 file.write(text)
@@ -143,11 +143,11 @@ class Pair:
 
     @property
     def outbox(self):
-        return os.path.join(self.homes["sender"], "outbox", "deaths-to-benefits")
+        return os.path.join(self.homes["sender"], "outbox", "demo-files")
 
     @property
     def inbox(self):
-        return os.path.join(self.homes["recipient"], "inbox", "sender.example.gov", "deaths-to-benefits")
+        return os.path.join(self.homes["recipient"], "inbox", "sender.example.gov", "demo-files")
 
     def counts(self, name):
         rows = [json.loads(line) for line in self.command("status", "--json", "--home", self.homes[name]).splitlines()]
@@ -230,7 +230,7 @@ def bench_relay(directory, size, rounds):
             shutil.copyfile(payload, os.path.join(directory, name))
             os.rename(os.path.join(directory, name), os.path.join(pair.outbox, name))
             # From spool to the verified receipt: the audit entries of this transfer say when each began and ended.
-            outcome = os.path.join(pair.homes["sender"], "returned", "deaths-to-benefits", f"{name}.outcome.json")
+            outcome = os.path.join(pair.homes["sender"], "returned", "demo-files", f"{name}.outcome.json")
             part = None
             start = end = None
             spool_in = os.path.join(pair.homes["recipient"], "spool", "in", "sender.example.gov")

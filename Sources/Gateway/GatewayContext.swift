@@ -4,6 +4,7 @@ import Foundation
 import Logging
 import NIOConcurrencyHelpers
 import Policies
+import Records
 import Sealing
 import Store
 import Transport
@@ -28,7 +29,7 @@ package final class GatewayContext: Sendable {
   let news = News()
 
   private let keyBox: NIOLockedValueBox<KeyRing>
-  private let policyBox: NIOLockedValueBox<PolicySet>
+  private let policyBox: NIOLockedValueBox<PolicyFolder.Enforceable>
   private let partnerBox = NIOLockedValueBox(PartnerDirectory())
   private let lock: HomeLock
   /// Fetches the passphrase again, for `reload`.
@@ -74,14 +75,18 @@ package final class GatewayContext: Sendable {
     spool = try Spool(home: home.path)
     try Directory.make(home.staging)
     stagingSync = DirectorySync(home.staging)
-    policyBox = NIOLockedValueBox(try PolicyFolder.load(home))
+    policyBox = NIOLockedValueBox(try PolicyFolder.enforceable(home))
     pool = BlockingPool(threads: 8)
     try reloadPartners()
   }
 
   package var agency: AgencyID { configuration.agency }
   package var keys: KeyRing { keyBox.withLockedValue { $0 } }
-  package var policies: PolicySet { policyBox.withLockedValue { $0 } }
+  package var policies: PolicySet { policyBox.withLockedValue { $0.set } }
+  /// What an agreement's records are checked against; nil: they are opaque.
+  func recordFormat(of agreement: Agreement) -> RecordFormat? {
+    policyBox.withLockedValue { $0.formats[agreement.digest] }
+  }
   package var partners: PartnerDirectory { partnerBox.withLockedValue { $0 } }
 
   /// Unlocks the keyring again after `keys` changed it. The TLS key in use changes with the next start.
@@ -92,7 +97,7 @@ package final class GatewayContext: Sendable {
 
   /// Loads `policies/` again; a bad file keeps what is in force and says so.
   package func reloadPolicies() throws {
-    let fresh = try PolicyFolder.load(home)
+    let fresh = try PolicyFolder.enforceable(home)
     policyBox.withLockedValue { $0 = fresh }
     news.folders.notify()
   }
@@ -191,6 +196,38 @@ package enum PolicyFolder {
       return try PolicySet(agreements)
     } catch {
       throw ConfigurationError("\(home.policies): \(error)")
+    }
+  }
+
+  /// Agreements with their schemas compiled, by the agreement's digest.
+  struct Enforceable: Sendable {
+    let set: PolicySet
+    let formats: [Digest: RecordFormat]
+  }
+
+  /// - Throws: `ConfigurationError` naming the agreement whose schema cannot be used.
+  static func enforceable(_ home: Home) throws -> Enforceable {
+    let set = try load(home)
+    var formats: [Digest: RecordFormat] = [:]
+    for agreement in set.agreements { formats[agreement.digest] = try format(of: agreement, in: home.policies) }
+    return Enforceable(set: set, formats: formats)
+  }
+
+  /// Compiles the schema that an agreement in `folder` names; nil when its payload is opaque.
+  ///
+  /// - Throws: `ConfigurationError`.
+  package static func format(of agreement: Agreement, in folder: String) throws -> RecordFormat? {
+    guard let records = agreement.records else { return nil }
+    let path = "\(folder)/schemas/\(records.schema)"
+    do {
+      let bytes = try File.contents(path, bytesMax: XMLSchema.schemaBytesMax)
+      guard Digest(of: bytes) == records.sha256 else {
+        throw ConfigurationError(
+          "\(path) is not the schema of \(agreement.id): its SHA-256 is sha256:\(Digest(of: bytes).hex)")
+      }
+      return try SchemaFolder(path).compile(PayloadFormat(records.format), PayloadOptions(records))
+    } catch let error as SchemaError {
+      throw ConfigurationError("\(path) cannot be enforced: \(error)", remedy: "sallyport schemas lint \(path)")
     }
   }
 

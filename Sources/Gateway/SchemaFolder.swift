@@ -1,6 +1,7 @@
 // Schema files and what stands beside them: references go to neighbours in the same folder, never to the network.
 
 import Foundation
+import Policies
 import Records
 import Store
 
@@ -20,6 +21,17 @@ package enum PayloadFormat: String, Sendable, CaseIterable {
   }
 }
 
+extension PayloadFormat {
+  init(_ format: Agreement.Records.Format) {
+    switch format {
+    case .csv: self = .csv
+    case .ndjson: self = .ndjson
+    case .json: self = .json
+    case .xml: self = .xml
+    }
+  }
+}
+
 /// What else must be known to read a payload's records.
 package struct PayloadOptions: Sendable {
   /// To the array of records in a JSON file.
@@ -29,6 +41,11 @@ package struct PayloadOptions: Sendable {
   package var dialect = CSVDialect()
 
   package init() {}
+
+  init(_ records: Agreement.Records) {
+    if records.format == .json { pointer = records.at } else { recordPath = records.at }
+    dialect = CSVDialect(delimiter: records.delimiter, encoding: .init(rawValue: records.encoding) ?? .utf8)
+  }
 }
 
 /// Loads schemas with their neighbours.

@@ -24,6 +24,20 @@ package struct Agreement: Equatable, Sendable {
     case collect
   }
 
+  /// How the payload's records are written, and the schema that each of them keeps.
+  package struct Records: Equatable, Sendable {
+    package enum Format: String, Sendable, CaseIterable { case csv, ndjson, json, xml }
+
+    package let format: Format
+    /// In `policies/schemas/`; never a path.
+    package let schema: String
+    package let sha256: Digest
+    /// JSON: pointer to the array of records. XML: path of a record.
+    package let at: String
+    package let delimiter: UInt8
+    package let encoding: String
+  }
+
   package static let partiesMax = 64
 
   package let id: String
@@ -36,6 +50,8 @@ package struct Agreement: Equatable, Sendable {
   /// `*` stands for any run of characters, everything else for itself.
   package let namePattern: String
   package let mediaType: String
+  /// nil: the payload is opaque.
+  package let records: Records?
   package let delivery: Delivery
   package let bytesMax: Int64
   package let packagesPerDayMax: Int64
@@ -102,6 +118,7 @@ package struct Agreement: Equatable, Sendable {
     var dataset = try reader.object("dataset")
     namePattern = try dataset.string("namePattern")
     mediaType = try dataset.string("mediaType", bytesMax: 128)
+    records = try Self.records(&dataset)
     try dataset.finish()
 
     var delivery = try reader.object("delivery")
@@ -129,6 +146,35 @@ package struct Agreement: Equatable, Sendable {
     try reader.finish()
     self.document = document
     digest = Digest(of: document.canonical)
+  }
+
+  private static func records(_ dataset: inout DocumentReader) throws(SealingError) -> Records? {
+    let name = try dataset.optional("format") { (r, n) throws(SealingError) in try r.string(n) } ?? "opaque"
+    guard name != "opaque" else { return nil }
+    guard let format = Records.Format(rawValue: name) else {
+      throw dataset.invalid("format", "expected csv, ndjson, json, xml or opaque")
+    }
+    let path = try dataset.string("schema")
+    let file = path.hasPrefix("schemas/") ? String(path.dropFirst("schemas/".count)) : ""
+    guard FileName.fault(file) == nil else { throw dataset.invalid("schema", "expected schemas/NAME") }
+    let sum = try dataset.string("schemaSha256")
+    guard sum.hasPrefix("sha256:"), let sha256 = Digest(hex: String(sum.dropFirst("sha256:".count))) else {
+      throw dataset.invalid("schemaSha256", "expected sha256: and 64 hexadecimal digits")
+    }
+    let at = try dataset.optional("recordsAt") { (r, n) throws(SealingError) in try r.string(n) } ?? ""
+    guard at.isEmpty || at.hasPrefix("/"), at.isEmpty || format == .json || format == .xml else {
+      throw dataset.invalid("recordsAt", "expected a JSON pointer or the path of an XML element, beginning with /")
+    }
+    let delimiter = try dataset.optional("delimiter") { (r, n) throws(SealingError) in try r.string(n) } ?? ","
+    guard delimiter.utf8.count == 1, let byte = delimiter.utf8.first, byte == 9 || (32..<127).contains(byte), byte != 34
+    else {
+      throw dataset.invalid("delimiter", "expected one ASCII character")
+    }
+    let encoding = try dataset.optional("encoding") { (r, n) throws(SealingError) in try r.string(n) } ?? "utf-8"
+    guard ["utf-8", "windows-1252", "utf-16le", "utf-16be"].contains(encoding) else {
+      throw dataset.invalid("encoding", "expected utf-8, windows-1252, utf-16le or utf-16be")
+    }
+    return Records(format: format, schema: file, sha256: sha256, at: at, delimiter: byte, encoding: encoding)
   }
 
   /// Lower-case letters, digits and single dashes: also a directory name.

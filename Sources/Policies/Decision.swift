@@ -13,6 +13,7 @@ package enum ReasonCode: String, Sendable, CaseIterable {
   case inputMediaType = "input.media-type"
   case inputEmpty = "input.empty"
   case inputDigest = "input.whole-file-digest"
+  case inputSchema = "input.schema"
   case limitBytes = "limit.bytes"
   case limitRate = "limit.rate"
   case limitTimeToLive = "limit.time-to-live"
@@ -34,6 +35,7 @@ package enum ReasonCode: String, Sendable, CaseIterable {
     case .inputMediaType: "Send the media type that the agreement names."
     case .inputEmpty: "Check the job that wrote the file: an empty file is never sent."
     case .inputDigest: "Ask the sender to seal the package again."
+    case .inputSchema: "Correct the records that are named, see: sallyport schemas check; then drop the file again."
     case .limitBytes: "Split the file, or ask for a higher maxBytes in the agreement."
     case .limitRate: "It goes by itself tomorrow (UTC), or ask for a higher maxPackagesPerDay."
     case .limitTimeToLive: "Ask the sender to respect the agreement's timeToLive."
@@ -188,6 +190,10 @@ package enum Evaluation {
       Rule(
         .inputDigest, passed: !agreement.wholeFileSHA256 || manifest.wholeFileSHA256 != nil,
         "the manifest has the digests that the agreement asks for"))
+    rules.append(
+      Rule(
+        .inputSchema, passed: manifest.schema?.sha256 == agreement.records?.sha256,
+        "the payload was checked against the schema that the agreement names"))
     return decide(rules, draft, agreement)
   }
 

@@ -332,7 +332,11 @@ private enum LibXML {
     }
   }()
 
-  static func ready() { _ = once }
+  /// On every thread that calls libxml2: what it would print goes nowhere, its errors are asked for.
+  static func ready() {
+    _ = once
+    xmlSetStructuredErrorFunc(nil) { _, _ in }
+  }
 
   static func compile(_ bytes: [UInt8], _ offered: [String: [UInt8]]) -> xmlSchemaPtr? {
     ready()

@@ -24,7 +24,14 @@ struct DemoCommand: AsyncParsableCommand {
     let root = FileManager.default.temporaryDirectory.appendingPathComponent("sallyport-demo-\(getpid())").path
     let demo = Demo(root: root, keysExample: keysExample, policies: policies)
     do {
-      try await demo.run(file ?? "\(policies)/examples/deaths-2026-11.csv")
+      // The shipped example keeps a schema; a file of yours goes as it is.
+      if let file {
+        try await demo.run(file, "demo-files")
+      } else {
+        let example = "\(policies)/examples/deaths-2026-11.csv"
+        try await demo.run(example, "deaths-to-benefits")
+        try await demo.showRefusal(example, "deaths-to-benefits")
+      }
     } catch {
       await demo.stop()
       if !keep { try FileManager.default.removeItem(atPath: root) }
@@ -38,12 +45,12 @@ struct DemoCommand: AsyncParsableCommand {
 private final class Demo {
   private static let sender = "registry.demo.example"
   private static let recipient = "benefits.demo.example"
-  private static let agreement = "deaths-to-benefits"
 
   private let root: String
   private let keysExample: String
   private let policies: String
   private var processes: [Process] = []
+  private var homes: [Home] = []
   private let out = Output(asJSON: false)
 
   init(root: String, keysExample: String, policies: String) {
@@ -52,9 +59,10 @@ private final class Demo {
     self.policies = policies
   }
 
-  func run(_ file: String) async throws {
+  func run(_ file: String, _ agreement: String) async throws {
     guard FileManager.default.isReadableFile(atPath: file) else { throw DiskError("read", file, errno: ENOENT) }
     let homes = try [Self.sender, Self.recipient].map { try makeHome($0) }
+    self.homes = homes
     for home in homes { try start(home) }
     for home in homes { try await waitUntilRunning(home) }
     try await introduce(homes[0], to: homes[1])
@@ -63,7 +71,7 @@ private final class Demo {
     out.line("1. \(Self.sender) drops \(URL(fileURLWithPath: file).lastPathComponent) for \(Self.recipient)")
     let size = Int64(try File(file, O_RDONLY).status().st_size)
     let start = ContinuousClock.now
-    let id = try Dropping.drop(file, into: homes[0], agreement: Self.agreement)
+    let id = try Dropping.drop(file, into: homes[0], agreement: agreement)
     _ = try await session(homes[0]).perform(.poke)
     let trace = try await waitForEnd(homes[0], id)
     let seconds = (ContinuousClock.now - start) / .seconds(1)
@@ -71,20 +79,20 @@ private final class Demo {
       throw AdminError(
         .failed, "the exchange ended as \(trace.first?.text("state") ?? "unknown"): \(trace.first?.text("note") ?? "")")
     }
-    try await show(homes, id, trace, original: file)
+    try await show(agreement, id, trace, original: file)
     let rate = Int64(Double(size) / max(seconds, 0.001))
     out.line(
       "5. \(Progress.bytes(size)) in \(Int(seconds * 1000)) ms, outbox to signed receipt: \(Progress.bytes(rate))/s")
   }
 
-  private func show(_ homes: [Home], _ id: TransferID, _ trace: [JSON], original: String) async throws {
+  private func show(_ agreement: String, _ id: TransferID, _ trace: [JSON], original: String) async throws {
     let there = try await session(homes[1]).perform(.trace, ["id": .string(id.text)])
-    let inbox = "\(homes[1].inbox(AgencyID(Self.sender)!, Self.agreement))/\(there.first?.text("inboxName") ?? "")"
+    let inbox = "\(homes[1].inbox(AgencyID(Self.sender)!, agreement))/\(there.first?.text("inboxName") ?? "")"
     guard FileManager.default.contentsEqual(atPath: original, andPath: inbox) else {
       throw AdminError(.failed, "what arrived is not what was sent")
     }
     out.line(
-      "2. it arrived, the same bytes: inbox/\(Self.sender)/\(Self.agreement)/\(there.first?.text("inboxName") ?? "")")
+      "2. it arrived, the same bytes: inbox/\(Self.sender)/\(agreement)/\(there.first?.text("inboxName") ?? "")")
     out.line("3. receipts, signed by \(Self.recipient) and verified by \(Self.sender):")
     for row in trace {
       if let receipt = row.member("receipt") {
@@ -107,6 +115,24 @@ private final class Demo {
     out.line("   both ledgers verify.")
   }
 
+  /// The same file with one date that cannot be: it comes back with the place and the rule.
+  func showRefusal(_ file: String, _ agreement: String) async throws {
+    let text = String(decoding: try File.contents(file, bytesMax: 1 << 20), as: UTF8.self)
+    let broken = "\(root)/deaths-broken.csv"
+    try DurableFile.write(
+      Array(text.replacing(/\d\d\d\d-\d\d-\d\d/, with: "1933-02-30", maxReplacements: 1).utf8), to: broken)
+    out.line("6. \(Self.sender) drops it again, with a date that cannot be")
+    let id = try Dropping.drop(broken, into: homes[0], agreement: agreement)
+    _ = try await session(homes[0]).perform(.poke)
+    let trace = try await waitForEnd(homes[0], id)
+    let reason = "\(homes[0].returned(agreement))/deaths-broken.csv.reason.txt"
+    guard trace.first?.text("state") == "refused", let lines = FileManager.default.contents(atPath: reason) else {
+      throw AdminError(.failed, "a broken file was not refused")
+    }
+    out.line("7. it stays here, and its job finds returned/\(agreement)/deaths-broken.csv.reason.txt:")
+    for line in String(decoding: lines, as: UTF8.self).split(separator: "\n") { out.line("     \(line)") }
+  }
+
   /// A home with the demo agency's keys, a free port, and the demo agreement.
   private func makeHome(_ agency: String) throws -> Home {
     let home = Home("\(root)/\(agency.prefix { $0 != "." })")
@@ -120,8 +146,13 @@ private final class Demo {
     try DurableFile.write(
       Array("agency: \(agency)\nlisten: \"127.0.0.1:\(port)\"\nscanSeconds: 1\nlogLevel: error\n".utf8),
       to: home.configuration)
-    let agreement = try File.contents("\(policies)/\(Self.agreement).v1.yaml", bytesMax: 1 << 20)
-    try DurableFile.write(agreement, to: "\(home.policies)/\(Self.agreement).v1.yaml", mode: 0o644)
+    for folder in ["", "/schemas"] {
+      try Directory.make(home.policies + folder)
+      for name in try Directory.names(policies + folder) where name.hasSuffix(".yaml") || name.hasSuffix(".json") {
+        let bytes = try File.contents("\(policies)\(folder)/\(name)", bytesMax: 1 << 20)
+        try DurableFile.write(bytes, to: "\(home.policies)\(folder)/\(name)", mode: 0o644)
+      }
+    }
     let passphrase = try PassphraseFile.read(home.passphrase)
     var keys = try KeyRing(home, passphrase: passphrase)
     try keys.setEndpoint("https://127.0.0.1:\(port)", at: Date())

@@ -177,6 +177,7 @@ struct AgreementsCommand: AsyncParsableCommand {
       for file in files {
         do {
           let agreement = try PolicyFolder.agreement(file)
+          _ = try PolicyFolder.format(of: agreement, in: Directory.parent(of: file))
           output.row(
             ["file": .string(file), "ok": true, "id": .string(agreement.id), "sha256": .string(agreement.digest.hex)],
             human: "\(file): ok, \(agreement.id) version \(agreement.version), sha256 \(agreement.digest)")

@@ -91,29 +91,9 @@ struct SchemasCommand: AsyncParsableCommand {
 
     private func show(_ report: RecordReport) {
       let output = Output(asJSON: json)
-      for finding in report.findings {
-        // A unit of the "basic" output of JSON Schema 2020-12 core §12.4.2, with where the record stands.
-        output.row(
-          [
-            "valid": false, "record": .integer(finding.record), "line": .integer(finding.line),
-            "byteOffset": .integer(finding.byteOffset), "instanceLocation": .string(finding.instanceLocation),
-            "keyword": .string(finding.keyword), "keywordLocation": .string(finding.keywordLocation),
-            "absoluteKeywordLocation": .string(finding.absoluteKeywordLocation), "expected": .string(finding.expected),
-            "actual": .string(finding.actual), "error": .string(finding.text),
-          ], human: "\(file): \(finding.text)")
-      }
-      let counts = report.countsByRule.mapValues { JSON.integer($0) }
+      output.rows(report.findings.map(\.document)) { "\(file): \($0.text("error"))" }
       let more = report.findingCount - Int64(report.findings.count)
-      output.row(
-        [
-          "valid": .bool(report.isValid), "records": .integer(report.records),
-          "invalidRecords": .integer(report.invalidRecords),
-          "bytes": .integer(report.bytes), "findings": .integer(report.findingCount), "countsByRule": .object(counts),
-        ],
-        human: report.isValid
-          ? "\(file): \(report.records) records, all valid"
-          : "\(file): \(report.invalidRecords) of \(report.records) records invalid, \(report.findingCount) findings\(more > 0 ? ", \(more) not shown" : "")"
-      )
+      output.row(report.summary, human: "\(file): \(report.sentence)\(more > 0 ? ", \(more) not shown" : "")")
     }
   }
 

@@ -120,6 +120,9 @@ public final class TestAgencies {
     public var wholeFile = false
     public var postQuantum = false
     public var introduces = true
+    /// Further members of `dataset`, and the schema's text in schemas/test.schema; SHA256 stands for its digest.
+    public var dataset = ""
+    public var schema = ""
 
     public init() {}
   }
@@ -148,6 +151,10 @@ public final class TestAgencies {
         \(options.configuration)
         """
       try DurableFile.write(Array(configuration.utf8), to: home.configuration)
+      if !options.schema.isEmpty {
+        try Directory.make("\(home.policies)/schemas")
+        try DurableFile.write(Array(options.schema.utf8), to: "\(home.policies)/schemas/test.schema")
+      }
       try DurableFile.write(Array(yaml.utf8), to: "\(home.policies)/\(Self.agreement).yaml")
     }
     if options.introduces { try introduce() }
@@ -165,7 +172,7 @@ public final class TestAgencies {
       - { id: \(recipient), name: "Recipient", role: recipient }
     purpose: { id: testing, text: "Testing." }
     validity: { notBefore: "2020-01-01T00:00:00Z", notAfter: "2099-01-01T00:00:00Z" }
-    dataset: { namePattern: "\(options.namePattern)", mediaType: "application/octet-stream" }
+    dataset: { namePattern: "\(options.namePattern)", mediaType: "application/octet-stream"\(options.dataset.replacingOccurrences(of: "SHA256", with: Digest(of: Array(options.schema.utf8)).hex)) }
     delivery: { mode: relay, maxBytes: \(options.bytesMax), maxPackagesPerDay: \(options.packagesPerDay), timeToLive: "\(options.timeToLive)", wholeFileSha256: \(options.wholeFile) }
     security: { recipients: [x25519, mlkem768x25519] }
     """

@@ -12,6 +12,7 @@ import Foundation
 import Glibc
 import Logging
 import Policies
+import Records
 import Sealing
 import Store
 
@@ -44,7 +45,15 @@ struct OpenPackage: Sendable {
       return
     }
     do {
-      try await context.pool.run { try unseal(transfer, manifest, bytes) }
+      let agreement = context.policies.agreement(manifest.agreement.sha256)
+      let format = agreement.flatMap { context.recordFormat(of: $0) }
+      let report = try await context.pool.run { try unseal(transfer, manifest, bytes, format) }
+      guard report?.isValid ?? true, report?.records == manifest.records else {
+        try await context.pool.run { try Directory.remove(staged(transfer)) }
+        return try await quarantine(
+          transfer, code: ReasonCode.inputSchema.rawValue,
+          note: "\(report?.sentence ?? "no records"), the manifest says \(manifest.records.map(String.init) ?? "none")")
+      }
     } catch let error as SealingError {
       try await context.pool.run { try Directory.remove(staged(transfer)) }
       return try await quarantine(transfer, code: error.code.rawValue, note: error.detail)
@@ -56,7 +65,10 @@ struct OpenPackage: Sendable {
     try await deliver(row)
   }
 
-  private func unseal(_ transfer: Transfer, _ manifest: Manifest, _ keyBytes: [UInt8]) throws {
+  /// Opens into the staging directory, checks the records there, and makes both durable.
+  private func unseal(
+    _ transfer: Transfer, _ manifest: Manifest, _ keyBytes: [UInt8], _ format: RecordFormat?
+  ) throws -> RecordReport? {
     let key = try PackageKey(parsing: keyBytes)
     guard key.bytes == keyBytes else { throw SealingError(.headerMalformed, "bytes after the key's nonce") }
     let payloadKey = try key.open(with: context.keys.identities, binding: manifest.binding)
@@ -86,8 +98,10 @@ struct OpenPackage: Sendable {
     guard fchmod(payload.descriptor, mode_t(context.configuration.inboxFileMode)) == 0 else {
       throw DiskError("fchmod", path)
     }
+    let report = try format.map { try PayloadCheck.run(payload, $0, workers: context.workers) }
     try payload.syncData()
     try context.stagingSync.sync()
+    return report
   }
 
   private func quarantine(_ transfer: Transfer, code: String, note: String) async throws {

@@ -7,6 +7,7 @@ import Foundation
 import Glibc
 import Logging
 import Policies
+import Records
 import Sealing
 import Store
 
@@ -69,7 +70,8 @@ struct Outcomes: Sendable {
 
   /// Moves an original that will not go to `returned/`, with its reason. `source` may be anything; it is never followed.
   func giveBack(
-    _ source: String, name: String, agreement: String, id: TransferID, code: String, detail: String, next: String
+    _ source: String, name: String, agreement: String, id: TransferID, code: String, detail: String, next: String,
+    report: RecordReport? = nil
   ) throws {
     let directory = context.home.returned(agreement)
     try Directory.make(directory, mode: 0o750)
@@ -88,15 +90,23 @@ struct Outcomes: Sendable {
       default: throw error
       }
     }
-    let reason: JSON = [
+    var reason: [String: JSON] = [
       "version": 1, "id": .string(id.text), "name": .string(name), "agreement": .string(agreement),
       "code": .string(code), "detail": .string(detail), "next": .string(next), "kept": .string(kept),
       "at": .string(Timestamp.format(context.now())),
     ]
-    let text = "\(name) was not sent.\n\nWhy:        \(detail) [\(code)]\nNext step:  \(next)\nReference:  \(id)\n"
+    var findings = ""
+    if let report {
+      reason["records"] = report.summary
+      reason["findings"] = .array(report.findings.map(\.document))
+      let more = report.findingCount - Int64(report.findings.count)
+      findings = "\n" + report.findings.map { "  \($0.text)\n" }.joined() + (more > 0 ? "  and \(more) more\n" : "")
+    }
+    let text =
+      "\(name) was not sent.\n\nWhy:        \(detail) [\(code)]\nNext step:  \(next)\nReference:  \(id)\n\(findings)"
     try DurableFile.write(Array(text.utf8), to: "\(kept).reason.txt", mode: 0o640)
     // Last: whoever sees it finds everything else.
-    try DurableFile.write(reason.canonical + [10], to: "\(kept).reason.json", mode: 0o640)
+    try DurableFile.write(JSON.object(reason).canonical + [10], to: "\(kept).reason.json", mode: 0o640)
   }
 
   /// The outbox is on another file system: copy, sync, and only then remove.

@@ -1,6 +1,6 @@
-// Check, Authorize, Seal: from a claimed original to a durable body and a signed manifest, in one streaming pass.
+// Check, Authorize, Seal: from a claimed original to a durable body and a signed manifest.
 //
-//   open .claimed/ID-NAME (O_NOFOLLOW|O_NONBLOCK)  fstat  →  decide  →  pass into spool/out/ID.part  →  fstat again
+//   open .claimed/ID-NAME (O_NOFOLLOW|O_NONBLOCK)  fstat  →  decide  →  check the records  →  pass into spool/out/ID.part  →  fstat again
 //   →  fdatasync  rename  fsync(spool/out)  →  sign  →  COMMIT sealed  →  COMMIT queued  →  unlink the original
 
 import CLinux
@@ -8,6 +8,7 @@ import Foundation
 import Glibc
 import Logging
 import Policies
+import Records
 import Sealing
 import Store
 
@@ -57,7 +58,21 @@ struct Seal: Sendable {
       guard try context.hasRoom(for: original.bytes) else {
         throw DiskError("reserve", context.spool.path, errno: ENOSPC)
       }
-      let sealed = try await context.pool.run { try body(of: original, transfer, agreement!, decision, at: instant) }
+      var report: RecordReport?
+      if let format = context.recordFormat(of: agreement!) {
+        let found = try await context.pool.run { try PayloadCheck.run(original.file, format, workers: context.workers) }
+        guard found.isValid else {
+          let code = ReasonCode.inputSchema
+          return try await refuse(
+            transfer, claim, code: code.rawValue, detail: "\(found.sentence) (schema \(agreement!.records!.schema))",
+            next: code.nextStep, report: found)
+        }
+        report = found
+      }
+      let records = report?.records
+      let sealed = try await context.pool.run {
+        try body(of: original, transfer, agreement!, decision, records: records, at: instant)
+      }
       guard let sealed else {
         try await postpone(transfer, code: "input.changed", note: "the file changed while it was read")
         return
@@ -104,7 +119,8 @@ struct Seal: Sendable {
 
   /// The pass. nil when the original changed under it.
   private func body(
-    of original: Original, _ transfer: Transfer, _ agreement: Agreement, _ decision: Decision, at instant: Date
+    of original: Original, _ transfer: Transfer, _ agreement: Agreement, _ decision: Decision, records: Int64?,
+    at instant: Date
   ) throws -> Sealed? {
     guard let card = context.partners[transfer.peer]?.card?.card else { throw LedgerError.notFound(transfer.peer.text) }
     let recipients = card.sealingRecipients(at: instant).filter { agreement.recipientKinds.contains($0.kind) }
@@ -128,7 +144,8 @@ struct Seal: Sendable {
     let manifest = Manifest(
       id: transfer.id, sender: context.agency, recipient: transfer.peer,
       agreement: NamedDigest(id: agreement.id, sha256: agreement.digest), agreementVersion: agreement.version,
-      name: transfer.name, mediaType: agreement.mediaType, payloadBytes: result.plainBytes,
+      schema: agreement.records.map { NamedDigest(id: $0.schema, sha256: $0.sha256) }, name: transfer.name,
+      mediaType: agreement.mediaType, records: records, payloadBytes: result.plainBytes,
       bodyBytes: result.sealedBytes, bodyTreeRoot: result.treeRoot, keySHA256: Digest(of: key.bytes),
       wholeFileSHA256: result.wholeSHA256, createdAt: instant,
       expiresAt: instant + Double(agreement.timeToLive.components.seconds), decision: decision.digest(salt: salt))
@@ -137,7 +154,9 @@ struct Seal: Sendable {
       sealedTo: recipients.map { Digest(of: Array($0.description.utf8)).hex }.joined(separator: ","))
   }
 
-  private func refuse(_ transfer: Transfer, _ claim: String, code: String, detail: String, next: String) async throws {
+  private func refuse(
+    _ transfer: Transfer, _ claim: String, code: String, detail: String, next: String, report: RecordReport? = nil
+  ) async throws {
     // The original first: a crash after this finds the row still claimed, and the file vanished from the claims.
     let row = try await context.ledger.write { tx in
       try tx.advance(transfer, to: .refused) {
@@ -149,7 +168,7 @@ struct Seal: Sendable {
     try await context.pool.run {
       try outcomes.giveBack(
         claim, name: transfer.name, agreement: transfer.agreement, id: transfer.id, code: code, detail: detail,
-        next: next)
+        next: next, report: report)
       try outcomes.write(row)
     }
     context.logger.notice("transfer \(transfer.id) is refused: \(code)")
