@@ -7,11 +7,14 @@ enum Hostname {
   /// Letters, digits and hyphens; A-labels must be Punycode of a valid U-label.
   static func isASCII(_ text: UnsafeBufferPointer<UInt8>) -> Bool {
     guard (1...253).contains(text.count) else { return false }
-    for label in text.split(separator: 46, omittingEmptySubsequences: false) {
+    var start = 0
+    for place in 0...text.count where place == text.count || text[place] == 46 {
+      let label = text[start..<place]
       guard isPlainLabel(label) else { return false }
-      if label.count >= 4, label[label.startIndex + 2] == 45, label[label.startIndex + 3] == 45 {
+      if label.count >= 4, text[start + 2] == 45, text[start + 3] == 45 {
         guard isALabel(label) else { return false }
       }
+      start = place + 1
     }
     return true
   }

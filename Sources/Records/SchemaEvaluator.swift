@@ -155,6 +155,14 @@ struct SchemaEvaluator {
       _ = fail("", schema, index)
       return false
     }
+    // A scalar under plain rules: no scope, no marks, no depth.
+    if rule.logic < 0, node.kindBits < JSONKind.array.rawValue {
+      if node.kindBits == JSONKind.string.rawValue {
+        return (rule.string < 0 || checkString(strings[Int(rule.string)], schema, index, node)) && isValid
+      }
+      guard rule.number >= 0, node.kindBits == JSONKind.number.rawValue else { return isValid }
+      return checkNumber(numberRules[Int(rule.number)], schema, index, node) && isValid
+    }
     guard depth < Self.depthMax else {
       isTooDeep = true
       return false
@@ -249,11 +257,11 @@ struct SchemaEvaluator {
     return isValid
   }
 
-  private func text(_ node: JSONNode) -> UnsafeBufferPointer<UInt8> {
+  private mutating func text(_ node: JSONNode) -> UnsafeBufferPointer<UInt8> {
     UnsafeBufferPointer(start: base + Int(node.start), count: Int(node.end - node.start))
   }
 
-  private func isWhole(_ node: JSONNode) -> Bool { node.isIntegerLiteral || ExactNumber(text(node)).isInteger }
+  private mutating func isWhole(_ node: JSONNode) -> Bool { node.isIntegerLiteral || ExactNumber(text(node)).isInteger }
 
   private mutating func checkNumber(_ rule: NumberRule, _ schema: Int32, _ index: Int, _ node: JSONNode) -> Bool {
     let value = ExactNumber(text(node))
@@ -369,33 +377,41 @@ struct SchemaEvaluator {
   }
 
   /// The property that a key names, or -1. Members mostly come in the order of the schema: that one is tried first.
+  ///
+  /// Mutating like all of the hot path, though it changes nothing: a method that only reads is handed a copy of this struct.
   @inline(__always)
-  private func property(_ rule: ObjectRule, _ key: JSONNode, _ predicted: Int32, _ end: Int32) -> Int32 {
+  private mutating func property(_ rule: ObjectRule, _ key: JSONNode, _ predicted: Int32, _ end: Int32) -> Int32 {
     guard !key.isEscaped else { return escapedProperty(rule, key) }
-    return property(rule, base + Int(key.start) + 1, Int(key.end - key.start) - 2, predicted, end)
+    let (bytes, count) = (base + Int(key.start) + 1, Int(key.end - key.start) - 2)
+    if predicted < end {
+      let entry = properties + Int(predicted)
+      if Int(entry.pointee.keyCount) == count, Self.isEqual(keys + Int(entry.pointee.keyStart), bytes, count) {
+        return predicted
+      }
+    }
+    return Self.property(rule, bytes, count, properties, slots, keys)
   }
 
-  @inline(__always)
-  private func property(
-    _ rule: ObjectRule, _ bytes: UnsafePointer<UInt8>, _ count: Int, _ predicted: Int32, _ end: Int32
+  private static func property(
+    _ rule: ObjectRule, _ bytes: UnsafePointer<UInt8>, _ count: Int, _ properties: UnsafePointer<PropertyRule>,
+    _ slots: UnsafePointer<Int32>, _ keys: UnsafePointer<UInt8>
   ) -> Int32 {
     let word = keyWord(bytes, count)
-    if predicted < end, isKey(properties[Int(predicted)], word, bytes, count) { return predicted }
     var slot = propertySlot(word) & Int(rule.slotMask)
     while true {
       let candidate = slots[Int(rule.slots) + slot]
       if candidate < 0 { return -1 }
-      if isKey(properties[Int(candidate)], word, bytes, count) { return candidate }
+      let entry = properties[Int(candidate)]
+      if entry.word == word, Int(entry.keyCount) == count, isEqual(keys + Int(entry.keyStart), bytes, count) {
+        return candidate
+      }
       slot = (slot + 1) & Int(rule.slotMask)
     }
   }
 
   @inline(__always)
-  private func isKey(_ entry: PropertyRule, _ word: UInt64, _ bytes: UnsafePointer<UInt8>, _ count: Int) -> Bool {
-    guard entry.word == word, Int(entry.keyCount) == count else { return false }
-    // Equal words are likely equal keys; the bytes decide.
-    let key = keys + Int(entry.keyStart)
-    return count <= 16 ? shortEqual(key, bytes, count) : memcmp(key, bytes, count) == 0
+  private static func isEqual(_ a: UnsafePointer<UInt8>, _ b: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+    count <= 16 ? shortEqual(a, b, count) : memcmp(a, b, count) == 0
   }
 
   private func escapedProperty(_ rule: ObjectRule, _ key: JSONNode) -> Int32 {
@@ -403,7 +419,7 @@ struct SchemaEvaluator {
     unescapeJSON(
       UnsafeBufferPointer(start: base + Int(key.start) + 1, count: Int(key.end - key.start) - 2), into: &unescaped)
     return unescaped.withUnsafeBufferPointer { content in
-      property(rule, content.baseAddress ?? base, content.count, Int32.max, rule.properties.start)
+      Self.property(rule, content.baseAddress ?? base, content.count, properties, slots, keys)
     }
   }
 
@@ -480,7 +496,7 @@ struct SchemaEvaluator {
     return isValid
   }
 
-  private func isUnique(_ index: Int, _ count: Int) -> Bool {
+  private mutating func isUnique(_ index: Int, _ count: Int) -> Bool {
     let side = JSONSide(base: base, nodes: nodes)
     var child = index + 1
     if count <= 8 {
@@ -599,7 +615,7 @@ struct SchemaEvaluator {
   }
 
   /// The outermost resource of the dynamic scope that has the anchor (2020-12 core §8.2.3.2).
-  private func dynamicTarget(_ rule: LogicRule) -> Int32 {
+  private mutating func dynamicTarget(_ rule: LogicRule) -> Int32 {
     guard rule.dynamicName >= 0 else { return rule.dynamicDefault }
     let targets = program.dynamicTargets[Int(rule.dynamicName)]
     for resource in scope {

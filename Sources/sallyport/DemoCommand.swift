@@ -22,7 +22,8 @@ struct DemoCommand: AsyncParsableCommand {
 
   func run() async throws {
     let root = FileManager.default.temporaryDirectory.appendingPathComponent("sallyport-demo-\(getpid())").path
-    let demo = Demo(root: root, keysExample: keysExample, policies: policies)
+    let demo = Demo(root: root, keysExample: keysExample, policies: policies, keep: keep)
+    demo.cleanUpAtExit()
     do {
       // The shipped example keeps a schema; a file of yours goes as it is.
       if let file {
@@ -33,12 +34,11 @@ struct DemoCommand: AsyncParsableCommand {
         try await demo.showRefusal(example, "deaths-to-benefits")
       }
     } catch {
-      await demo.stop()
-      if !keep { try FileManager.default.removeItem(atPath: root) }
+      demo.cleanUp()
       throw error
     }
-    await demo.stop()
-    if keep { Output.note("the homes are in \(root)") } else { try FileManager.default.removeItem(atPath: root) }
+    demo.cleanUp()
+    if keep { Output.note("the homes are in \(root)") }
   }
 }
 
@@ -52,8 +52,15 @@ private final class Demo {
   private var processes: [Process] = []
   private var homes: [Home] = []
   private let out = Output(asJSON: false)
+  private let keep: Bool
+  /// The children end with their standard input, so also when this process dies without a word.
+  private var lifelines: [Pipe] = []
+  private var signals: [any DispatchSourceSignal] = []
+  /// For atexit(3), which takes no context; set once, before anything is started.
+  nonisolated(unsafe) private static var current: Demo?
 
-  init(root: String, keysExample: String, policies: String) {
+  init(root: String, keysExample: String, policies: String, keep: Bool) {
+    self.keep = keep
     self.root = root
     self.keysExample = keysExample
     self.policies = policies
@@ -164,16 +171,34 @@ private final class Demo {
     let process = Process()
     process.executableURL = URL(
       fileURLWithPath: try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe"))
-    process.arguments = ["run", "--demo", "--home", home.path]
+    process.arguments = ["run", "--demo", "--end-with-input", "--home", home.path]
+    let lifeline = Pipe()
+    lifelines.append(lifeline)
+    process.standardInput = lifeline
     process.standardOutput = FileHandle.nullDevice
     try process.run()
     processes.append(process)
   }
 
-  /// Ends the gateways that this command started.
-  func stop() async {
+  /// However this command ends, a closed pipe, Ctrl-C or a failure, it leaves nothing behind.
+  func cleanUpAtExit() {
+    Self.current = self
+    atexit { Demo.current?.cleanUp() }
+    for number in [SIGINT, SIGTERM, SIGHUP] {
+      signal(number, SIG_IGN)
+      let source = DispatchSource.makeSignalSource(signal: number)
+      source.setEventHandler { exit(128 + number) }
+      source.resume()
+      signals.append(source)
+    }
+  }
+
+  /// Ends the gateways that this command started, and removes their homes.
+  func cleanUp() {
+    Self.current = nil
     for process in processes where process.isRunning { process.terminate() }
     for process in processes { process.waitUntilExit() }
+    if !keep { try? FileManager.default.removeItem(atPath: root) }
   }
 
   private func waitUntilRunning(_ home: Home) async throws {

@@ -81,6 +81,8 @@ struct RunCommand: AsyncParsableCommand {
   var cipher: CipherEngine?
   @Flag(help: "Allow the published demo keys. Never for real data.")
   var demo = false
+  @Flag(help: .hidden)
+  var endWithInput = false
 
   func run() async throws {
     guard sp_forbid_dumps() == 0 else { throw ConfigurationError("core dumps cannot be forbidden") }
@@ -104,6 +106,13 @@ struct RunCommand: AsyncParsableCommand {
       output.row(
         ["listening": .integer(Int64(port)), "agency": .string(configuration.agency.text)],
         human: "\(configuration.agency) listens on \(configuration.host):\(port)")
+    }
+    if endWithInput {
+      Thread.detachNewThread {
+        var byte: UInt8 = 0
+        while read(STDIN_FILENO, &byte, 1) > 0 {}
+        kill(getpid(), SIGTERM)
+      }
     }
     let group = ServiceGroup(
       configuration: .init(
