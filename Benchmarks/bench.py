@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the release binary beside age, gpg, openssl, cp, curl and nginx: the same work, interleaved, as ratios.
 
-Usage: bench.py [seal] [open] [relay] [small] [queued] [--size MIB] [--rounds N] [--count N] [--dir DIR]
+Usage: bench.py [seal] [open] [relay] [small] [queued] [records] [--size MIB] [--rounds N] [--count N] [--dir DIR]
 Each line: what, best seconds, CPU seconds (user+system), peak memory, and the ratio to the named peer (above 1: faster).
 """
 import argparse
@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+import visits
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SALLYPORT = os.path.join(ROOT, ".build-release", "release", "sallyport")
@@ -311,12 +313,79 @@ def bench_queued(directory, count):
         pair.stop()
 
 
+ORJSON = """
+import sys, json, orjson, jsonschema_rs
+validator = jsonschema_rs.validator_for(json.load(open(sys.argv[2])), validate_formats=True)
+with open(sys.argv[1], "rb") as lines:
+    assert all(validator.is_valid(orjson.loads(line)) for line in lines)
+"""
+FRICTIONLESS = """
+import sys, frictionless
+report = frictionless.Resource(path=sys.argv[1], schema=frictionless.Schema.from_descriptor(sys.argv[2]), basepath=sys.argv[3]).validate()
+assert report.valid, report.flatten(["type"])[:3]
+"""
+LIBCSV = """
+#include <csv.h>
+#include <stdio.h>
+static size_t fields;
+static void field(void *s, size_t n, void *d) { fields++; }
+static void row(int c, void *d) {}
+int main(int argc, char **argv) {
+  struct csv_parser parser;
+  static char buffer[1 << 20];
+  size_t got;
+  FILE *file = fopen(argv[1], "rb");
+  csv_init(&parser, CSV_STRICT);
+  while ((got = fread(buffer, 1, sizeof buffer, file)) > 0)
+    if (csv_parse(&parser, buffer, got, field, row, NULL) != got) return 1;
+  csv_fini(&parser, field, row, NULL);
+  return fields == 0;
+}
+"""
+
+
+def bench_records(directory, count, rounds):
+    """Checking records, beside a validator or parser of each format. Python peers come from PyPI into a folder of their own."""
+    tools = os.path.join(ROOT, ".build-bench")
+    if not os.path.exists(os.path.join(tools, "frictionless")):
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", tools, "orjson==3.13.0", "jsonschema-rs==0.60.3",
+                        "frictionless==5.21.0"], check=True)
+    os.environ["PYTHONPATH"] = tools
+    visits.write(directory, count)
+    place = lambda name: os.path.join(directory, name)
+    check = lambda file, schema, *rest: [SALLYPORT, "schemas", "check", place(file), "--schema", place(schema), *rest]
+    with open(place("few.csv"), "w", newline="") as few, open(place("visits.csv"), newline="") as all_rows:
+        for _, line in zip(range(5000), all_rows):
+            few.write(line)
+    with open(place("libcsv.c"), "w") as source:
+        source.write(LIBCSV)
+    subprocess.run(["gcc", "-O2", "-w", "-o", place("libcsv"), place("libcsv.c"), "-lcsv"], check=True)
+    one = ["--workers", "1"]
+    ndjson = interleave({
+        "sallyport, 1 core": check("visits.ndjson", "visit.schema.json", *one),
+        "sallyport, 2 cores": check("visits.ndjson", "visit.schema.json", "--workers", "2"),
+        "orjson + jsonschema-rs": [sys.executable, "-c", ORJSON, place("visits.ndjson"), place("visit.schema.json")]}, rounds)
+    report("check NDJSON", ndjson, ["orjson + jsonschema-rs", "sallyport, 1 core"], os.path.getsize(place("visits.ndjson")))
+    report("check CSV", interleave({
+        "sallyport, 1 core": check("visits.csv", "visit.table.json", *one),
+        "sallyport, 2 cores": check("visits.csv", "visit.table.json", "--workers", "2"),
+        "libcsv, parsing only": [place("libcsv"), place("visits.csv")]}, rounds),
+        ["libcsv, parsing only", "sallyport, 1 core"], os.path.getsize(place("visits.csv")))
+    frictionless = run([sys.executable, "-c", FRICTIONLESS, "few.csv", place("visit.table.json"), directory])
+    rate = os.path.getsize(place("few.csv")) / frictionless[0]
+    print(f"  frictionless validate (a part of the file)  {rate / 1e6:.1f} MB/s")
+    report("check XML, 1 core", interleave({
+        "sallyport": check("visits.xml", "visit.xsd"),
+        "xmllint --stream --schema": ["xmllint", "--stream", "--noout", "--schema", place("visit.xsd"), place("visits.xml")]}, rounds),
+        ["xmllint --stream --schema"], os.path.getsize(place("visits.xml")))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["seal", "open", "relay", "small"])
     parser.add_argument("--size", type=int, default=2048, help="MiB for seal and open; relay takes half")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=5000, help="packages for small and queued")
+    parser.add_argument("--count", type=int, default=5000, help="packages for small and queued, fifty times as many records")
     parser.add_argument("--dir", help="where the files go; a temporary directory otherwise")
     options = parser.parse_args()
     for what in options.what:
@@ -327,6 +396,8 @@ def main():
                 bench_relay(directory, options.size << 19, options.rounds)
             elif what == "small":
                 bench_small(directory, options.count)
+            elif what == "records":
+                bench_records(directory, options.count * 50, options.rounds)
             elif what == "queued":
                 bench_queued(directory, options.count)
             else:

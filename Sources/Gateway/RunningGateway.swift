@@ -51,7 +51,7 @@ package struct RunningGateway: Service {
           await administration.answer(method, target, body)
         },
         fatal, maintenance, Intake(context: context),
-      ] + stages + [Lanes(context: context, links: links)]
+      ] + stages + [Lanes(context: context, links: links, onFatal: { fatal.raise($0) })]
     let serviceGroup = ServiceGroup(
       configuration: .init(
         services: services.map {
@@ -98,7 +98,7 @@ struct Loop: Service {
   func run() async throws { try await untilShutdown { try await body() } }
 }
 
-/// Ends the service group when a request handler meets a failure that must stop the process.
+/// Ends the service group when a request handler or a lane meets a failure that must stop the process.
 private final class FatalStop: Service {
   private let failure = NIOLockedValueBox<(any Error)?>(nil)
   private let news = Signal()
@@ -112,7 +112,7 @@ private final class FatalStop: Service {
     try await untilShutdown { [self] in
       while !Task.isCancelled {
         let seen = news.generation
-        if let error = failure.withLockedValue({ $0 }) { throw FatalFailure(cause: error) }
+        if let error = failure.withLockedValue({ $0 }) { throw error as? FatalFailure ?? FatalFailure(cause: error) }
         await news.wait(after: seen, for: .seconds(3600))
       }
     }
@@ -125,6 +125,7 @@ private struct Lanes: Service {
 
   let context: GatewayContext
   let links: PartnerLinks
+  let onFatal: @Sendable (any Error) -> Void
 
   func run() async throws {
     try await untilShutdown {
@@ -153,8 +154,18 @@ private struct Lanes: Service {
     let receipts = ReceiptBook(context: context)
     let relay = Relay(context: context, links: links, receipts: receipts)
     let takeBack = TakeBackStage(context: context, links: links)
-    let links = links
-    let context = context
+    let (links, context, onFatal) = (links, context, onFatal)
+    // A task that fails would end its group only when the loop above ends too: it says so instead.
+    func run(_ work: @escaping @Sendable () async throws -> Void) {
+      group.addTask {
+        do {
+          try await work()
+        } catch is CancellationError {
+        } catch {
+          onFatal(error)
+        }
+      }
+    }
     func stage(
       _ state: TransferState, _ concurrency: Int, _ news: Signal,
       _ work: @escaping @Sendable (Transfer) async throws -> Void
@@ -163,7 +174,7 @@ private struct Lanes: Service {
         context: context, direction: .out, state: state, peer: partner, concurrency: concurrency, news: news,
         work: work,
         notBefore: { links.pausedUntil(partner) })
-      group.addTask { try await stage.loop() }
+      run { try await stage.loop() }
     }
     stage(.queued, Self.concurrency, context.news.sealed) { try await relay.send($0) }
     stage(.custody, 4, context.news.custody) { try await relay.release($0) }
@@ -181,8 +192,8 @@ private struct Lanes: Service {
       }
     }
     let cards = CardExchange(context: context, links: links)
-    group.addTask { try await cards.run(partner) }
+    run { try await cards.run(partner) }
     let confirm = Confirm(context: context, links: links, receipts: receipts)
-    group.addTask { try await confirm.run(partner) }
+    run { try await confirm.run(partner) }
   }
 }

@@ -44,6 +44,9 @@ enum Schema {
           CREATE INDEX audit_transfer ON audit (transfer) WHERE transfer IS NOT NULL;
           """)
     }
+    migrator.registerMigration("2 what proves a partner's head") { db in
+      try db.execute(sql: "ALTER TABLE partners ADD COLUMN head_proof BLOB")
+    }
     return migrator
   }
 }

@@ -126,17 +126,19 @@ package final class Transaction {
   package func put(_ partner: PartnerRecord) throws {
     try execute(
       """
-      INSERT INTO partners (agency, state, card, pending_card, pending_reason, head_epoch, head_size, head_root, cursor,
-        last_seen, last_error)
-      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+      INSERT INTO partners (agency, state, card, pending_card, pending_reason, head_epoch, head_size, head_root, head_proof,
+        cursor, last_seen, last_error)
+      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
       ON CONFLICT DO UPDATE SET state = excluded.state, card = excluded.card, pending_card = excluded.pending_card,
         pending_reason = excluded.pending_reason, head_epoch = excluded.head_epoch, head_size = excluded.head_size,
-        head_root = excluded.head_root, cursor = excluded.cursor, last_seen = excluded.last_seen,
+        head_root = excluded.head_root, head_proof = excluded.head_proof, cursor = excluded.cursor, last_seen = excluded.last_seen,
         last_error = excluded.last_error
       """,
       [
         partner.agency.text, partner.state.rawValue, Data(partner.card), partner.pendingCard.map { Data($0) },
-        partner.pendingReason, partner.head?.epoch, partner.head?.size, partner.head?.root.hex, partner.cursor,
+        partner.pendingReason, partner.head?.epoch, partner.head?.size, partner.head?.root.hex,
+        partner.headProof.map { Data($0) },
+        partner.cursor,
         partner.lastSeen.map(Transfer.milliseconds), partner.lastError,
       ])
   }
@@ -177,6 +179,8 @@ package struct PartnerRecord: Equatable, Sendable {
   package var pendingReason: String?
   /// The highest head that this partner signed.
   package var head: LedgerHead?
+  /// The envelope that carried it, a receipt or a head: with its own signature it convinces the partner itself.
+  package var headProof: [UInt8]?
   /// How far its list of what concerns us was read.
   package var cursor: Int64
   package var lastSeen: Date?
@@ -200,6 +204,7 @@ package struct PartnerRecord: Equatable, Sendable {
     if let epoch = row["head_epoch"] as String?, let root = Digest(hex: row["head_root"] ?? "") {
       head = LedgerHead(epoch: epoch, size: row["head_size"], root: root)
     }
+    headProof = (row["head_proof"] as Data?).map { Array($0) }
     cursor = row["cursor"]
     lastSeen = (row["last_seen"] as Int64?).map(Transfer.date)
     lastError = row["last_error"]

@@ -283,6 +283,33 @@ import Testing
     #expect(second.errors.contains("in use"))
   }
 
+  @Test func aLedgerBehindAHeadThatAPartnerHoldsStops() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    let kept = "\(agencies.scratch.path)/kept"
+    let file = try agencies.scratch.file("first.txt", Data("first".utf8))
+    #expect(try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement, "--wait").status == 0)
+    agencies.sender.stop()
+    // Both the ledger and its own heads are put back: only the partner knows better.
+    let names = ["ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "heads.log"]
+    try FileManager.default.createDirectory(atPath: kept, withIntermediateDirectories: true)
+    for name in names {
+      try? FileManager.default.copyItem(atPath: "\(agencies.sender.home)/\(name)", toPath: "\(kept)/\(name)")
+    }
+    try agencies.sender.start()
+    let second = try agencies.scratch.file("second.txt", Data("second".utf8))
+    #expect(try agencies.sender.sallyport("send", second, "--agreement", TestAgencies.agreement, "--wait").status == 0)
+    agencies.sender.stop()
+    for name in names {
+      try? FileManager.default.removeItem(atPath: "\(agencies.sender.home)/\(name)")
+      try? FileManager.default.copyItem(atPath: "\(kept)/\(name)", toPath: "\(agencies.sender.home)/\(name)")
+    }
+    let process = try agencies.sender.start()
+    process.waitUntilExit()
+    #expect(process.terminationStatus == 74)
+    #expect(agencies.sender.log.contains("holds a head that we signed"))
+  }
+
   @Test func aBackupIsRestoredAndOldPackagesAreNotDeliveredTwice() throws {
     let agencies = try TestAgencies()
     try agencies.start()

@@ -63,8 +63,8 @@ struct PartnerPort: Sendable {
       if !fresh.isEmpty || left <= 0 || Task.isCancelled {
         var members = ReceiptList.document(fresh.map(\.envelope))
         members["cursor"] = .integer(fresh.last?.sequence ?? after)
-        if let head = try await context.ledger.read({ try $0.partner(partner)?.head }) {
-          members["yourHead"] = head.document
+        if let proof = try await context.ledger.read({ try $0.partner(partner)?.headProof }) {
+          members["yourHead"] = .string(Base64.encode(proof))
         }
         return .json(200, .object(members))
       }

@@ -280,8 +280,8 @@ struct Receive: Sendable {
       }
       var detail: [String: JSON] = [:]
       if let head {
-        try ReceiptBook.keepHead(head, of: transfer.sender, tx)
-        detail["head"] = head.document
+        try ReceiptBook.keepHead(head.head, in: head.proof, of: transfer.sender, tx)
+        detail["head"] = head.head.document
       }
       try tx.append(AuditEvent("key-received", sender: transfer.sender, id: transfer.id, detail))
     }
@@ -290,13 +290,14 @@ struct Receive: Sendable {
   }
 
   /// The sender's signed ledger head that travels with a release.
-  private func senderHead(_ request: PartnerRequest) throws -> LedgerHead? {
+  private func senderHead(_ request: PartnerRequest) throws -> (head: LedgerHead, proof: Envelope)? {
     guard let header = request.header("sallyport-head") else { return nil }
     guard let bytes = Base64.decode(header), let card = context.partners[request.partner]?.card?.card else {
       throw Problem(.malformed, "Sallyport-Head: expected base64 of a signed head")
     }
     do {
-      return try LedgerHead(Envelope(parsing: bytes, as: .head).verify(card.signers(at: context.now())))
+      let proof = try Envelope(parsing: bytes, as: .head)
+      return (try LedgerHead(proof.verify(card.signers(at: context.now()))), proof)
     } catch {
       throw Problem(.malformed, code: error.code.rawValue, "Sallyport-Head: \(error.detail)")
     }

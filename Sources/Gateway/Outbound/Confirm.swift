@@ -27,7 +27,7 @@ struct Confirm: Sendable {
         (try Self.owing.contains { try reader.has(.out, $0, peer: partner) }, try reader.partner(partner)?.cursor ?? 0)
       }
       let pause = links.pausedUntil(partner).map { max(0, $0.timeIntervalSince(context.now())) } ?? 0
-      guard owes || (asked >= 0 && cursor > asked), pause == 0 else {
+      guard owes || !isHeadChecked || (asked >= 0 && cursor > asked), pause == 0 else {
         await context.news.released.wait(after: seen, for: .seconds(owes ? min(2, max(0.05, pause)) : 2))
         continue
       }
@@ -57,18 +57,15 @@ struct Confirm: Sendable {
     guard reply.status == 200 else { throw Problem(reply) ?? Problem(.unavailable, "the list answers \(reply.status)") }
     var (envelopes, reader) = try ReceiptList.parse(reply)
     let next = try reader.integer("cursor", 0...JSON.integerMax)
-    let ours = try reader.optional("yourHead") { (r, n) throws(SealingError) in
-      var head = try r.object(n)
-      return try LedgerHead(fields: &head)
+    let proof = try reader.optional("yourHead") { (r, n) throws(SealingError) in
+      try r.string(n, bytesMax: 2 * Envelope.bytesMax)
     }
-    // A partner that saw more of our ledger than we have: it was rolled back, or the partner lies. Its word is not signed
-    // by us, so it stops nothing but the exchange with this partner, and is an error for a person to look at.
-    if let ours {
+    if let proof, let head = ownHead(proof, from: partner) {
       do {
-        try await context.ledger.requireHead(ours, thorough: checkHead)
+        try await context.ledger.requireHead(head, thorough: checkHead)
       } catch LedgerError.rolledBack(let what) {
-        context.logger.critical("\(partner) says that this ledger was rolled back: \(what). Run: sallyport check")
-        throw Problem(.conflict, code: "head.mismatch", what)
+        // We signed it, so it is no lie of the partner's: this ledger lost what others were told.
+        throw LedgerError.rolledBack("\(partner) holds a head that we signed: \(what)")
       }
     }
     try await withThrowingDiscardingTaskGroup { group in
@@ -86,6 +83,21 @@ struct Confirm: Sendable {
         record.lastSeen = tx.at
         try tx.put(record)
       }
+    }
+  }
+
+  /// The head in what a partner gives back to us, when we signed it: a receipt of ours, or a head that went with a release.
+  /// What we did not sign proves nothing, and stops nothing.
+  private func ownHead(_ text: String, from partner: AgencyID) -> LedgerHead? {
+    do {
+      guard let bytes = Base64.decode(text) else { throw SealingError(.documentInvalid, "yourHead is not base64") }
+      // Keys of ours that have expired since still signed it.
+      let signers = SignerPolicy(context.keys.card.card.signingKeys.map(\.key))
+      if let head = try? Envelope(parsing: bytes, as: .head) { return try LedgerHead(head.verify(signers)) }
+      return try Receipt(Envelope(parsing: bytes, as: .receipt).verify(signers)).head
+    } catch {
+      context.logger.notice("\(partner) gives back a head that we did not sign: \(error)")
+      return nil
     }
   }
 

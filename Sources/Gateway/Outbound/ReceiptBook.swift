@@ -60,7 +60,7 @@ struct ReceiptBook: Sendable {
         throw SealingError(.documentInvalid, "the receipt of \(transfer.peer) is out of order")
       }
       try tx.add(receipt: receipt, envelope: verified.envelope)
-      try Self.keepHead(receipt.head, of: transfer.peer, tx)
+      try Self.keepHead(receipt.head, in: verified.envelope, of: transfer.peer, tx)
       // The row may have moved since it was read: a receipt counts whatever our own last step was.
       guard let current = try tx.reader.transfer(transfer.sender, transfer.id) else {
         throw LedgerError.notFound(transfer.id.text)
@@ -98,8 +98,8 @@ struct ReceiptBook: Sendable {
     }
   }
 
-  /// Keeps a partner's highest head.
-  static func keepHead(_ head: LedgerHead, of partner: AgencyID, _ tx: Transaction) throws {
+  /// Keeps a partner's highest head, with the envelope that proves it.
+  static func keepHead(_ head: LedgerHead, in proof: Envelope, of partner: AgencyID, _ tx: Transaction) throws {
     guard var record = try tx.reader.partner(partner) else { return }
     if let held = record.head, held.epoch == head.epoch, held.size >= head.size {
       guard held.size > head.size || held.root == head.root else {
@@ -110,6 +110,7 @@ struct ReceiptBook: Sendable {
       return
     }
     record.head = head
+    record.headProof = proof.bytes
     record.lastSeen = tx.at
     try tx.put(record)
   }
