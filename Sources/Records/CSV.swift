@@ -93,6 +93,8 @@ struct RowChecker: ~Copyable, RecordChecker {
   private var capacity = 1 << 16
   private var fields: [FieldSpan] = []
   private var scratch: [UInt8] = []
+  private var lines = LineCounter()
+  private var hasReturns = false
 
   struct FieldSpan {
     var start: Int
@@ -112,6 +114,8 @@ struct RowChecker: ~Copyable, RecordChecker {
     var outcome = BatchOutcome()
     outcome.report.bytes = Int64(batch.count)
     outcome.lines = batch.lines
+    lines = LineCounter()
+    hasReturns = memchr(batch.bytes, 13, batch.count) != nil
     guard sp_is_utf8(batch.bytes, batch.count) == 1 else {
       return fatal(&outcome, "csv.encoding", "the encoding \(dialect.encoding.rawValue)", batch, 0, findingsMax)
     }
@@ -141,7 +145,8 @@ struct RowChecker: ~Copyable, RecordChecker {
         if isRowOver, end > start, batch.bytes[end - 1] == 13 { end -= 1 }
         guard let field = field(batch, start, end) else {
           return fatal(
-            &outcome, "csv.quote", "quotes around a whole field, and doubled inside it", batch, start, findingsMax,
+            &outcome, "csv.quote", "quotes around a whole field, doubled inside it, and around line ends", batch, start,
+            findingsMax,
             isRecord: !isHeader)
         }
         guard fields.count < CSVDialect.fieldsMax else {
@@ -153,7 +158,9 @@ struct RowChecker: ~Copyable, RecordChecker {
         start = stop + 1
       }
       // A line with nothing on it is no row.
-      if fields.count == 1, fields[0].start == fields[0].end, !fields[0].isQuoted, schema.columns.count > 1 { continue }
+      if !isHeader, fields.count == 1, fields[0].start == fields[0].end, !fields[0].isQuoted, schema.columns.count > 1 {
+        continue
+      }
       if isHeader {
         isHeader = false
         if let finding = schema.checkHeader(fields.map { text($0, batch) }) {
@@ -174,6 +181,8 @@ struct RowChecker: ~Copyable, RecordChecker {
     let bytes = batch.bytes
     guard start < end, bytes[start] == 34 else {
       if start < end, memchr(bytes + start, 34, end - start) != nil { return nil }
+      // A bare CR is a line end to some readers.
+      if hasReturns, start < end, memchr(bytes + start, 13, end - start) != nil { return nil }
       return FieldSpan(start: start, end: end, isQuoted: false)
     }
     guard end - start >= 2, bytes[end - 1] == 34 else { return nil }
@@ -200,7 +209,7 @@ struct RowChecker: ~Copyable, RecordChecker {
       outcome.report.invalidRecords += 1
       outcome.report.add(
         Finding(
-          record: record, line: batch.line(of: rowStart), byteOffset: Int64(rowStart), at: "",
+          record: record, line: lines.line(of: rowStart, in: batch), byteOffset: Int64(rowStart), at: "",
           keyword: "csv.field-count",
           keywordLocation: "/fields", absolute: "\(schema.location)#/fields",
           expected: "\(schema.columns.count) fields",
@@ -226,7 +235,7 @@ struct RowChecker: ~Copyable, RecordChecker {
       guard findings <= RecordLimits.findingsOfRecordMax else { continue }
       outcome.report.add(
         Finding(
-          record: record, line: batch.line(of: field.start), byteOffset: Int64(field.start), at: column.name,
+          record: record, line: lines.line(of: field.start, in: batch), byteOffset: Int64(field.start), at: column.name,
           keyword: broken.keyword,
           keywordLocation: "/fields/\(place)/\(broken.path)",
           absolute: "\(schema.location)#/fields/\(place)/\(broken.path)",
@@ -251,7 +260,7 @@ struct RowChecker: ~Copyable, RecordChecker {
       guard isWhole else { continue }
       outcome.keys.append(
         UniqueKey(
-          constraint: number, record: record, line: batch.line(of: rowStart), byteOffset: Int64(rowStart),
+          constraint: number, record: record, line: lines.line(of: rowStart, in: batch), byteOffset: Int64(rowStart),
           digest: low.value.0,
           digest2: low.value.1))
     }

@@ -51,8 +51,8 @@ package struct Finding: Sendable, Equatable {
     self.actual = actual
   }
 
-  /// The rule that counts are kept by.
-  var rule: String { keywordLocation.isEmpty ? keyword : keywordLocation }
+  /// The rule that counts are kept by: a place of the schema, so there are only so many.
+  var rule: String { absoluteKeywordLocation.isEmpty ? keyword : absoluteKeywordLocation }
 
   /// One line for a person.
   package var text: String {

@@ -39,7 +39,7 @@ enum Format: String, Sendable {
     case .jsonPointer: return FormatReader.jsonPointer(text[...])
     case .relativeJSONPointer: return FormatReader.relativeJSONPointer(text)
     case .regex:
-      var parser = PatternParser(String(decoding: text, as: UTF8.self))
+      var parser = PatternParser(String(decoding: text, as: UTF8.self), isSyntaxOnly: true)
       do throws(PatternError) {
         _ = try parser.parse()
         return true

@@ -92,7 +92,8 @@ struct JSONElement: Sendable {
     }
   }
 
-  subscript(_ key: String) -> JSONElement? { members.first { $0.key == key }?.value }
+  /// By the key's bytes: Swift holds canonically equivalent strings to be equal.
+  subscript(_ key: String) -> JSONElement? { members.first { $0.key.utf8.elementsEqual(key.utf8) }?.value }
 }
 
 /// RFC 6901.

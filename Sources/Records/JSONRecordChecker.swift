@@ -38,12 +38,24 @@ struct JSONRecordChecker: ~Copyable, RecordChecker {
 
   mutating func check(_ batch: borrowing RecordBatch, findingsMax: Int) -> BatchOutcome {
     var outcome = BatchOutcome()
+    var lines = LineCounter()
     outcome.report.bytes = Int64(batch.count)
     let whole = UnsafeBufferPointer(start: UnsafePointer(batch.bytes), count: batch.count)
     // One broken line spoils the scan of its batch: then each record is scanned alone.
     var scannedTogether = true
     do throws(JSONFault) { try parser.scan(whole) } catch { scannedTogether = false }
     for span in batch.spans {
+      guard span.end - span.start <= RecordLimits.recordBytesMax else {
+        outcome.report.records += 1
+        outcome.report.invalidRecords += 1
+        outcome.report.add(
+          Finding(
+            fault: "record.size", expected: "at most \(RecordLimits.recordBytesMax) bytes",
+            record: outcome.report.records,
+            line: lines.line(of: span.start, in: batch), byteOffset: Int64(span.start)),
+          findingsMax: findingsMax)
+        continue
+      }
       do throws(JSONFault) {
         let isRecord: Bool
         if scannedTogether {
@@ -53,8 +65,9 @@ struct JSONRecordChecker: ~Copyable, RecordChecker {
         }
         guard isRecord else { continue }
         outcome.report.records += 1
-        if evaluator.isValid(parser.base, parser.nodes) { continue }
-        explain(span, batch, findingsMax, &outcome)
+        // Cut short, a verdict is none: inside a `not` it would be the wrong one.
+        if evaluator.isValid(parser.base, parser.nodes), !evaluator.isExhausted { continue }
+        explain(span, lines.line(of: span.start, in: batch), findingsMax, &outcome)
       } catch {
         outcome.report.records += 1
         outcome.report.invalidRecords += 1
@@ -62,7 +75,7 @@ struct JSONRecordChecker: ~Copyable, RecordChecker {
         outcome.report.add(
           Finding(
             fault: error.code.rawValue, expected: error.code.expectation, record: outcome.report.records,
-            line: batch.line(of: offset), byteOffset: Int64(offset)),
+            line: lines.line(of: offset, in: batch), byteOffset: Int64(offset)),
           findingsMax: findingsMax)
         if scannedTogether { parser.skip(to: span.end) }
       }
@@ -78,14 +91,14 @@ struct JSONRecordChecker: ~Copyable, RecordChecker {
   }
 
   private mutating func explain(
-    _ span: RecordSpan, _ batch: borrowing RecordBatch, _ findingsMax: Int, _ outcome: inout BatchOutcome
+    _ span: RecordSpan, _ line: Int64, _ findingsMax: Int, _ outcome: inout BatchOutcome
   ) {
     outcome.report.invalidRecords += 1
-    let line = batch.line(of: span.start)
-    if evaluator.isTooDeep {
+    if evaluator.isExhausted {
       outcome.report.add(
         Finding(
-          fault: "schema.depth", expected: "at most \(SchemaEvaluator.depthMax) schemas within schemas",
+          fault: "schema.work",
+          expected: "at most \(SchemaEvaluator.depthMax) schemas within schemas and \(SchemaEvaluator.stepsMax) steps",
           record: outcome.report.records, line: line, byteOffset: Int64(span.start)),
         findingsMax: findingsMax)
       return
@@ -188,11 +201,13 @@ struct JSONDescriber {
     guard source.kind == .object else { return "nothing here" }
     if failure.keyword == "required", let required = source["required"] {
       let present = Set(
-        (0..<nodes[failure.node].count).reduce(into: (names: [String](), child: failure.node + 1)) { found, _ in
-          found.names.append(String(decoding: content(nodes[found.child]), as: UTF8.self))
+        (0..<nodes[failure.node].count).reduce(into: (names: [[UInt8]](), child: failure.node + 1)) { found, _ in
+          found.names.append(content(nodes[found.child]))
           found.child = Int(nodes[found.child + 1].next)
         }.names)
-      let missing = required.items.compactMap(\.string).filter { !present.contains($0) }
+      let missing = required.items.compactMap(\.stringBytes).filter { !present.contains($0) }.map {
+        String(decoding: $0, as: UTF8.self)
+      }
       return Self.cut("member \(missing.joined(separator: ", "))")
     }
     return Self.cut(source[failure.keyword]?.text ?? "")

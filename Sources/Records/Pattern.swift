@@ -8,42 +8,37 @@ final class Pattern: @unchecked Sendable {
   // Proof for @unchecked: constants after `init`; what the pointers name is never written again.
   /// Limits of what is compiled; a pattern beyond `statesMax` is refused.
   static let statesMax = 20_000
-  static let tableStatesMax = 2_000
+  static let tableStatesMax = 10_000
 
   let source: String
-  private let machine: Machine
   /// classes[byte] → column; table[row + column] → the next state's row. Row 0 is dead, row `width` accepts; the last column of
-  /// a row is the end of the text. nil: too many states, walked instead.
+  /// a row is the end of the text.
   private let classes: UnsafeMutablePointer<UInt8>
-  private let table: UnsafeMutablePointer<UInt32>?
+  private let table: UnsafeMutablePointer<UInt32>
   private let width: Int
 
   /// - Throws: why the pattern cannot be enforced.
   init(_ source: String) throws(PatternError) {
     self.source = source
     var parser = PatternParser(source)
-    machine = try Machine(try parser.parse())
+    let machine = try Machine(try parser.parse())
     let (columns, width) = machine.byteClasses()
     let states = machine.determinize(columns, width, statesMax: Self.tableStatesMax)
     self.width = width
     classes = .allocate(capacity: 256)
     classes.initialize(from: columns, count: 256)
-    if states.isEmpty {
-      table = nil
-    } else {
-      table = .allocate(capacity: states.count)
-      for (place, state) in states.enumerated() { (table! + place).initialize(to: UInt32(state) * UInt32(width)) }
-    }
+    guard !states.isEmpty else { throw PatternError(reason: "its automaton has over \(Self.tableStatesMax) states") }
+    table = .allocate(capacity: states.count)
+    for (place, state) in states.enumerated() { (table + place).initialize(to: UInt32(state) * UInt32(width)) }
   }
 
   deinit {
     classes.deallocate()
-    table?.deallocate()
+    table.deallocate()
   }
 
   /// Bounds: a row is below the table's count by construction, a column below `width`.
   func matches(_ text: UnsafeBufferPointer<UInt8>) -> Bool {
-    guard let table else { return machine.run(text) }
     let accepting = UInt32(width)
     var row = 2 * accepting
     for byte in text {
@@ -79,6 +74,7 @@ private struct Machine: Sendable {
   private var steps: [Step] = [.match]
   private var entry: Int32 = 0
   private var usesWords = false
+  private var work = 0
   /// Every way through begins with ^: nothing is searched for later.
   private let isAnchored: Bool
 
@@ -107,6 +103,9 @@ private struct Machine: Sendable {
 
   /// Builds backwards: `next` is where to go on.
   private mutating func add(_ node: PatternNode, next: Int32) throws(PatternError) -> Int32 {
+    // Repeated nothings add no state and would go on for ever.
+    work += 1
+    guard work <= 20 * Pattern.statesMax else { throw PatternError(reason: "it repeats too much") }
     switch node {
     case .empty: return next
     case .set(let set): return try add(set, next: next)
@@ -263,20 +262,6 @@ private struct Machine: Sendable {
       table[row + width - 1] = isMatch ? 1 : 0
     }
     return table
-  }
-
-  /// Walks all states at once: O(text · states).
-  func run(_ text: UnsafeBufferPointer<UInt8>) -> Bool {
-    var seen = [Bool](repeating: false, count: steps.count)
-    var kernel = [entry]
-    var context = Context(atStart: true, afterWord: false)
-    for byte in text {
-      guard let next = advance(kernel, context, byte, seen: &seen) else { return true }
-      if next.isEmpty { return false }
-      kernel = next
-      context = Context(atStart: false, afterWord: usesWords && Self.isWord(byte))
-    }
-    return closure(kernel, context, nextIsWord: false, atEnd: true, seen: &seen) == nil
   }
 }
 

@@ -1,6 +1,8 @@
 // ECMA-262 regular expressions (unicode mode) into a syntax tree of sets of scalars. What has no linear-time automaton,
 // look-around and back-references, is refused by name.
 
+import Foundation
+
 /// A regular expression that cannot be enforced, and why.
 struct PatternError: Error {
   let reason: String
@@ -81,7 +83,13 @@ struct PatternParser {
   private var index = 0
   private var depth = 0
 
-  init(_ pattern: String) { text = pattern.unicodeScalars.map(\.value) }
+  private let isSyntaxOnly: Bool
+
+  /// - Parameter isSyntaxOnly: sets of Unicode properties are not made; for who only asks whether it is an expression.
+  init(_ pattern: String, isSyntaxOnly: Bool = false) {
+    text = pattern.unicodeScalars.map(\.value)
+    self.isSyntaxOnly = isSyntaxOnly
+  }
 
   mutating func parse() throws(PatternError) -> PatternNode {
     let node = try choice()
@@ -285,7 +293,7 @@ struct PatternParser {
         index += 1
       }
       guard take("}") else { throw PatternError(reason: "\\p{ is not closed") }
-      guard let set = UnicodeProperty.set(name) else {
+      guard let set = isSyntaxOnly ? .all : UnicodeProperty.cached(name) else {
         throw PatternError(reason: "the Unicode property \(name) is not supported")
       }
       return character == "p" ? set : set.inverted
@@ -315,6 +323,20 @@ extension ScalarSet {
 
 /// General categories and binary properties that Swift's standard library knows. Scripts are not among them.
 enum UnicodeProperty {
+  // Proof for nonisolated(unsafe): touched only under `lock`.
+  private static let lock = NSLock()
+  nonisolated(unsafe) private static var sets: [String: ScalarSet] = [:]
+
+  /// A set takes a look at every scalar: it is made once.
+  static func cached(_ name: String) -> ScalarSet? {
+    lock.lock()
+    defer { lock.unlock() }
+    if let known = sets[name] { return known }
+    guard let made = set(name) else { return nil }
+    sets[name] = made
+    return made
+  }
+
   static func set(_ name: String) -> ScalarSet? {
     var value = name
     for prefix in ["General_Category=", "gc="] where value.hasPrefix(prefix) { value.removeFirst(prefix.count) }

@@ -44,6 +44,22 @@ package struct RecordBatch: ~Copyable {
   func line(of offset: Int) -> Int64 { 1 + Int64(sp_count_byte(bytes, offset, 10)) }
 }
 
+/// Lines of ascending offsets of a batch, each byte looked at once.
+struct LineCounter {
+  private var offset = 0
+  private var line: Int64 = 1
+
+  mutating func line(of wanted: Int, in batch: borrowing RecordBatch) -> Int64 {
+    if wanted >= offset {
+      line += Int64(sp_count_byte(batch.bytes + offset, wanted - offset, 10))
+    } else {
+      line -= Int64(sp_count_byte(batch.bytes + wanted, offset - wanted, 10))
+    }
+    offset = wanted
+    return line
+  }
+}
+
 /// One record's bytes in a batch.
 struct RecordSpan {
   var start: Int

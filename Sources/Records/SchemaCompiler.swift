@@ -79,6 +79,8 @@ extension SchemaProgram {
 
 struct SchemaCompiler {
   static let rulesMax = 100_000
+  static let depthMax = 500
+  static let locationBytesMax = 8192
 
   private struct Place: Hashable {
     let document: ObjectIdentifier
@@ -106,7 +108,9 @@ struct SchemaCompiler {
   private var byURI: [String: Int] = [:]
   private var resourceRoots: [Place: Int] = [:]
   private var compiled: [Place: Int32] = [:]
-  private var patternNumbers: [String: Int32] = [:]
+  // By bytes: Swift holds canonically equivalent strings to be equal.
+  private var patternNumbers: [[UInt8]: Int32] = [:]
+  private var depth = 0
   private var dynamicNumbers: [String: Int32] = [:]
   private var dynamicNames: [String] = []
 
@@ -387,6 +391,14 @@ struct SchemaCompiler {
     guard rules.count < Self.rulesMax else {
       throw SchemaError(location: location, reason: "over \(Self.rulesMax) schemas")
     }
+    guard depth < Self.depthMax else {
+      throw SchemaError(location: location, reason: "schemas nested deeper than \(Self.depthMax)")
+    }
+    guard location.utf8.count <= Self.locationBytesMax else {
+      throw SchemaError(location: "", reason: "names that add up to over \(Self.locationBytesMax) bytes")
+    }
+    depth += 1
+    defer { depth -= 1 }
     let index = rules.count
     compiled[place] = Int32(index)
     rules.append(SchemaRule())
@@ -715,10 +727,11 @@ struct SchemaCompiler {
   }
 
   private mutating func pattern(_ text: String, _ location: String) throws(SchemaError) -> Int32 {
-    if let known = patternNumbers[text] { return known }
+    if let known = patternNumbers[Array(text.utf8)] { return known }
     do throws(PatternError) {
-      patternNumbers[text] = push(&patterns, try Pattern(text))
-      return patternNumbers[text]!
+      let number = push(&patterns, try Pattern(text))
+      patternNumbers[Array(text.utf8)] = number
+      return number
     } catch {
       throw SchemaError(location: location, reason: "the pattern cannot be enforced: \(error.reason)")
     }

@@ -18,6 +18,8 @@ struct SchemaFailure {
 struct SchemaEvaluator {
   /// Schemas within schemas, all levels of the record together: bounds the thread's stack.
   static let depthMax = 2_000
+  /// Schemas applied to values of one record: a schema can ask for exponential work.
+  static let stepsMax = 2_000_000
 
   private let program: SchemaProgram
   private let rules: UnsafePointer<SchemaRule>
@@ -42,7 +44,9 @@ struct SchemaEvaluator {
   private var quiet = 0
   private var trail: [String] = []
   private(set) var failures: [SchemaFailure] = []
-  private(set) var isTooDeep = false
+  /// The record asked for more than `depthMax` or `stepsMax`: the verdict is none.
+  private(set) var isExhausted = false
+  private var steps = 0
 
   init(_ program: SchemaProgram) {
     self.program = program
@@ -66,7 +70,8 @@ struct SchemaEvaluator {
     self.base = base
     self.nodes = nodes
     depth = 0
-    isTooDeep = false
+    isExhausted = false
+    steps = 0
     return check(program.root, 0, nil)
   }
 
@@ -163,8 +168,9 @@ struct SchemaEvaluator {
       guard rule.number >= 0, node.kindBits == JSONKind.number.rawValue else { return isValid }
       return checkNumber(numberRules[Int(rule.number)], schema, index, node) && isValid
     }
-    guard depth < Self.depthMax else {
-      isTooDeep = true
+    steps += 1
+    guard depth < Self.depthMax, steps < Self.stepsMax else {
+      isExhausted = true
       return false
     }
     depth += 1

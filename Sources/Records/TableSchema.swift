@@ -45,7 +45,7 @@ package final class TableSchema: Sendable {
       guard let values = Self.column(theirs[0], of: table) else {
         throw SchemaError(location: "\(uri)#/foreignKeys", reason: "the table \(resource) has no column \(theirs[0])")
       }
-      foreign[own[0]] = values
+      foreign[own[0]] = foreign[own[0]].map { $0.intersection(values) } ?? values
     }
     var columns: [TableColumn] = []
     for (place, field) in fields.items.enumerated() {
@@ -91,7 +91,7 @@ package final class TableSchema: Sendable {
 
   /// nil when the header names just the fields, in their order.
   func checkHeader(_ names: [String]) -> Finding? {
-    guard names != columns.map(\.name) else { return nil }
+    guard !names.elementsEqual(columns, by: { $0.utf8.elementsEqual($1.name.utf8) }) else { return nil }
     let missing = columns.map(\.name).filter { !names.contains($0) }
     let expected =
       missing.isEmpty
@@ -295,10 +295,10 @@ final class TableColumn: Sendable {
         return BrokenColumn(keyword: "maxLength", path: "constraints/maxLength", expected: "\(scalarsMax)")
       }
     }
-    if let minimum, compare(content, minimum) < 0 {
+    if let minimum, compare(content, minimum, outside: -1) < 0 {
       return BrokenColumn(keyword: "minimum", path: "constraints/minimum", expected: minimum.spelled)
     }
-    if let maximum, compare(content, maximum) > 0 {
+    if let maximum, compare(content, maximum, outside: 1) > 0 {
       return BrokenColumn(keyword: "maximum", path: "constraints/maximum", expected: maximum.spelled)
     }
     if let pattern, !pattern.matches(content) {
@@ -329,10 +329,10 @@ final class TableColumn: Sendable {
   }
 
   /// Numbers as numbers; times as text, which orders them in ISO 8601.
-  private func compare(_ content: UnsafeBufferPointer<UInt8>, _ bound: Bound) -> Int {
+  private func compare(_ content: UnsafeBufferPointer<UInt8>, _ bound: Bound, outside: Int) -> Int {
     if let wanted = bound.number {
       // NaN and the infinities are within no bounds.
-      guard let number = number(content) else { return -1 }
+      guard let number = number(content) else { return outside }
       return ExactNumber.compare(number, wanted)
     }
     return content.lexicographicallyPrecedes(bound.text) ? -1 : content.elementsEqual(bound.text) ? 0 : 1

@@ -90,12 +90,14 @@ private final class XMLRun {
   private var validator: xmlSchemaValidCtxtPtr!
   private var plug: xmlSchemaSAXPlugPtr!
   private var handler = xmlSAXHandler()
+  private var isFirst = true
   /// Names of the open elements: pointers into the parser's dictionary.
   private var path: [UnsafePointer<xmlChar>] = []
   private var tags = StartTagScan()
   private var invalidRecordNumber: Int64 = 0
   private var recordHasEnded = false
-  private var last = (line: Int64(0), code: Int32(0), path: "")
+  private var recordStart: Int64 = 0
+  private var last = (record: Int64(0), line: Int64(0), code: Int32(0), path: "")
 
   init(schema: xmlSchemaPtr, knownNames: Set<String>, recordPath: [String], findingsMax: Int) {
     self.findingsMax = findingsMax
@@ -123,6 +125,17 @@ private final class XMLRun {
     xmlFreeParserCtxt(parser)
   }
 
+  /// Only encodings whose markup is ASCII, for start tags are measured in bytes. A mark or a declaration says which.
+  private static func isReadable(_ bytes: UnsafeRawBufferPointer) -> Bool {
+    guard bytes.starts(with: "<?xml".utf8) else {
+      return bytes.first == 60 || bytes.starts(with: [0xEF, 0xBB, 0xBF])
+        || (bytes.first.map { $0 <= 32 && $0 > 0 } ?? true)
+    }
+    let declaration = String(decoding: bytes.prefix { $0 != 62 }.prefix(512), as: UTF8.self)
+    guard let name = declaration.firstMatch(of: /encoding\s*=\s*["']([^"']*)["']/) else { return true }
+    return ["utf-8", "us-ascii", "iso-8859-1"].contains(name.1.lowercased())
+  }
+
   private static func of(_ pointer: UnsafeMutableRawPointer?) -> XMLRun {
     Unmanaged<XMLRun>.fromOpaque(pointer!).takeUnretainedValue()
   }
@@ -132,6 +145,14 @@ private final class XMLRun {
   func feed(_ bytes: UnsafeRawBufferPointer) {
     guard !isOver else { return }
     report.bytes += Int64(bytes.count)
+    if isFirst {
+      isFirst = false
+      guard Self.isReadable(bytes) else { return stop("xml.encoding", "UTF-8, US-ASCII or ISO-8859-1") }
+    }
+    // Text of one element is gathered whole by libxml2.
+    guard !isInRecord || report.bytes - recordStart <= Int64(RecordLimits.recordBytesMax) else {
+      return stop("record.size", "a record of at most \(RecordLimits.recordBytesMax) bytes")
+    }
     guard tags.scan(bytes) else {
       stop("xml.start-tag", "start tags of at most \(XMLSchema.startTagBytesMax) bytes")
       return
@@ -169,7 +190,10 @@ private final class XMLRun {
       return stop("xml.attributes", "at most \(XMLSchema.attributesMax) attributes")
     }
     recordHasEnded = false
-    if isRecord { report.records += 1 }
+    if isRecord {
+      report.records += 1
+      recordStart = report.bytes
+    }
   }
 
   private func end() {
@@ -210,51 +234,53 @@ private final class XMLRun {
     // Our own handler runs before the validator: at an end tag the path has lost the element it is about.
     let message = error.message.map { String(cString: $0) } ?? ""
     var path = place
-    let named = Self.quoted(message, after: "Element '")
-    if let named, self.path.last.map({ String(cString: $0) }) != named.split(separator: "}").last.map(String.init) {
-      let local = named.split(separator: "}").last.map(String.init) ?? named
-      path += "/" + (knownNames.contains(local) ? local : "#")
+    let (element, attribute) = Self.subject(message)
+    if let element, self.path.last.map({ String(cString: $0) }) != element {
+      path = (path == "/" ? "" : path) + "/" + (knownNames.contains(element) ? element : "#")
     }
-    if let attribute = Self.quoted(message, after: ", attribute '"), knownNames.contains(attribute) {
-      path += "/@\(attribute)"
-    }
-    guard (line, error.code, path) != last else { return }
-    last = (line, error.code, path)
-    let facet = Self.quoted(message, after: "[facet '")
+    if let attribute { path += "/@" + (knownNames.contains(attribute) ? attribute : "#") }
     let record = isInRecord || recordHasEnded ? report.records : 0
+    guard (record, line, error.code, path) != last else { return }
+    last = (record, line, error.code, path)
     if record > 0, record != invalidRecordNumber {
       invalidRecordNumber = record
       report.invalidRecords += 1
     }
     report.add(
       Finding(
-        record: record, line: max(1, line), byteOffset: offset, at: path, keyword: facet ?? LibXML.name(error),
+        record: record, line: max(1, line), byteOffset: offset, at: path, keyword: LibXML.name(error),
         keywordLocation: "",
-        absolute: "", expected: Self.expectation(message, facet), actual: ""),
+        absolute: "", expected: Self.expectation(message, error.code), actual: ""),
       findingsMax: findingsMax)
   }
 
-  private static func quoted(_ text: String, after mark: String) -> String? {
-    guard let start = text.range(of: mark)?.upperBound, let end = text[start...].firstIndex(of: "'") else { return nil }
-    return String(text[start..<end])
+  /// The local names at the start of a message: "Element '{namespace}name', attribute 'name': …". What follows them may
+  /// repeat values.
+  private static func subject(_ message: String) -> (element: String?, attribute: String?) {
+    func name(_ text: inout Substring, after mark: String) -> String? {
+      guard text.hasPrefix(mark), let end = text.dropFirst(mark.count).firstIndex(of: "'") else { return nil }
+      defer { text = text[text.index(after: end)...] }
+      return text[text.index(text.startIndex, offsetBy: mark.count)..<end].split(separator: "}").last.map(String.init)
+    }
+    var text = message[...]
+    let element = name(&text, after: "Element '")
+    return (element, element == nil ? nil : name(&text, after: ", attribute '"))
   }
 
-  /// What libxml2 says the schema wants; never the part of its message that repeats the value.
-  private static func expectation(_ message: String, _ facet: String?) -> String {
-    if let type = message.range(of: "is not a valid value of the ")?.upperBound {
-      return JSONDescriber.cut(String(message[type...].prefix { $0 != "." }))
+  /// What libxml2 says the schema wants. A message repeats the value before that, so the mark is looked for from the end.
+  private static func expectation(_ message: String, _ code: Int32) -> String {
+    func tail(_ mark: String) -> String? {
+      message.range(of: mark, options: .backwards).map { String(message[$0.upperBound...]) }
     }
-    if let start = message.range(of: "Expected is ")?.upperBound {
-      return JSONDescriber.cut(message[start...].trimmingCharacters(in: CharacterSet(charactersIn: " .\n")))
-    }
-    if facet == "pattern", let pattern = message.range(of: "the pattern '")?.upperBound {
-      return JSONDescriber.cut(
-        "the pattern " + message[pattern...].trimmingCharacters(in: CharacterSet(charactersIn: "'.\n")))
-    }
-    if facet == "enumeration", let set = message.range(of: "of the set {")?.upperBound {
-      return JSONDescriber.cut("one of " + message[set...].trimmingCharacters(in: CharacterSet(charactersIn: "}.\n")))
-    }
-    return ""
+    let text: String? =
+      switch code {
+      case 1824, 1825, 1826: tail("is not a valid value of the ")
+      case 1839: tail("is not accepted by the pattern ")
+      case 1840: tail("is not an element of the set ").map { "one of \($0)" }
+      case 1844, 1871: tail("Expected is ")
+      default: nil
+      }
+    return JSONDescriber.cut((text ?? "").trimmingCharacters(in: CharacterSet(charactersIn: " .\n")))
   }
 }
 
@@ -407,7 +433,7 @@ private enum LibXML {
   }
 
   private static let names: [Int32: String] = [
-    1824: "cvc-datatype-valid", 1829: "minLength", 1831: "minLength", 1832: "maxLength", 1833: "minInclusive",
+    1824: "cvc-datatype-valid", 1830: "length", 1831: "minLength", 1832: "maxLength", 1833: "minInclusive",
     1834: "maxInclusive",
     1835: "minExclusive", 1836: "maxExclusive", 1837: "totalDigits", 1838: "fractionDigits", 1839: "pattern",
     1840: "enumeration",
