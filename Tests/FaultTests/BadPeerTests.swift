@@ -172,6 +172,45 @@ import Testing
     #expect(agencies.recipient.stop() == 0)
   }
 
+  /// The sender's gateway checks records; one that does not is found out by the recipient's, before the inbox.
+  @Test func recordsThatBreakTheSchemaAreRefusedByTheRecipientToo() async throws {
+    var options = TestAgencies.Options()
+    options.dataset = #", format: ndjson, schema: "schemas/test.schema", schemaSha256: "sha256:SHA256""#
+    options.schema = #"{"required":["id"]}"#
+    let agencies = try TestAgencies(options)
+    try agencies.recipient.start()
+    let attacker = try Attacker(agencies)
+    defer { attacker.relay.stop() }
+    let schema: JSON = ["id": "test.schema", "sha256": .string(Digest(of: Array(options.schema.utf8)).hex)]
+    // A manifest without the schema is refused at once.
+    let unchecked = TransferID()
+    let reply = try await attacker.send(
+      "PUT", "/v1/transfers/\(unchecked)/manifest", attacker.package([1], id: unchecked).manifest.bytes)
+    #expect(reply.status == 403 && Problem(reply)?.code == "input.schema")
+    for (text, records, state) in [
+      ("{\"id\":1}\n", 1, "acknowledged"), ("{\"no\":\"SECRET\"}\n", 1, "quarantined"),
+      ("{\"id\":1}\n", 2, "quarantined"),
+    ] as [(String, Int64, String)] {
+      let id = TransferID()
+      let package = try attacker.package(Array(text.utf8), id: id) {
+        $0["schema"] = schema
+        $0["records"] = .integer(records)
+      }
+      #expect(try await attacker.send("PUT", "/v1/transfers/\(id)/manifest", package.manifest.bytes).status == 201)
+      #expect(
+        try await attacker.send("PATCH", "/v1/transfers/\(id)/body", package.body, ["Upload-Offset: 0"]).status == 200)
+      #expect(try await attacker.send("PUT", "/v1/transfers/\(id)/key", package.key).status == 200)
+      let states = state == "quarantined" ? [state] : ["delivered", state]
+      #expect(
+        try eventually {
+          let trace = try agencies.recipient.sallyport("trace", id.text).text
+          return states.contains { trace.contains($0) }
+        }, "\(text) \(records)")
+    }
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == ["attack.bin"])
+    #expect(!agencies.recipient.log.contains("SECRET"))
+  }
+
   /// A recipient that misbehaves: it has the recipient's TLS key and answers as `handler` says.
   private func impostor(
     _ agencies: TestAgencies, _ handler: @escaping PartnerServer.Handler, _ body: () throws -> Void
