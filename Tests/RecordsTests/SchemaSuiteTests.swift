@@ -76,6 +76,15 @@ private func run(
 }
 
 @Suite struct SchemaSuiteTests {
+  @Test func ourOwnCasesHold() throws {
+    let cases = try files(package.appendingPathComponent("Tests/RecordsTests/Cases"))
+    #expect(!cases.isEmpty)
+    for file in cases {
+      #expect(
+        try run(file, SchemaBundle(), .draft202012, assertsFormat: true).failures == [], "\(file.lastPathComponent)")
+    }
+  }
+
   @Test(.enabled(if: suite != nil), arguments: ["draft2020-12", "draft7"])
   func everyRequiredTestOfTheOfficialSuitePasses(draft: String) throws {
     let bundle = try remotes(suite!)
