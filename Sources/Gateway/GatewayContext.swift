@@ -220,12 +220,13 @@ package enum PolicyFolder {
     guard let records = agreement.records else { return nil }
     let path = "\(folder)/schemas/\(records.schema)"
     do {
-      let bytes = try File.contents(path, bytesMax: XMLSchema.schemaBytesMax)
+      let folder = SchemaFolder(path)
+      let bytes = try folder.contents()
       guard Digest(of: bytes) == records.sha256 else {
         throw ConfigurationError(
           "\(path) is not the schema of \(agreement.id): its SHA-256 is sha256:\(Digest(of: bytes).hex)")
       }
-      return try SchemaFolder(path).compile(PayloadFormat(records.format), PayloadOptions(records))
+      return try folder.compile(bytes, records.format, PayloadOptions(records))
     } catch let error as SchemaError {
       throw ConfigurationError("\(path) cannot be enforced: \(error)", remedy: "sallyport schemas lint \(path)")
     }

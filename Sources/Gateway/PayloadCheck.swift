@@ -1,7 +1,6 @@
 // Check: the records of a payload against the schema of its agreement, on the way out and again on the way in.
 
 import Foundation
-import Glibc
 import NIOConcurrencyHelpers
 import Records
 import Sealing
@@ -15,14 +14,9 @@ enum PayloadCheck {
     let (descriptor, path) = (file.descriptor, file.path)
     let offset = NIOLockedValueBox(0)
     return try RecordCheck(format, workers: workers).run { buffer in
-      let start = offset.withLockedValue { $0 }
-      while true {
-        let got = pread(descriptor, buffer.baseAddress!, buffer.count, start)
-        if got < 0, errno == EINTR { continue }
-        guard got >= 0 else { throw DiskError("read", path) }
-        offset.withLockedValue { $0 += got }
-        return got
-      }
+      let got = try File.read(descriptor, path, into: buffer, at: Int64(offset.withLockedValue { $0 }))
+      offset.withLockedValue { $0 += got }
+      return got
     }
   }
 }

@@ -6,9 +6,9 @@ import Records
 import Store
 
 /// How a payload's records are written; with a schema, what they are checked against.
-package enum PayloadFormat: String, Sendable, CaseIterable {
-  case ndjson, json, csv, xml
+package typealias PayloadFormat = Agreement.Records.Format
 
+extension PayloadFormat {
   /// By a file's extension; nil when it says nothing.
   package init?(fileName: String) {
     switch URL(fileURLWithPath: fileName).pathExtension.lowercased() {
@@ -17,17 +17,6 @@ package enum PayloadFormat: String, Sendable, CaseIterable {
     case "csv": self = .csv
     case "xml": self = .xml
     default: return nil
-    }
-  }
-}
-
-extension PayloadFormat {
-  init(_ format: Agreement.Records.Format) {
-    switch format {
-    case .csv: self = .csv
-    case .ndjson: self = .ndjson
-    case .json: self = .json
-    case .xml: self = .xml
     }
   }
 }
@@ -65,7 +54,14 @@ package struct SchemaFolder: Sendable {
   ///
   /// - Throws: DiskError; SchemaError with the place at fault.
   package func compile(_ format: PayloadFormat, _ options: PayloadOptions) throws -> RecordFormat {
-    let bytes = try File.contents("\(path)/\(name)", bytesMax: XMLSchema.schemaBytesMax)
+    try compile(try contents(), format, options)
+  }
+
+  /// The schema's own bytes.
+  func contents() throws -> [UInt8] { try File.contents("\(path)/\(name)", bytesMax: XMLSchema.schemaBytesMax) }
+
+  /// Compiles what `contents` gave, once its digest was compared.
+  func compile(_ bytes: [UInt8], _ format: PayloadFormat, _ options: PayloadOptions) throws -> RecordFormat {
     switch format {
     case .ndjson: return .ndjson(try jsonSchema(bytes))
     case .json: return .json(try jsonSchema(bytes), pointer: options.pointer)

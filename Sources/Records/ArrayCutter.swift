@@ -14,9 +14,9 @@ struct ArrayCutter: BatchCutter {
   private var open: [(isObject: Bool, count: Int, matches: Bool)] = []
   private var key: [UInt8]?
   private var token: [UInt8] = []
-  private var inString = false
-  private var isEscaped = false
+  private var scan = StringScan()
   private var expectsValue = true
+  private var commaSeen = false
 
   private enum State { case before, inside, after, whole, over }
 
@@ -33,7 +33,7 @@ struct ArrayCutter: BatchCutter {
     var at = 0
     var elementStart: Int?
     var depth = 0
-    var scan = ElementScan()
+    var element = StringScan()
     var end = 0
     while true {
       let got = try remainder.fill(&batch)
@@ -74,8 +74,8 @@ struct ArrayCutter: BatchCutter {
       if state == .inside {
         while at < batch.count {
           let byte = batch.bytes[at]
-          if scan.inString {
-            scan.step(byte)
+          if element.isInside {
+            element.step(byte)
             at += 1
             continue
           }
@@ -96,7 +96,7 @@ struct ArrayCutter: BatchCutter {
             continue
           }
           switch byte {
-          case 34: scan.inString = true
+          case 34: element.isInside = true
           case 123, 91: depth += 1
           case 125, 93: depth -= 1
           default: break
@@ -121,24 +121,6 @@ struct ArrayCutter: BatchCutter {
     }
   }
 
-  private var commaSeen = false
-
-  /// Where a string is inside an element.
-  private struct ElementScan {
-    var inString = false
-    var isEscaped = false
-
-    mutating func step(_ byte: UInt8) {
-      if isEscaped {
-        isEscaped = false
-      } else if byte == 92 {
-        isEscaped = true
-      } else if byte == 34 {
-        inString = false
-      }
-    }
-  }
-
   private func fault(_ batch: inout RecordBatch, _ code: String, _ expected: String, at offset: Int) {
     batch.faults.append(
       Finding(
@@ -148,23 +130,14 @@ struct ArrayCutter: BatchCutter {
 
   /// One byte of the envelope before the array; true when it opens the array.
   private mutating func follow(_ byte: UInt8) -> Bool {
-    if inString {
-      if isEscaped {
-        isEscaped = false
-      } else if byte == 92 {
-        isEscaped = true
-      } else if byte == 34 {
-        inString = false
-        if !expectsValue { key = token }
-        return false
-      }
-      token.append(byte)
+    if scan.isInside {
+      scan.step(byte)
+      if scan.isInside { token.append(byte) } else if !expectsValue { key = token }
       return false
     }
-    let isOnPath = open.allSatisfy(\.matches) && (open.isEmpty ? true : stepMatches())
     switch byte {
     case 34:
-      inString = true
+      scan.isInside = true
       token = []
     case 58: expectsValue = true
     case 44:
@@ -173,8 +146,9 @@ struct ArrayCutter: BatchCutter {
         expectsValue = !open[last].isObject
       }
     case 91:
-      if isOnPath, open.count == path.count { return true }
-      open.append((false, 0, isOnPath))
+      let matches = isOnPath
+      if matches, open.count == path.count { return true }
+      open.append((false, 0, matches))
       expectsValue = true
     case 123:
       open.append((true, 0, isOnPath))
@@ -185,17 +159,17 @@ struct ArrayCutter: BatchCutter {
     return false
   }
 
+  /// Whether the container that opens here lies on the path.
+  private var isOnPath: Bool { open.isEmpty || (open.allSatisfy(\.matches) && stepMatches()) }
+
   /// Whether the value that begins here is the path's next step.
   private func stepMatches() -> Bool {
     guard open.count <= path.count, let top = open.last else { return false }
     let step = path[open.count - 1]
     if !top.isObject { return step == "\(top.count)" }
     guard let key else { return false }
-    var name: [UInt8] = []
     // An escape that is malformed fails with the envelope; here it just does not match.
-    guard !key.contains(92) else { return (try? JSONDocument([34] + key + [34]).root.string) == step }
-    name = key
-    return name == Array(step.utf8)
+    return (try? JSONDocument([34] + key + [34]).root.stringBytes) == Array(step.utf8)
   }
 
   private func checkEnvelope(_ batch: inout RecordBatch) {
@@ -203,6 +177,22 @@ struct ArrayCutter: BatchCutter {
       _ = try JSONDocument(envelope)
     } catch {
       fault(&batch, error.code.rawValue, error.code.expectation + " around the array of records", at: batch.count)
+    }
+  }
+}
+
+/// Whether a byte is inside a JSON string; set when its opening quote is seen.
+private struct StringScan {
+  var isInside = false
+  private var isEscaped = false
+
+  mutating func step(_ byte: UInt8) {
+    if isEscaped {
+      isEscaped = false
+    } else if byte == 92 {
+      isEscaped = true
+    } else if byte == 34 {
+      isInside = false
     }
   }
 }

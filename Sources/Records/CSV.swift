@@ -240,7 +240,7 @@ struct RowChecker: ~Copyable, RecordChecker {
           keywordLocation: "/fields/\(place)/\(broken.path)",
           absolute: "\(schema.location)#/fields/\(place)/\(broken.path)",
           expected: JSONDescriber.cut(broken.expected),
-          actual: broken.isMissing ? "a missing value" : "a field of \(Self.scalars(content)) characters"),
+          actual: broken.isMissing ? "a missing value" : "a field of \(scalarCount(content)) characters"),
         findingsMax: findingsMax)
     }
     if !isValid {
@@ -264,10 +264,6 @@ struct RowChecker: ~Copyable, RecordChecker {
           digest: low.value.0,
           digest2: low.value.1))
     }
-  }
-
-  private static func scalars(_ content: UnsafeBufferPointer<UInt8>) -> Int {
-    content.reduce(0) { $0 + ($1 & 0xC0 != 0x80 ? 1 : 0) }
   }
 
   private mutating func undouble(_ content: UnsafeBufferPointer<UInt8>) {

@@ -88,6 +88,9 @@ func unescapeJSON(_ content: UnsafeBufferPointer<UInt8>, into output: inout [UIn
   }
 }
 
+/// Unicode scalars of UTF-8: all bytes but those that continue one.
+func scalarCount(_ text: some Sequence<UInt8>) -> Int { text.reduce(0) { $0 + ($1 & 0xC0 != 0x80 ? 1 : 0) } }
+
 @inline(__always) func hexValue(_ digit: UInt8) -> UInt8? {
   switch digit {
   case 48...57: digit - 48

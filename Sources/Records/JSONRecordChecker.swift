@@ -190,8 +190,7 @@ struct JSONDescriber {
     case .true, .false: return "a boolean"
     case .number: return "a number of \(node.end - node.start) characters"
     case .string:
-      let scalars = content(node).reduce(0) { $0 + ($1 & 0xC0 != 0x80 ? 1 : 0) }
-      return "a string of \(scalars) characters"
+      return "a string of \(scalarCount(content(node))) characters"
     case .array: return "an array of \(node.count) items"
     case .object: return "an object of \(node.count) members"
     }

@@ -1,7 +1,7 @@
 // A compiled regular expression: a deterministic automaton over UTF-8 bytes, linear in the text whatever the pattern.
 //
 // Scalars' ranges become byte sequences, those a non-deterministic automaton, its sets of states the table. A pattern
-// whose table would grow too large is walked as the non-deterministic automaton: slower, still linear.
+// whose table would grow too large is refused.
 
 /// Says whether a pattern matches anywhere in a text (ECMA-262 `RegExp.prototype.test`, unicode mode). Immutable.
 final class Pattern: @unchecked Sendable {
@@ -24,10 +24,10 @@ final class Pattern: @unchecked Sendable {
     let machine = try Machine(try parser.parse())
     let (columns, width) = machine.byteClasses()
     let states = machine.determinize(columns, width, statesMax: Self.tableStatesMax)
+    guard !states.isEmpty else { throw PatternError(reason: "its automaton has over \(Self.tableStatesMax) states") }
     self.width = width
     classes = .allocate(capacity: 256)
     classes.initialize(from: columns, count: 256)
-    guard !states.isEmpty else { throw PatternError(reason: "its automaton has over \(Self.tableStatesMax) states") }
     table = .allocate(capacity: states.count)
     for (place, state) in states.enumerated() { (table + place).initialize(to: UInt32(state) * UInt32(width)) }
   }
@@ -56,8 +56,8 @@ final class Pattern: @unchecked Sendable {
 }
 
 /// The non-deterministic automaton (Thompson's construction).
-private struct Machine: Sendable {
-  enum Step: Sendable {
+private struct Machine {
+  enum Step {
     case byte(UInt8, UInt8, next: Int32)
     case split(Int32, Int32)
     case start(Int32), end(Int32)

@@ -72,7 +72,7 @@ package enum RecordLimits {
   package static let batchBytes = 1 << 20
   /// The largest record.
   package static let recordBytesMax = 16 << 20
-  /// All of a JSON file that is not in its array of records; all of an XML file's start.
+  /// All of a JSON file that is not in its array of records.
   package static let envelopeBytesMax = 1 << 20
   /// Findings that are kept in full.
   package static let findingsMax = 100
@@ -113,7 +113,7 @@ struct Remainder {
     nextIndex += 1
   }
 
-  /// Reads until about `batchBytes` more are there, or the input ends; how many came.
+  /// Reads until at least half of `batchBytes` more are there, or the input ends; how many came.
   mutating func fill(_ batch: inout RecordBatch) throws -> Int {
     batch.reserve(batch.count + RecordLimits.batchBytes)
     let start = batch.count

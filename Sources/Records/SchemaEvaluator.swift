@@ -31,7 +31,6 @@ struct SchemaEvaluator {
   private let strings: UnsafePointer<StringRule>
   private let numberRules: UnsafePointer<NumberRule>
   private let logics: UnsafePointer<LogicRule>
-  private let tables: ProgramTables
   private let tracksScope: Bool
 
   private var base: UnsafePointer<UInt8>
@@ -50,16 +49,15 @@ struct SchemaEvaluator {
 
   init(_ program: SchemaProgram) {
     self.program = program
-    tables = ProgramTables(program)
-    rules = tables.rules
-    objects = tables.objects
-    properties = tables.properties
-    slots = tables.slots
-    keys = tables.keys
-    arrays = tables.arrays
-    strings = tables.strings
-    numberRules = tables.numberRules
-    logics = tables.logics
+    rules = program.rules
+    objects = program.objects
+    properties = program.properties
+    slots = program.slots
+    keys = program.keys
+    arrays = program.arrays
+    strings = program.strings
+    numberRules = program.numberRules
+    logics = program.logic
     tracksScope = program.tracksScope
     base = keys
     nodes = UnsafePointer(bitPattern: 16)!
@@ -162,11 +160,7 @@ struct SchemaEvaluator {
     }
     // A scalar under plain rules: no scope, no marks, no depth.
     if rule.logic < 0, node.kindBits < JSONKind.array.rawValue {
-      if node.kindBits == JSONKind.string.rawValue {
-        return (rule.string < 0 || checkString(strings[Int(rule.string)], schema, index, node)) && isValid
-      }
-      guard rule.number >= 0, node.kindBits == JSONKind.number.rawValue else { return isValid }
-      return checkNumber(numberRules[Int(rule.number)], schema, index, node) && isValid
+      return checkKind(rule, schema, index, node, nil) && isValid
     }
     steps += 1
     guard depth < Self.depthMax, steps < Self.stepsMax else {
@@ -191,28 +185,9 @@ struct SchemaEvaluator {
       }
     }
 
-    switch node.kindBits {
-    case JSONKind.string.rawValue:
-      if rule.string >= 0, !checkString(strings[Int(rule.string)], schema, index, node) {
-        isValid = false
-        if !explaining { return false }
-      }
-    case JSONKind.number.rawValue:
-      if rule.number >= 0, !checkNumber(numberRules[Int(rule.number)], schema, index, node) {
-        isValid = false
-        if !explaining { return false }
-      }
-    case JSONKind.object.rawValue:
-      if rule.object >= 0, !checkObject(objects[Int(rule.object)], schema, index, node, marks) {
-        isValid = false
-        if !explaining { return false }
-      }
-    case JSONKind.array.rawValue:
-      if rule.array >= 0, !checkArray(arrays[Int(rule.array)], schema, index, node, marks) {
-        isValid = false
-        if !explaining { return false }
-      }
-    default: break
+    if !checkKind(rule, schema, index, node, marks) {
+      isValid = false
+      if !explaining { return false }
     }
     if rule.logic >= 0, !checkLogic(logics[Int(rule.logic)], schema, index, marks) {
       isValid = false
@@ -220,6 +195,24 @@ struct SchemaEvaluator {
     }
     if rule.hasUnevaluated, let marks, !checkUnevaluated(rule, schema, index, node, marks) { isValid = false }
     return isValid
+  }
+
+  /// The keywords for the kind of value that this is.
+  @inline(__always)
+  private mutating func checkKind(
+    _ rule: SchemaRule, _ schema: Int32, _ index: Int, _ node: JSONNode, _ marks: Marks?
+  ) -> Bool {
+    switch node.kindBits {
+    case JSONKind.string.rawValue:
+      rule.string < 0 || checkString(strings[Int(rule.string)], schema, index, node)
+    case JSONKind.number.rawValue:
+      rule.number < 0 || checkNumber(numberRules[Int(rule.number)], schema, index, node)
+    case JSONKind.object.rawValue:
+      rule.object < 0 || checkObject(objects[Int(rule.object)], schema, index, node, marks)
+    case JSONKind.array.rawValue:
+      rule.array < 0 || checkArray(arrays[Int(rule.array)], schema, index, node, marks)
+    default: true
+    }
   }
 
   // MARK: strings and numbers
@@ -240,8 +233,7 @@ struct SchemaEvaluator {
       let bytes = node.end - node.start - 2
       // No scalar has more than four bytes, escaped ones more than twelve: often the bytes decide.
       if node.isEscaped || bytes > rule.scalarsMax || bytes < UInt32(clamping: UInt64(rule.scalarsMin) * 4) {
-        let scalars = withContent(node) { content in content.reduce(into: UInt32(0)) { $0 += $1 & 0xC0 != 0x80 ? 1 : 0 }
-        }
+        let scalars = UInt32(withContent(node) { scalarCount($0) })
         if scalars < rule.scalarsMin {
           isValid = false
           if !fail("minLength", schema, index) { return false }
@@ -653,49 +645,6 @@ struct SchemaEvaluator {
       child = Int(nodes[value].next)
     }
     return isValid
-  }
-}
-
-/// The program's tables as raw pointers, copied once for each evaluator: no counting and no exclusivity checks on the way.
-private final class ProgramTables {
-  let rules: UnsafePointer<SchemaRule>
-  let objects: UnsafePointer<ObjectRule>
-  let properties: UnsafePointer<PropertyRule>
-  let slots: UnsafePointer<Int32>
-  let keys: UnsafePointer<UInt8>
-  let arrays: UnsafePointer<ArrayRule>
-  let strings: UnsafePointer<StringRule>
-  let numberRules: UnsafePointer<NumberRule>
-  let logics: UnsafePointer<LogicRule>
-
-  init(_ program: SchemaProgram) {
-    // All of these types are plain data: nothing to be destroyed.
-    func copy<Item: BitwiseCopyable>(_ items: [Item]) -> UnsafePointer<Item> {
-      let room = UnsafeMutablePointer<Item>.allocate(capacity: items.count + 1)
-      room.initialize(from: items, count: items.count)
-      return UnsafePointer(room)
-    }
-    rules = copy(program.rules)
-    objects = copy(program.objects)
-    properties = copy(program.properties)
-    slots = copy(program.slots)
-    keys = copy(program.keys)
-    arrays = copy(program.arrays)
-    strings = copy(program.strings)
-    numberRules = copy(program.numberRules)
-    logics = copy(program.logic)
-  }
-
-  deinit {
-    rules.deallocate()
-    objects.deallocate()
-    properties.deallocate()
-    slots.deallocate()
-    keys.deallocate()
-    arrays.deallocate()
-    strings.deallocate()
-    numberRules.deallocate()
-    logics.deallocate()
   }
 }
 

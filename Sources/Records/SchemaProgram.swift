@@ -112,18 +112,20 @@ struct LogicRule {
 
 /// Immutable once compiled; shared by all threads.
 package final class SchemaProgram: @unchecked Sendable {
-  // Proof for @unchecked: every stored property is a constant after `init`, and its contents are never written.
-  let rules: [SchemaRule]
-  let objects: [ObjectRule]
-  let properties: [PropertyRule]
-  let slots: [Int32]
-  let keys: [UInt8]
+  // Proof for @unchecked: every stored property is a constant after `init`, and what the pointers name is never written again.
+  //
+  // The hot tables are raw: no counting and no exclusivity checks on the way. All of them hold plain data.
+  let rules: UnsafePointer<SchemaRule>
+  let objects: UnsafePointer<ObjectRule>
+  let properties: UnsafePointer<PropertyRule>
+  let slots: UnsafePointer<Int32>
+  let keys: UnsafePointer<UInt8>
+  let arrays: UnsafePointer<ArrayRule>
+  let strings: UnsafePointer<StringRule>
+  let numberRules: UnsafePointer<NumberRule>
+  let logic: UnsafePointer<LogicRule>
   let pairs: [(Int32, Int32)]
   let lists: [Int32]
-  let arrays: [ArrayRule]
-  let strings: [StringRule]
-  let numberRules: [NumberRule]
-  let logic: [LogicRule]
   let numbers: [ExactNumber]
   let patterns: [Pattern]
   let formats: [Format]
@@ -144,17 +146,22 @@ package final class SchemaProgram: @unchecked Sendable {
   var tracksScope: Bool { !dynamicTargets.isEmpty }
 
   init(_ builder: SchemaCompiler, root: Int32) {
-    rules = builder.rules
-    objects = builder.objects
-    properties = builder.properties
-    slots = builder.slots
-    keys = builder.keys
+    func table<Item: BitwiseCopyable>(_ items: [Item]) -> UnsafePointer<Item> {
+      let room = UnsafeMutablePointer<Item>.allocate(capacity: items.count + 1)
+      room.initialize(from: items, count: items.count)
+      return UnsafePointer(room)
+    }
+    rules = table(builder.rules)
+    objects = table(builder.objects)
+    properties = table(builder.properties)
+    slots = table(builder.slots)
+    keys = table(builder.keys)
+    arrays = table(builder.arrays)
+    strings = table(builder.strings)
+    numberRules = table(builder.numberRules)
+    logic = table(builder.logic)
     pairs = builder.pairs
     lists = builder.lists
-    arrays = builder.arrays
-    strings = builder.strings
-    numberRules = builder.numberRules
-    logic = builder.logic
     numbers = builder.numbers
     patterns = builder.patterns
     formats = builder.formats
@@ -166,5 +173,17 @@ package final class SchemaProgram: @unchecked Sendable {
     sources = builder.sources
     knownNames = builder.knownNames
     self.root = root
+  }
+
+  deinit {
+    rules.deallocate()
+    objects.deallocate()
+    properties.deallocate()
+    slots.deallocate()
+    keys.deallocate()
+    arrays.deallocate()
+    strings.deallocate()
+    numberRules.deallocate()
+    logic.deallocate()
   }
 }

@@ -287,7 +287,7 @@ final class TableColumn: Sendable {
     }
     guard isOfType(content) else { return BrokenColumn(keyword: "type", path: "type", expected: typeName) }
     if scalarsMin > 0 || scalarsMax < .max {
-      let scalars = content.reduce(0) { $0 + ($1 & 0xC0 != 0x80 ? 1 : 0) }
+      let scalars = scalarCount(content)
       if scalars < scalarsMin {
         return BrokenColumn(keyword: "minLength", path: "constraints/minLength", expected: "\(scalarsMin)")
       }

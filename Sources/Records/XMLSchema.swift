@@ -32,10 +32,7 @@ package final class XMLSchema: @unchecked Sendable {
     var names = Set<String>()
     for text in [bytes] + documents.values { names.formUnion(try Self.vet(text)) }
     knownNames = names
-    guard let compiled = LibXML.compile(bytes, documents) else {
-      throw SchemaError(location: "", reason: "not an XSD that libxml2 compiles: \(LibXML.lastCompileError())")
-    }
-    schema = compiled
+    schema = try LibXML.compile(bytes, documents)
   }
 
   deinit { xmlSchemaFree(schema) }
@@ -53,7 +50,7 @@ package final class XMLSchema: @unchecked Sendable {
       case (_, "maxOccurs") where value != "unbounded" && (Int(value) ?? .max) > occursMax:
         throw SchemaError(location: "", reason: "maxOccurs over \(occursMax): say unbounded")
       case ("pattern", "value"):
-        // libxml2 backtracks; what our own engine refuses or cannot bound is refused here.
+        // libxml2 backtracks.
         if value.utf8.count > 1000 { throw SchemaError(location: "", reason: "a pattern of more than 1,000 bytes") }
       default: break
       }
@@ -343,7 +340,6 @@ private struct StartTagScan {
 private enum LibXML {
   private static let lock = NSLock()
   nonisolated(unsafe) private static var documents: [String: [UInt8]] = [:]
-  nonisolated(unsafe) private static var compileError = ""
   // Proof for nonisolated(unsafe): touched only under `lock`, which compile() holds while libxml2 calls back.
 
   private static let once: Void = {
@@ -364,7 +360,11 @@ private enum LibXML {
     xmlSetStructuredErrorFunc(nil) { _, _ in }
   }
 
-  static func compile(_ bytes: [UInt8], _ offered: [String: [UInt8]]) -> xmlSchemaPtr? {
+  /// - Throws: what libxml2 says first against it.
+  static func compile(_ bytes: [UInt8], _ offered: [String: [UInt8]]) throws(SchemaError) -> xmlSchemaPtr {
+    final class Complaint {
+      var text = ""
+    }
     ready()
     lock.lock()
     defer {
@@ -372,26 +372,25 @@ private enum LibXML {
       lock.unlock()
     }
     documents = offered
-    compileError = ""
-    return bytes.withUnsafeBytes { buffer in
+    let complaint = Complaint()
+    let compiled = bytes.withUnsafeBytes { buffer in
       let context = xmlSchemaNewMemParserCtxt(
         buffer.baseAddress?.assumingMemoryBound(to: CChar.self), Int32(buffer.count))
       defer { xmlSchemaFreeParserCtxt(context) }
       xmlSchemaSetParserStructuredErrors(
         context,
-        { _, error in
-          guard LibXML.compileError.isEmpty, let error, let message = error.pointee.message else { return }
-          LibXML.compileError =
+        { me, error in
+          let complaint = Unmanaged<Complaint>.fromOpaque(me!).takeUnretainedValue()
+          guard complaint.text.isEmpty, let error, let message = error.pointee.message else { return }
+          complaint.text =
             "line \(error.pointee.line): " + String(cString: message).trimmingCharacters(in: .whitespacesAndNewlines)
-        }, nil)
-      return xmlSchemaParse(context)
+        }, Unmanaged.passUnretained(complaint).toOpaque())
+      return withExtendedLifetime(complaint) { xmlSchemaParse(context) }
     }
-  }
-
-  static func lastCompileError() -> String {
-    lock.lock()
-    defer { lock.unlock() }
-    return compileError
+    guard let compiled else {
+      throw SchemaError(location: "", reason: "not an XSD that libxml2 compiles: \(complaint.text)")
+    }
+    return compiled
   }
 
   /// All attributes of a document as (element, attribute, value); nil when it is not well-formed or has a DOCTYPE.

@@ -44,6 +44,13 @@ package struct File: ~Copyable, Sendable {
 
   /// pread(2) until `buffer` is full or the file ends; how many bytes came.
   package func read(into buffer: UnsafeMutableRawBufferPointer, at offset: Int64) throws(DiskError) -> Int {
+    try Self.read(descriptor, path, into: buffer, at: offset)
+  }
+
+  /// The same for who can hold only the descriptor; its file must stay open.
+  package static func read(
+    _ descriptor: Int32, _ path: String, into buffer: UnsafeMutableRawBufferPointer, at offset: Int64
+  ) throws(DiskError) -> Int {
     var done = 0
     while done < buffer.count {
       let count = pread(descriptor, buffer.baseAddress! + done, buffer.count - done, Int(offset) + done)

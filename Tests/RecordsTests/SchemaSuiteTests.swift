@@ -87,26 +87,24 @@ private func run(
 
   @Test(.enabled(if: suite != nil), arguments: ["draft2020-12", "draft7"])
   func everyRequiredTestOfTheOfficialSuitePasses(draft: String) throws {
-    let bundle = try remotes(suite!)
-    var (failures, count): ([String], Int) = ([], 0)
-    for file in try files(suite!.appendingPathComponent("tests/\(draft)")) {
-      let result = try run(file, bundle, draft == "draft7" ? .draft07 : .draft202012, assertsFormat: false)
-      failures += result.failures
-      count += result.count
-    }
+    let (failures, count) = try runAll("tests/\(draft)", draft, assertsFormat: false)
     #expect(failures.isEmpty, "\(failures.count) of \(count):\n\(failures.joined(separator: "\n"))")
     #expect(count == (draft == "draft7" ? 927 : 1299))
   }
 
   @Test(.enabled(if: suite != nil), arguments: ["draft2020-12", "draft7"])
   func everyAssertedFormatPasses(draft: String) throws {
-    let bundle = try remotes(suite!)
-    var (failures, count): ([String], Int) = ([], 0)
-    for file in try files(suite!.appendingPathComponent("tests/\(draft)/optional/format")) {
-      let result = try run(file, bundle, draft == "draft7" ? .draft07 : .draft202012, assertsFormat: true)
-      failures += result.failures
-      count += result.count
-    }
+    let (failures, count) = try runAll("tests/\(draft)/optional/format", draft, assertsFormat: true)
     #expect(failures.isEmpty, "\(failures.count) of \(count):\n\(failures.joined(separator: "\n"))")
+  }
+
+  private func runAll(_ folder: String, _ draft: String, assertsFormat: Bool) throws -> (failures: [String], count: Int)
+  {
+    let bundle = try remotes(suite!)
+    return try files(suite!.appendingPathComponent(folder)).reduce(into: ([], 0)) { all, file in
+      let result = try run(file, bundle, draft == "draft7" ? .draft07 : .draft202012, assertsFormat: assertsFormat)
+      all.failures += result.failures
+      all.count += result.count
+    }
   }
 }
