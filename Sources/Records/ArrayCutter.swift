@@ -7,6 +7,7 @@ import Foundation
 struct ArrayCutter: BatchCutter {
   private var remainder: Remainder
   private let path: [String]
+  private let wholeIsRecord: Bool
   private var state = State.before
   private var envelope: [UInt8] = []
 
@@ -20,9 +21,12 @@ struct ArrayCutter: BatchCutter {
 
   private enum State { case before, inside, after, whole, over }
 
-  /// - Parameter pointer: to the array (RFC 6901); "" when the file is the array.
-  init(_ input: @escaping RecordInput, pointer: String) {
+  /// - Parameters:
+  ///   - pointer: to the array (RFC 6901); "" when the file is the array.
+  ///   - wholeIsRecord: with "", a file that is no array is one record.
+  init(_ input: @escaping RecordInput, pointer: String, wholeIsRecord: Bool = true) {
     remainder = Remainder(input)
+    self.wholeIsRecord = wholeIsRecord
     path = JSONPointer.parse(pointer) ?? []
   }
 
@@ -57,7 +61,7 @@ struct ArrayCutter: BatchCutter {
       while at < batch.count, state != .inside, state != .whole {
         let byte = batch.bytes[at]
         at += 1
-        if state == .before, path.isEmpty, open.isEmpty, byte != 91, byte != 32, byte != 10, byte != 13, byte != 9 {
+        if state == .before, wholeIsRecord, path.isEmpty, open.isEmpty, byte != 91, byte != 32, byte != 10, byte != 13, byte != 9 {
           (state, at) = (.whole, batch.count)
           break
         }
@@ -174,7 +178,7 @@ struct ArrayCutter: BatchCutter {
 
   private func checkEnvelope(_ batch: inout RecordBatch) {
     do throws(JSONFault) {
-      _ = try JSONDocument(envelope)
+      batch.envelope = try JSONDocument(envelope)
     } catch {
       fault(&batch, error.code.rawValue, error.code.expectation + " around the array of records", at: batch.count)
     }

@@ -95,6 +95,9 @@ struct RowChecker: ~Copyable, RecordChecker {
   private var scratch: [UInt8] = []
   private var lines = LineCounter()
   private var hasReturns = false
+  private var filter: CSVFilter?
+  private var writer: BatchWriter
+  private let keepsInvalid: Bool
 
   struct FieldSpan {
     var start: Int
@@ -102,10 +105,13 @@ struct RowChecker: ~Copyable, RecordChecker {
     var isQuoted: Bool
   }
 
-  init(_ schema: TableSchema, _ dialect: CSVDialect) {
+  init(_ schema: TableSchema, _ dialect: CSVDialect, _ filter: CompiledFilter? = nil) {
     self.schema = schema
     self.dialect = dialect
     offsets = .allocate(capacity: capacity)
+    writer = BatchWriter(filter?.gate)
+    keepsInvalid = filter?.filter.plan.onInvalid == .setAside
+    if let filter, let columns = filter.filter.csvColumns { self.filter = CSVFilter(filter, columns, dialect.delimiter) }
   }
 
   deinit { offsets.deallocate() }
@@ -171,8 +177,16 @@ struct RowChecker: ~Copyable, RecordChecker {
         continue
       }
       outcome.report.records += 1
-      checkRow(batch, rowStart, findingsMax, &outcome)
+      let isValid = checkRow(batch, rowStart, findingsMax, &outcome)
+      if isValid {
+        filter?.take(batch.bytes, fields, schema, &writer, &outcome)
+        if outcome.isFatal { break }
+      } else if keepsInvalid {
+        outcome.setAside.append(
+          contentsOf: UnsafeBufferPointer(start: batch.bytes + rowStart, count: min(start, batch.count) - rowStart))
+      }
     }
+    if filter != nil { writer.finish(into: &outcome) }
     return outcome
   }
 
@@ -201,9 +215,10 @@ struct RowChecker: ~Copyable, RecordChecker {
     return field.isQuoted ? raw.replacing("\"\"", with: "\"") : raw
   }
 
+  /// Whether the row is valid, keys that must be unique aside.
   private mutating func checkRow(
     _ batch: borrowing RecordBatch, _ rowStart: Int, _ findingsMax: Int, _ outcome: inout BatchOutcome
-  ) {
+  ) -> Bool {
     let record = outcome.report.records
     guard fields.count == schema.columns.count else {
       outcome.report.invalidRecords += 1
@@ -215,7 +230,7 @@ struct RowChecker: ~Copyable, RecordChecker {
           expected: "\(schema.columns.count) fields",
           actual: "\(fields.count) fields"),
         findingsMax: findingsMax)
-      return
+      return false
     }
     var isValid = true
     var findings = 0
@@ -264,6 +279,7 @@ struct RowChecker: ~Copyable, RecordChecker {
           digest: low.value.0,
           digest2: low.value.1))
     }
+    return isValid
   }
 
   private mutating func undouble(_ content: UnsafeBufferPointer<UInt8>) {

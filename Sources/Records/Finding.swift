@@ -73,6 +73,10 @@ package struct RecordReport: Sendable, Equatable {
   package var findings: [Finding] = []
   /// Findings by rule, all of them.
   package var countsByRule: [String: Int64] = [:]
+  /// The text could not be read to its end, or a limit was reached.
+  package var isCutShort = false
+  /// What a filter made of the valid records.
+  package var filtered: FilterReport?
 
   package var isValid: Bool { countsByRule.isEmpty }
   package var findingCount: Int64 { countsByRule.values.reduce(0, +) }
@@ -95,4 +99,16 @@ package struct RecordReport: Sendable, Equatable {
     if findings.count < findingsMax { findings.append(finding) }
     countsByRule[finding.rule, default: 0] += 1
   }
+}
+
+/// What went, and why the rest did not.
+package struct FilterReport: Sendable, Equatable {
+  /// Records of the output; for an aggregate, groups.
+  package var kept: Int64 = 0
+  /// By reason code.
+  package var withheld: [String: Int64] = [:]
+  /// The rule that forbids the whole file; "" when one could not be decided.
+  package var forbidden: String?
+
+  package init() {}
 }

@@ -14,6 +14,19 @@ struct BatchOutcome {
   /// Keys that may come once only, in order; kept with the records that are invalid already.
   var keys: [UniqueKey] = []
   var invalidRecords: Set<Int64> = []
+
+  // What a filter made of it.
+  var output: OutputPiece?
+  var kept: Int64 = 0
+  var withheld: [String: Int64] = [:]
+  /// Of the records in `output`, in their order; empty when the plan has no subject.
+  var subjects: [SubjectDigest] = []
+  /// The `forbid` that holds, "" when one could not be decided.
+  var forbidden: String?
+  var entries: [GroupEntry] = []
+  var envelope: JSONDocument?
+  /// Invalid records as they are spelled, each with its line end.
+  var setAside: [UInt8] = []
 }
 
 /// One value that may occur once only.
@@ -30,10 +43,16 @@ struct JSONRecordChecker: ~Copyable, RecordChecker {
   private let program: SchemaProgram
   private var parser = JSONParser()
   private var evaluator: SchemaEvaluator
+  private var filter: JSONFilter?
+  private var writer: BatchWriter
+  private let keepsInvalid: Bool
 
-  init(_ program: SchemaProgram) {
+  init(_ program: SchemaProgram, _ filter: CompiledFilter? = nil, isArray: Bool = false) {
     self.program = program
     evaluator = SchemaEvaluator(program)
+    writer = BatchWriter(filter?.gate)
+    keepsInvalid = filter?.filter.plan.onInvalid == .setAside
+    if let filter, let fields = filter.filter.jsonFields { self.filter = JSONFilter(filter, fields, isArray: isArray) }
   }
 
   mutating func check(_ batch: borrowing RecordBatch, findingsMax: Int) -> BatchOutcome {
@@ -54,6 +73,7 @@ struct JSONRecordChecker: ~Copyable, RecordChecker {
             record: outcome.report.records,
             line: lines.line(of: span.start, in: batch), byteOffset: Int64(span.start)),
           findingsMax: findingsMax)
+        setAside(span, batch, &outcome)
         continue
       }
       do throws(JSONFault) {
@@ -66,11 +86,17 @@ struct JSONRecordChecker: ~Copyable, RecordChecker {
         guard isRecord else { continue }
         outcome.report.records += 1
         // Cut short, a verdict is none: inside a `not` it would be the wrong one.
-        if evaluator.isValid(parser.base, parser.nodes), !evaluator.isExhausted { continue }
+        if evaluator.isValid(parser.base, parser.nodes), !evaluator.isExhausted {
+          filter?.take(parser.base, parser.nodes, &writer, &outcome)
+          if outcome.isFatal { break }
+          continue
+        }
+        setAside(span, batch, &outcome)
         explain(span, lines.line(of: span.start, in: batch), findingsMax, &outcome)
       } catch {
         outcome.report.records += 1
         outcome.report.invalidRecords += 1
+        setAside(span, batch, &outcome)
         let offset = scannedTogether ? error.offset : span.start + error.offset
         outcome.report.add(
           Finding(
@@ -81,7 +107,15 @@ struct JSONRecordChecker: ~Copyable, RecordChecker {
       }
     }
     outcome.lines = batch.lines
+    if filter != nil { writer.finish(into: &outcome) }
     return outcome
+  }
+
+  private func setAside(_ span: RecordSpan, _ batch: borrowing RecordBatch, _ outcome: inout BatchOutcome) {
+    guard keepsInvalid else { return }
+    outcome.setAside.append(
+      contentsOf: UnsafeBufferPointer(start: batch.bytes + span.start, count: span.end - span.start))
+    outcome.setAside.append(10)
   }
 
   private mutating func parseAlone(_ text: UnsafeBufferPointer<UInt8>) throws(JSONFault) -> Bool {

@@ -16,6 +16,8 @@ package struct RecordBatch: ~Copyable {
   var index: Int64 = 0
   /// Records that are no records: the envelope, a cut end.
   var faults: [Finding] = []
+  /// In the last batch of a JSON array: what stands around it, the array left empty.
+  var envelope: JSONDocument?
 
   package init(capacity: Int = RecordLimits.batchBytes) {
     self.capacity = capacity
@@ -78,6 +80,8 @@ package enum RecordLimits {
   package static let findingsMax = 100
   /// Findings of one record.
   static let findingsOfRecordMax = 20
+  /// Invalid records that are kept for the sender.
+  package static let setAsideBytesMax = 16 << 20
 }
 
 /// Cuts a stream into batches. Called by one worker at a time, in turns.

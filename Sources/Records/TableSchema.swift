@@ -125,6 +125,8 @@ struct ByteStrings: Sendable {
     }
   }
 
+  var isEmpty: Bool { ends.isEmpty }
+
   func contains(_ content: UnsafeBufferPointer<UInt8>) -> Bool {
     bytes.withUnsafeBufferPointer { bytes in
       var start = 0

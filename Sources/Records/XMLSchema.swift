@@ -59,8 +59,12 @@ package final class XMLSchema: @unchecked Sendable {
   }
 
   /// Reads and validates everything.
-  func check(_ input: RecordInput, findingsMax: Int, onProgress: (@Sendable (Int64) -> Void)?) throws -> RecordReport {
-    let run = XMLRun(schema: schema, knownNames: knownNames, recordPath: recordPath, findingsMax: findingsMax)
+  func check(
+    _ input: RecordInput, findingsMax: Int, _ filtering: Filtering?, onProgress: (@Sendable (Int64) -> Void)?
+  ) throws -> RecordReport {
+    let joiner = filtering.map { XMLJoiner($0, validating: newRun(findingsMax: 1)) }
+    let run = newRun(findingsMax: findingsMax)
+    run.filter = joiner?.filter
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 16, alignment: 16)
     defer {
       buffer.initializeMemory(as: UInt8.self, repeating: 0)
@@ -70,9 +74,61 @@ package final class XMLSchema: @unchecked Sendable {
       let got = try input(buffer)
       run.feed(UnsafeRawBufferPointer(rebasing: buffer[..<got]))
       if got == 0 { break }
+      try joiner?.handOn(run.report)
       onProgress?(run.report.bytes)
     }
-    return run.report
+    var report = run.report
+    try joiner?.finish(&report, findingsMax: findingsMax)
+    return report
+  }
+
+  private func newRun(findingsMax: Int) -> XMLRun {
+    XMLRun(schema: schema, knownNames: knownNames, recordPath: recordPath, findingsMax: findingsMax)
+  }
+}
+
+/// Takes what a filter writes through a validation of its own, and hands it on. One thread.
+private final class XMLJoiner {
+  private(set) var filter: XMLFilter!
+  private let sink: RecordSink
+  private let validation: XMLRun
+  private var pieces: [(OutputPiece, [SubjectDigest])] = []
+
+  init(_ filtering: Filtering, validating: XMLRun) {
+    sink = filtering.sink
+    validation = validating
+    filter = XMLFilter(filtering.filter) { [unowned self] piece, subjects in pieces.append((piece, subjects)) }
+  }
+
+  func handOn(_ report: RecordReport) throws {
+    let found = pieces
+    pieces = []
+    guard report.isValid, filter.outcome.forbidden == nil, validation.report.isValid else { return }
+    for (piece, subjects) in found {
+      validation.feed(piece.bytes)
+      guard validation.report.isValid else { return }
+      if !subjects.isEmpty { try sink.subjects(subjects) }
+      try sink.write(piece)
+    }
+  }
+
+  func finish(_ report: inout RecordReport, findingsMax: Int) throws {
+    filter.finish()
+    try handOn(report)
+    var result = FilterReport()
+    result.kept = filter.outcome.kept
+    result.withheld = filter.outcome.withheld
+    result.forbidden = filter.outcome.forbidden
+    report.filtered = result
+    guard report.isValid, result.forbidden == nil else { return }
+    validation.feed(UnsafeRawBufferPointer(start: nil, count: 0))
+    if let broken = validation.report.findings.first {
+      // What is left does not keep the schema: something that it requires was left out.
+      report.add(
+        Finding(
+          fault: "xml.filtered", expected: "records that keep the schema without the fields that were left out: \(broken.text)",
+          record: 0, line: 1, byteOffset: report.bytes), findingsMax: findingsMax)
+    }
   }
 }
 
@@ -95,6 +151,8 @@ private final class XMLRun {
   private var recordHasEnded = false
   private var recordStart: Int64 = 0
   private var last = (record: Int64(0), line: Int64(0), code: Int32(0), path: "")
+  /// Sees the events after they were checked here.
+  var filter: XMLFilter?
 
   init(schema: xmlSchemaPtr, knownNames: Set<String>, recordPath: [String], findingsMax: Int) {
     self.findingsMax = findingsMax
@@ -103,8 +161,24 @@ private final class XMLRun {
     LibXML.ready()
     sp_xml_handler(&handler)
     let me = Unmanaged.passUnretained(self).toOpaque()
-    handler.startElementNs = { me, name, _, _, _, _, count, _, _ in XMLRun.of(me).start(name!, Int(count)) }
-    handler.endElementNs = { me, _, _, _ in XMLRun.of(me).end() }
+    handler.startElementNs = { me, name, prefix, uri, namespaceCount, namespaces, count, _, attributes in
+      let run = XMLRun.of(me)
+      run.start(name!, Int(count))
+      guard let filter = run.filter, !run.isOver else { return }
+      filter.start(
+        XMLTag(
+          name!, prefix: prefix, uri: uri, namespaces: namespaces, namespaceCount: Int(namespaceCount),
+          attributes: attributes, attributeCount: Int(count)), isRecord: run.isRecord)
+    }
+    handler.endElementNs = { me, name, prefix, _ in
+      let run = XMLRun.of(me)
+      run.end()
+      run.filter?.end(XMLTag.qualified(prefix, name!))
+      if run.filter?.outcome.forbidden != nil { run.cut() }
+    }
+    handler.characters = { me, text, count in
+      XMLRun.of(me).filter?.text(UnsafeBufferPointer(start: text, count: Int(count)))
+    }
     handler.internalSubset = { me, _, _, _ in XMLRun.of(me).refuseDoctype() }
     parser = xmlCreatePushParserCtxt(&handler, me, nil, 0, nil)
     xmlCtxtUseOptions(parser, Int32(XML_PARSE_NONET.rawValue))
@@ -167,6 +241,12 @@ private final class XMLRun {
     report.add(
       Finding(fault: code, expected: expected, record: 0, line: max(1, line), byteOffset: report.bytes),
       findingsMax: findingsMax)
+    xmlStopParser(parser)
+  }
+
+  /// Reads no further.
+  private func cut() {
+    isOver = true
     xmlStopParser(parser)
   }
 
