@@ -14,7 +14,8 @@ struct DecimalSum: Sendable {
     let isNegative = digits.first == 45
     if isNegative || digits.first == 43 { digits = digits.dropFirst() }
     let parts = digits.split(separator: 46, maxSplits: 1, omittingEmptySubsequences: false)
-    guard !parts.isEmpty, parts.allSatisfy({ (1...Self.digitsMax).contains($0.count) && $0.allSatisfy { $0 &- 48 <= 9 } })
+    guard !parts.isEmpty,
+      parts.allSatisfy({ (1...Self.digitsMax).contains($0.count) && $0.allSatisfy { $0 &- 48 <= 9 } })
     else { return nil }
     for byte in parts.joined() { units = units * 10 + Int128(byte - 48) }
     scale = parts.count == 2 ? parts[1].count : 0
@@ -83,7 +84,9 @@ struct GroupTable {
   }
 
   /// Rows in the order of their keys, for groups that are large enough; and how many records the others had.
-  func rows(_ aggregate: RecordPlan.Aggregate) -> (rows: [(key: [UInt8], measure: String, distinct: Int)], withheld: Int64) {
+  func rows(_ aggregate: RecordPlan.Aggregate) -> (
+    rows: [(key: [UInt8], measure: String, distinct: Int)], withheld: Int64
+  ) {
     var rows: [(key: [UInt8], measure: String, distinct: Int)] = []
     var withheld: Int64 = 0
     for (key, group) in groups.sorted(by: { $0.key.lexicographicallyPrecedes($1.key) }) {

@@ -61,7 +61,9 @@ struct ArrayCutter: BatchCutter {
       while at < batch.count, state != .inside, state != .whole {
         let byte = batch.bytes[at]
         at += 1
-        if state == .before, wholeIsRecord, path.isEmpty, open.isEmpty, byte != 91, byte != 32, byte != 10, byte != 13, byte != 9 {
+        if state == .before, wholeIsRecord, path.isEmpty, open.isEmpty, byte != 91, byte != 32, byte != 10, byte != 13,
+          byte != 9
+        {
           (state, at) = (.whole, batch.count)
           break
         }

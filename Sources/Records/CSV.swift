@@ -111,7 +111,9 @@ struct RowChecker: ~Copyable, RecordChecker {
     offsets = .allocate(capacity: capacity)
     writer = BatchWriter(filter?.gate)
     keepsInvalid = filter?.filter.plan.onInvalid == .setAside
-    if let filter, let columns = filter.filter.csvColumns { self.filter = CSVFilter(filter, columns, dialect.delimiter) }
+    if let filter, let columns = filter.filter.csvColumns {
+      self.filter = CSVFilter(filter, columns, dialect.delimiter)
+    }
   }
 
   deinit { offsets.deallocate() }

@@ -158,7 +158,9 @@ struct CSVFilter: ~Copyable {
     for (_, slot, action) in aggregate.by {
       guard let text = value(slot) else { return nil }
       if case .generalise(let granularity) = action {
-        guard text.withUnsafeBufferPointer({ Transform.generalise($0, to: granularity, into: &coarse) }) else { return nil }
+        guard text.withUnsafeBufferPointer({ Transform.generalise($0, to: granularity, into: &coarse) }) else {
+          return nil
+        }
         parts.append(CSVColumns.quoted(coarse, delimiter))
       } else {
         parts.append(CSVColumns.quoted(text, delimiter))

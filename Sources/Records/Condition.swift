@@ -250,7 +250,8 @@ package struct CalendarSpan: Sendable, Equatable {
     func number(_ part: Substring?) -> Int? { part.map { Int($0) ?? -1 } ?? 0 }
     guard let years = number(match.1), let months = number(match.2), let weeks = number(match.3),
       let days = number(match.4), let hours = number(match.5), let minutes = number(match.6),
-      let seconds = number(match.7), [years, months, weeks, days, hours, minutes, seconds].allSatisfy({ (0...10_000).contains($0) })
+      let seconds = number(match.7),
+      [years, months, weeks, days, hours, minutes, seconds].allSatisfy({ (0...10_000).contains($0) })
     else { return nil }
     self.months = years * 12 + months
     self.days = weeks * 7 + days

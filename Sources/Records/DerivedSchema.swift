@@ -41,7 +41,9 @@ enum DerivedSchema {
     let root: JSONElement
 
     /// Keywords of the derived schema of one place.
-    func derive(_ element: JSONElement, _ node: FieldTree.Node, at place: String, depth: Int) throws(SchemaError) -> [String] {
+    func derive(_ element: JSONElement, _ node: FieldTree.Node, at place: String, depth: Int) throws(SchemaError)
+      -> [String]
+    {
       let element = try plain(element, at: place)
       guard depth < DerivedSchema.depthMax else { throw refused(place, "nested too deep") }
       if let action = node.action { return try leaf(element, action, at: place) }
@@ -55,8 +57,11 @@ enum DerivedSchema {
         var kept: Set<String> = []
         for (name, child) in node.children where child.isKept {
           let inner = "\(place)/\(name)"
-          guard let schema = element["properties"]?[name] else { throw refused(inner, "the schema has no such property") }
-          properties.append("\(quoted(name)):{\(try derive(schema, child, at: inner, depth: depth + 1).joined(separator: ","))}")
+          guard let schema = element["properties"]?[name] else {
+            throw refused(inner, "the schema has no such property")
+          }
+          properties.append(
+            "\(quoted(name)):{\(try derive(schema, child, at: inner, depth: depth + 1).joined(separator: ","))}")
           kept.insert(name)
         }
         parts.append("\"properties\":{\(properties.joined(separator: ","))}")
@@ -65,17 +70,29 @@ enum DerivedSchema {
         parts.append("\"additionalProperties\":false")
       }
       if types.contains("array") {
-        guard let items = element["items"], items.kind == .object else { throw refused(place, "its items have no one schema") }
+        guard let items = element["items"], items.kind == .object else {
+          throw refused(place, "its items have no one schema")
+        }
         parts.append("\"items\":{\(try derive(items, node, at: place, depth: depth + 1).joined(separator: ","))}")
-        parts += ["minItems", "maxItems"].compactMap { keyword in element[keyword].map { "\(quoted(keyword)):\($0.text)" } }
+        parts += ["minItems", "maxItems"].compactMap { keyword in
+          element[keyword].map { "\(quoted(keyword)):\($0.text)" }
+        }
       }
       return parts
     }
 
-    private func leaf(_ element: JSONElement, _ action: RecordPlan.Action, at place: String) throws(SchemaError) -> [String] {
-      if action == .pass { return element.members.filter { $0.key != "$schema" && $0.key != "$id" }.map { "\(quoted($0.key)):\($0.value.text)" } }
+    private func leaf(_ element: JSONElement, _ action: RecordPlan.Action, at place: String) throws(SchemaError)
+      -> [String]
+    {
+      if action == .pass {
+        return element.members.filter { $0.key != "$schema" && $0.key != "$id" }.map {
+          "\(quoted($0.key)):\($0.value.text)"
+        }
+      }
       let types = try self.types(element, at: place)
-      guard !types.contains("object") else { throw refused(place, "only single values and lists of them can be transformed") }
+      guard !types.contains("object") else {
+        throw refused(place, "only single values and lists of them can be transformed")
+      }
       var parts: [String] = []
       var output = types.isDisjoint(with: ["array", "null"]) ? [] : types.intersection(["array", "null"])
       output.insert("string")
@@ -87,7 +104,9 @@ enum DerivedSchema {
         parts.append("\"enum\":[\(values.joined(separator: ","))]")
       }
       if types.contains("array") {
-        guard let items = element["items"], items.kind == .object else { throw refused(place, "its items have no one schema") }
+        guard let items = element["items"], items.kind == .object else {
+          throw refused(place, "its items have no one schema")
+        }
         parts.append("\"items\":{\(try leaf(try plain(items, at: place), action, at: place).joined(separator: ","))}")
       }
       return parts
@@ -107,10 +126,12 @@ enum DerivedSchema {
           (element, node) = (next, child.node)
         }
         let action = plan.fields.first { $0.name == name }?.action ?? .pass
-        properties.append("\(quoted(name)):{\(try leaf(try plain(element, at: name), action, at: name).joined(separator: ","))}")
+        properties.append(
+          "\(quoted(name)):{\(try leaf(try plain(element, at: name), action, at: name).joined(separator: ","))}")
         names.append(name)
       }
-      properties.append("\(quoted(aggregate.measure)):{\"type\":\"\(aggregate.function == .count ? "integer" : "number")\"}")
+      properties.append(
+        "\(quoted(aggregate.measure)):{\"type\":\"\(aggregate.function == .count ? "integer" : "number")\"}")
       names.append(aggregate.measure)
       if let size = aggregate.distinctAs {
         properties.append("\(quoted(size)):{\"type\":\"integer\",\"minimum\":\(aggregate.groupSizeMin)}")
@@ -172,7 +193,9 @@ enum DerivedSchema {
     var fields: [String] = []
     var passed: Set<String> = []
     func field(_ name: String, _ action: RecordPlan.Action) throws(SchemaError) -> String {
-      guard let column = columns[name] else { throw SchemaError(location: name, reason: "the schema has no such column") }
+      guard let column = columns[name] else {
+        throw SchemaError(location: name, reason: "the schema has no such column")
+      }
       if action == .pass {
         passed.insert(name)
         return column.text
@@ -183,7 +206,9 @@ enum DerivedSchema {
       return "{\"name\":\(quoted(name)),\"type\":\"string\",\"constraints\":{\(constraints.joined(separator: ","))}}"
     }
     if let aggregate = plan.aggregate {
-      for name in aggregate.by { fields.append(try field(name, plan.fields.first { $0.name == name }?.action ?? .pass)) }
+      for name in aggregate.by {
+        fields.append(try field(name, plan.fields.first { $0.name == name }?.action ?? .pass))
+      }
       fields.append("{\"name\":\(quoted(aggregate.measure)),\"type\":\"number\",\"constraints\":{\"required\":true}}")
       if let size = aggregate.distinctAs {
         fields.append(
@@ -194,7 +219,9 @@ enum DerivedSchema {
     } else {
       // In the order of the file.
       for column in table.columns {
-        guard let wanted = plan.fields.first(where: { $0.name == column.name }), wanted.action != .drop else { continue }
+        guard let wanted = plan.fields.first(where: { $0.name == column.name }), wanted.action != .drop else {
+          continue
+        }
         fields.append(try field(column.name, wanted.action))
       }
     }

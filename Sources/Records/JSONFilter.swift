@@ -109,15 +109,16 @@ struct JSONFilter: ~Copyable {
     captured.removeAll(keepingCapacity: true)
     let mark = output.mark
     failed = false
-    if isArray { output.buffer.append(Self.separator) }
+    let writes = filter.aggregate == nil
+    if isArray, writes { output.buffer.append(Self.separator) }
     if filter.keepsAll {
       emit(Int(nodes[0].start), Int(nodes[0].end), base, &output)
       walk(0, 0, emits: false, base, nodes, &output)
     } else {
-      walk(0, 0, emits: filter.aggregate == nil, base, nodes, &output)
+      walk(0, 0, emits: writes, base, nodes, &output)
     }
     flush(base, &output)
-    if !isArray { output.buffer.append(10) }
+    if !isArray, writes { output.buffer.append(10) }
     let verdict = decide(base, nodes)
     switch verdict {
     case .goes:
@@ -162,7 +163,8 @@ struct JSONFilter: ~Copyable {
     let found = captured.filter { $0.slot == subject }
     guard found.count == 1 else { return .withheld(WithheldCode.error) }
     let node = nodes[Int(found[0].node)]
-    guard node.kindBits == JSONKind.string.rawValue || (node.kindBits == JSONKind.number.rawValue && node.isIntegerLiteral)
+    guard
+      node.kindBits == JSONKind.string.rawValue || (node.kindBits == JSONKind.number.rawValue && node.isIntegerLiteral)
     else { return .withheld(WithheldCode.error) }
     var canonical: [UInt8] = []
     swap(&canonical, &id)
@@ -243,7 +245,8 @@ struct JSONFilter: ~Copyable {
     _ node: JSONNode, _ action: RecordPlan.Action, _ base: UnsafePointer<UInt8>
   ) -> [UInt8]? {
     guard case .generalise(let granularity) = action else {
-      return action == .pass ? Array(UnsafeBufferPointer(start: base + Int(node.start), count: Int(node.end - node.start))) : nil
+      return action == .pass
+        ? Array(UnsafeBufferPointer(start: base + Int(node.start), count: Int(node.end - node.start))) : nil
     }
     var coarse: [UInt8] = []
     guard withText(node, base, { Transform.generalise($0, to: granularity, into: &coarse) }) else { return nil }
@@ -333,7 +336,8 @@ struct JSONFilter: ~Copyable {
           if key.isEscaped {
             let inner = writer[Int(found)]
             literal(
-              JSONText.quoted(Array(UnsafeBufferPointer(start: fields.keys + Int(inner.keyStart), count: Int(inner.keyCount))))
+              JSONText.quoted(
+                Array(UnsafeBufferPointer(start: fields.keys + Int(inner.keyStart), count: Int(inner.keyCount))))
                 + [58], base, &output)
           } else {
             emit(Int(key.start), Int(nodes[value].start), base, &output)
@@ -460,7 +464,8 @@ enum JSONText {
     for byte in text {
       switch byte {
       case 34, 92: output += [92, byte]
-      case 0..<32: output += Array("\\u00".utf8) + [byte < 16 ? 48 : 49, Array("0123456789abcdef".utf8)[Int(byte & 15)]]
+      case 0..<32:
+        output += Array("\\u00".utf8) + [byte < 16 ? 48 : 49, Array("0123456789abcdef".utf8)[Int(byte & 15)]]
       default: output.append(byte)
       }
     }

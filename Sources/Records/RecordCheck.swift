@@ -65,7 +65,8 @@ package struct RecordCheck: Sendable {
     unique: [UniqueConstraint] = [], _ makeChecker: @Sendable @escaping () -> Checker
   ) throws -> RecordReport {
     let state = CheckState(
-      cutter, filtering, findingsMax: findingsMax, unique: unique, batchesMax: Int64(workers) + 2, onProgress: onProgress)
+      cutter, filtering, findingsMax: findingsMax, unique: unique, batchesMax: Int64(workers) + 2,
+      onProgress: onProgress)
     let group = DispatchGroup()
     for _ in 0..<workers {
       group.enter()
@@ -267,7 +268,8 @@ struct FilterJoiner {
       guard setAsideBytes <= RecordLimits.setAsideBytesMax else {
         report.add(
           Finding(
-            fault: "record.set-aside-limit", expected: "at most \(RecordLimits.setAsideBytesMax) bytes of invalid records",
+            fault: "record.set-aside-limit",
+            expected: "at most \(RecordLimits.setAsideBytesMax) bytes of invalid records",
             record: 0, line: 1, byteOffset: report.bytes), findingsMax: findingsMax)
         outcome.isFatal = true
         return
@@ -276,7 +278,9 @@ struct FilterJoiner {
       try sink.setAside(outcome.setAside)
     }
     // A key that came twice was found when its record was written already.
-    if plan.onInvalid == .setAside, outcome.report.findings.contains(where: { $0.keyword == "unique" || $0.keyword == "primaryKey" }) {
+    if plan.onInvalid == .setAside,
+      outcome.report.findings.contains(where: { $0.keyword == "unique" || $0.keyword == "primaryKey" })
+    {
       outcome.isFatal = true
       return
     }
@@ -286,7 +290,8 @@ struct FilterJoiner {
           report.add(
             Finding(
               fault: "group.limit",
-              expected: "at most \(GroupTable.groupsMax) groups with \(GroupTable.distinctMax) subjects", record: 0, line: 1,
+              expected: "at most \(GroupTable.groupsMax) groups with \(GroupTable.distinctMax) subjects", record: 0,
+              line: 1,
               byteOffset: report.bytes), findingsMax: findingsMax)
           outcome.isFatal = true
           return
@@ -335,7 +340,9 @@ struct FilterJoiner {
     for (key, measure, distinct) in rows {
       let size = aggregate.distinctAs == nil ? nil : "\(distinct)"
       if isCSV {
-        text += key + [filter.filter.delimiter] + Array(measure.utf8) + (size.map { [filter.filter.delimiter] + Array($0.utf8) } ?? [])
+        text +=
+          key + [filter.filter.delimiter] + Array(measure.utf8)
+          + (size.map { [filter.filter.delimiter] + Array($0.utf8) } ?? [])
       } else {
         if isArray { text += JSONFilter.separator }
         text += [123] + key + Array(",\(DerivedSchema.quoted(aggregate.measure)):\(measure)".utf8)

@@ -156,7 +156,8 @@ final class FieldTree: Sendable {
         node.capture = captures.count
         captures.append(name)
       } else {
-        throw SchemaError(location: name, reason: "the field has two spellings: use \(captures[node.capture!]) throughout")
+        throw SchemaError(
+          location: name, reason: "the field has two spellings: use \(captures[node.capture!]) throughout")
       }
     }
     self.captures = captures

@@ -124,7 +124,8 @@ final class XMLFilter {
     switch action {
     case .pass, .drop: break
     case .mask: writer.buffer.append(Transform.mask)
-    case .constant(let constant): Array(constant.utf8).withUnsafeBufferPointer { XMLTag.escape($0, into: &writer.buffer) }
+    case .constant(let constant):
+      Array(constant.utf8).withUnsafeBufferPointer { XMLTag.escape($0, into: &writer.buffer) }
     case .pseudonymise: trimmed.withUnsafeBufferPointer { writer.pseudonym(of: $0) }
     case .generalise(let granularity):
       var coarse: [UInt8] = []
@@ -225,7 +226,9 @@ struct XMLTag {
     (prefix.map { bytes($0) + [58] } ?? []) + bytes(name)
   }
 
-  private static func bytes(_ text: Text) -> [UInt8] { Array(UnsafeBufferPointer(start: text, count: strlen(UnsafeRawPointer(text).assumingMemoryBound(to: CChar.self)))) }
+  private static func bytes(_ text: Text) -> [UInt8] {
+    Array(UnsafeBufferPointer(start: text, count: strlen(UnsafeRawPointer(text).assumingMemoryBound(to: CChar.self))))
+  }
 
   /// libxml2 leaves an ampersand in an attribute as `&#38;`, and only that.
   private static func value(_ text: UnsafeBufferPointer<UInt8>) -> [UInt8] {

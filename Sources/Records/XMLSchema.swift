@@ -126,7 +126,8 @@ private final class XMLJoiner {
       // What is left does not keep the schema: something that it requires was left out.
       report.add(
         Finding(
-          fault: "xml.filtered", expected: "records that keep the schema without the fields that were left out: \(broken.text)",
+          fault: "xml.filtered",
+          expected: "records that keep the schema without the fields that were left out: \(broken.text)",
           record: 0, line: 1, byteOffset: report.bytes), findingsMax: findingsMax)
     }
   }
@@ -179,6 +180,7 @@ private final class XMLRun {
     handler.characters = { me, text, count in
       XMLRun.of(me).filter?.text(UnsafeBufferPointer(start: text, count: Int(count)))
     }
+    handler.cdataBlock = handler.characters
     handler.internalSubset = { me, _, _, _ in XMLRun.of(me).refuseDoctype() }
     parser = xmlCreatePushParserCtxt(&handler, me, nil, 0, nil)
     xmlCtxtUseOptions(parser, Int32(XML_PARSE_NONET.rawValue))

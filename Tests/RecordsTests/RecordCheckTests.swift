@@ -5,7 +5,7 @@ import Testing
 @testable import Records
 
 /// Bytes handed out in pieces.
-private func input(_ bytes: [UInt8], piece: Int = 1 << 16) -> RecordInput {
+func input(_ bytes: [UInt8], piece: Int = 1 << 16) -> RecordInput {
   let done = NIOLockedValueBox(0)
   return { buffer in
     done.withLockedValue { start in
