@@ -59,7 +59,7 @@ let package = Package(
       swiftSettings: strict),
     .target(
       name: "Policies",
-      dependencies: ["Sealing", .product(name: "Yams", package: "Yams")],
+      dependencies: ["CKernels", "Sealing", .product(name: "Yams", package: "Yams")],
       swiftSettings: strict),
     .target(
       name: "Store",

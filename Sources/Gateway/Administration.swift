@@ -19,7 +19,20 @@ package struct Administration: Sendable {
     case ledgerShow = "ledger.show"
     case ledgerVerify = "ledger.verify"
     case ledgerBackup = "ledger.backup"
-    case record
+    case record, report
+    case agreementsList = "agreements.list"
+    case agreementsAct = "agreements.act"
+    case agreementsTake = "agreements.take"
+    case agreementsApprove = "agreements.approve"
+    case agreementsExplain = "agreements.explain"
+    case agreementsSimulate = "agreements.simulate"
+    case consentRecord = "consent.record"
+    case consentImport = "consent.import"
+    case consentHeartbeat = "consent.heartbeat"
+    case consentShow = "consent.show"
+    case consentAudit = "consent.audit"
+    case consentNotices = "consent.notices"
+    case consentAnswer = "consent.answer"
   }
 
   package static let rowsMax = 100_000
@@ -99,6 +112,20 @@ package struct Administration: Sendable {
       let path = try arguments.string("path", bytesMax: 4096)
       try await context.pool.run { [context] in try context.ledger.backup(to: path) }
       return [["backup": .string(path), "head": context.ledger.head.document]]
+    case .agreementsList: return try await agreements()
+    case .agreementsAct: return try await act(&arguments)
+    case .agreementsTake: return try await takeAct(&arguments)
+    case .agreementsApprove: return try await approve(&arguments)
+    case .agreementsExplain: return [try await explain(&arguments)]
+    case .agreementsSimulate: return try await simulate(try arguments.string("file", bytesMax: 4096))
+    case .consentRecord: return try await recordConsent(&arguments)
+    case .consentImport: return try await importConsent(&arguments)
+    case .consentHeartbeat: return try await heartbeat(&arguments)
+    case .consentShow: return try await showConsent(&arguments)
+    case .consentAudit: return try await auditConsent()
+    case .consentNotices: return try await notices()
+    case .consentAnswer: return try await answerNotice(&arguments)
+    case .report: return try await SubjectReport(context: context).run(try arguments.string("subject"))
     case .record:
       let kind = try arguments.string("kind")
       let detail = try arguments.string("detail", bytesMax: 4096)

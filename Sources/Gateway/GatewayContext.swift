@@ -31,6 +31,8 @@ package final class GatewayContext: Sendable {
   private let keyBox: NIOLockedValueBox<KeyRing>
   private let policyBox: NIOLockedValueBox<PolicyFolder.Enforceable>
   private let partnerBox = NIOLockedValueBox(PartnerDirectory())
+  private let actBook = NIOLockedValueBox(ActBook())
+  let consents = ConsentBook()
   private let lock: HomeLock
   /// Fetches the passphrase again, for `reload`.
   private let passphrase: @Sendable () throws -> Secret
@@ -46,6 +48,8 @@ package final class GatewayContext: Sendable {
     let receipts = Signal()
     let released = Signal()
     let partners = Signal()
+    let notices = Signal()
+    let acts = Signal()
   }
 
   /// Opens a home for one process: takes its lock, opens the ledger, loads partners and policies.
@@ -78,15 +82,32 @@ package final class GatewayContext: Sendable {
     policyBox = NIOLockedValueBox(try PolicyFolder.enforceable(home))
     pool = BlockingPool(threads: 8)
     try reloadPartners()
+    try loadConsents()
+  }
+
+  /// Fills the tables from the ledger.
+  private func loadConsents() throws {
+    try ledger.readNow { reader in
+      for agreement in try reader.consentAgreements() {
+        let table = ConsentTable(expecting: try reader.consentCount(agreement))
+        try reader.forEachConsent(agreement) { table.set($0, $1) }
+        consents.replace(agreement, with: table)
+      }
+    }
   }
 
   package var agency: AgencyID { configuration.agency }
   package var keys: KeyRing { keyBox.withLockedValue { $0 } }
   package var policies: PolicySet { policyBox.withLockedValue { $0.set } }
-  /// What an agreement's records are checked against; nil: they are opaque.
-  func recordFormat(of agreement: Agreement) -> RecordFormat? {
-    policyBox.withLockedValue { $0.formats[agreement.digest] }
+  /// How an agreement's records are checked and filtered; nil: they are opaque.
+  func enforcement(of agreement: Agreement) -> Enforcement? {
+    policyBox.withLockedValue { $0.enforcements[agreement.digest] }
   }
+  /// Where an agreement stands between this agency and a peer.
+  func standing(of agreement: Agreement, with peer: AgencyID, at instant: Date) -> AgreementStanding {
+    actBook.withLockedValue { $0 }.standing(of: agreement, between: agency, peer, at: instant)
+  }
+  package var acts: ActBook { actBook.withLockedValue { $0 } }
   package var partners: PartnerDirectory { partnerBox.withLockedValue { $0 } }
 
   /// Unlocks the keyring again after `keys` changed it. The TLS key in use changes with the next start.
@@ -99,12 +120,23 @@ package final class GatewayContext: Sendable {
   package func reloadPolicies() throws {
     let fresh = try PolicyFolder.enforceable(home)
     policyBox.withLockedValue { $0 = fresh }
+    verifyActs()
     news.folders.notify()
+    news.claimed.notify()
+    news.custody.notify()
+  }
+
+  /// Signatures are judged when agreements or cards change, not for each package.
+  private func verifyActs() {
+    let acts = policyBox.withLockedValue { $0 }.acts
+    let book = ActBook(policies, acts, cards: partners.cards + [keys.card.card])
+    actBook.withLockedValue { $0 = book }
   }
 
   package func reloadPartners() throws {
     let fresh = PartnerDirectory(try ledger.readNow { try $0.partners() })
     partnerBox.withLockedValue { $0 = fresh }
+    verifyActs()
     news.partners.notify()
   }
 
@@ -122,13 +154,24 @@ package final class GatewayContext: Sendable {
   }
 
   /// What a decision may know about a partner now.
-  func circumstances(_ peer: AgencyID, agreement: String) async throws -> Circumstances {
-    let instant = now()
+  func circumstances(_ peer: AgencyID, _ agreement: Agreement?) async throws -> Circumstances {
+    let (instant, id) = (now(), agreement?.id ?? "")
+    let (today, heard) = try await ledger.read {
+      (try $0.packagesToday(agreement: id, peer: peer, at: instant), try $0.consentHeard(id))
+    }
+    return circumstances(peer, agreement, packagesToday: today, consentHeard: heard, at: instant)
+  }
+
+  /// The same for who is in a transaction already.
+  func circumstances(
+    _ peer: AgencyID, _ agreement: Agreement?, packagesToday: Int64, consentHeard: Date?, at instant: Date
+  ) -> Circumstances {
     let partner = partners[peer]
-    let today = try await ledger.read { try $0.packagesToday(agreement: agreement, peer: peer, at: instant) }
-    let kinds = partner?.card.map { Set($0.card.sealingRecipients(at: instant).map(\.kind)) } ?? []
     return Circumstances(
-      instant: instant, partner: partner?.state ?? .unknown, recipientKinds: kinds, packagesToday: today)
+      instant: instant, partner: partner?.state ?? .unknown,
+      recipientKinds: partner?.card.map { Set($0.card.sealingRecipients(at: instant).map(\.kind)) } ?? [],
+      packagesToday: packagesToday, standing: agreement.map { standing(of: $0, with: peer, at: instant) },
+      consentHeard: consentHeard)
   }
 
   /// Whether there is room to take more. Below the low-water mark nothing new is taken; what is here still flows.
@@ -174,71 +217,9 @@ package struct PartnerDirectory: Sendable {
   }
 
   package subscript(_ agency: AgencyID) -> Partner? { partners[agency] }
+  /// Cards of those whose fingerprint was approved.
+  var cards: [Card] { partners.values.filter { $0.state != .pending }.compactMap { $0.card?.card } }
   package var all: [Partner] { partners.values.sorted { $0.agency < $1.agency } }
   /// The active partner whose card has this TLS pin.
   package func known(by pin: Digest) -> AgencyID? { pins[pin] }
-}
-
-/// `policies/`: every `*.yaml` file directly in it is an agreement.
-package enum PolicyFolder {
-  package static let agreementsMax = 1000
-
-  /// - Throws: `ConfigurationError` naming the file.
-  package static func load(_ home: Home) throws -> PolicySet {
-    var agreements: [Agreement] = []
-    for name in try Directory.names(home.policies).sorted() where name.hasSuffix(".yaml") && !name.hasPrefix(".") {
-      agreements.append(try agreement("\(home.policies)/\(name)"))
-    }
-    guard agreements.count <= agreementsMax else {
-      throw ConfigurationError("\(home.policies) holds over \(agreementsMax) agreements")
-    }
-    do {
-      return try PolicySet(agreements)
-    } catch {
-      throw ConfigurationError("\(home.policies): \(error)")
-    }
-  }
-
-  /// Agreements with their schemas compiled, by the agreement's digest.
-  struct Enforceable: Sendable {
-    let set: PolicySet
-    let formats: [Digest: RecordFormat]
-  }
-
-  /// - Throws: `ConfigurationError` naming the agreement whose schema cannot be used.
-  static func enforceable(_ home: Home) throws -> Enforceable {
-    let set = try load(home)
-    var formats: [Digest: RecordFormat] = [:]
-    for agreement in set.agreements { formats[agreement.digest] = try format(of: agreement, in: home.policies) }
-    return Enforceable(set: set, formats: formats)
-  }
-
-  /// Compiles the schema that an agreement in `folder` names; nil when its payload is opaque.
-  ///
-  /// - Throws: `ConfigurationError`.
-  package static func format(of agreement: Agreement, in folder: String) throws -> RecordFormat? {
-    guard let records = agreement.records else { return nil }
-    let path = "\(folder)/schemas/\(records.schema)"
-    do {
-      let folder = SchemaFolder(path)
-      let bytes = try folder.contents()
-      guard Digest(of: bytes) == records.sha256 else {
-        throw ConfigurationError(
-          "\(path) is not the schema of \(agreement.id): its SHA-256 is sha256:\(Digest(of: bytes).hex)")
-      }
-      return try folder.compile(bytes, records.format, PayloadOptions(records))
-    } catch let error as SchemaError {
-      throw ConfigurationError("\(path) cannot be enforced: \(error)", remedy: "sallyport schemas lint \(path)")
-    }
-  }
-
-  package static func agreement(_ path: String) throws -> Agreement {
-    let bytes = try File.contents(path, bytesMax: StrictYAML.bytesMax)
-    guard let text = String(validating: bytes, as: UTF8.self) else { throw ConfigurationError("\(path) is not UTF-8") }
-    do {
-      return try Agreement(yaml: text)
-    } catch {
-      throw ConfigurationError("\(path): \(error)", remedy: "sallyport agreements lint \(path)")
-    }
-  }
 }

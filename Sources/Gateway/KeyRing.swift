@@ -142,6 +142,10 @@ package struct KeyRing: Sendable {
     return Envelope(signing: document, as: kind, with: keys.isEmpty ? Array(signing.suffix(1)) : keys)
   }
 
+  /// What people's pseudonyms come from: the first signing key that this agency ever had. It stays in the keyring for good, so
+  /// that what the ledger knows about people does not fall apart when signing keys rotate.
+  var subjectMaster: Secret { signing[0].seed }
+
   /// The TLS key in use: that of the card's first pin.
   package var tlsInUse: TLSIdentity {
     for pin in card.card.tlsPins {

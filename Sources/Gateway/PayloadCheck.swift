@@ -1,4 +1,4 @@
-// Check: the records of a payload against the schema of its agreement, on the way out and again on the way in.
+// Records as reports, and files as their input.
 
 import Foundation
 import NIOConcurrencyHelpers
@@ -6,14 +6,12 @@ import Records
 import Sealing
 import Store
 
-enum PayloadCheck {
-  /// Reads the whole of an open file. Blocks.
-  ///
-  /// - Throws: DiskError.
-  static func run(_ file: borrowing File, _ format: RecordFormat, workers: Int) throws -> RecordReport {
-    let (descriptor, path) = (file.descriptor, file.path)
+extension File {
+  /// The whole file as the input of a check; it must stay open until that is over.
+  var input: RecordInput {
+    let (descriptor, path) = (descriptor, path)
     let offset = NIOLockedValueBox(0)
-    return try RecordCheck(format, workers: workers).run { buffer in
+    return { buffer in
       let got = try File.read(descriptor, path, into: buffer, at: Int64(offset.withLockedValue { $0 }))
       offset.withLockedValue { $0 += got }
       return got
@@ -38,11 +36,14 @@ extension Finding {
 extension RecordReport {
   /// The report without its findings.
   package var summary: JSON {
-    [
+    var members: [String: JSON] = [
       "valid": .bool(isValid), "records": .integer(records), "invalidRecords": .integer(invalidRecords),
       "bytes": .integer(bytes),
       "findings": .integer(findingCount), "countsByRule": .object(countsByRule.mapValues { .integer($0) }),
     ]
+    members["kept"] = filtered.map { .integer($0.kept) }
+    members["withheld"] = filtered.map { .object($0.withheld.mapValues { .integer($0) }) }
+    return .object(members)
   }
 
   /// One sentence for a person.

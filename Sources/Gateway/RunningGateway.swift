@@ -193,6 +193,8 @@ private struct Lanes: Service {
     }
     let cards = CardExchange(context: context, links: links)
     run { try await cards.run(partner) }
+    run { try await Notices(context: context, links: links).run(partner) }
+    run { try await AgreementExchange(context: context).run(partner, links) }
     let confirm = Confirm(context: context, links: links, receipts: receipts)
     run { try await confirm.run(partner) }
   }

@@ -9,12 +9,22 @@ package enum ReasonCode: String, Sendable, CaseIterable {
   case agreementNotYet = "agreement.not-yet"
   case agreementExpired = "agreement.expired"
   case agreementUnknown = "agreement.unknown"
+  case agreementUnsigned = "agreement.unsigned"
+  case agreementRejected = "agreement.rejected"
+  case agreementSuspended = "agreement.suspended"
+  case agreementRevoked = "agreement.revoked"
+  case agreementSuperseded = "agreement.superseded"
+  case agreementReviewOverdue = "agreement.review-overdue"
+  case forbid = "forbid"
+  case forbidError = "forbid.error"
   case inputName = "input.name"
   case inputMediaType = "input.media-type"
   case inputEmpty = "input.empty"
   case inputDigest = "input.whole-file-digest"
   case inputSchema = "input.schema"
   case limitBytes = "limit.bytes"
+  case limitRecords = "limit.records"
+  case limitWindow = "limit.window"
   case limitRate = "limit.rate"
   case limitTimeToLive = "limit.time-to-live"
   case keyMissing = "key.missing"
@@ -23,6 +33,11 @@ package enum ReasonCode: String, Sendable, CaseIterable {
   case partnerPending = "partner.pending"
   case partnerSuspended = "partner.suspended"
   case deliveryMode = "delivery.mode"
+  case consentStale = "consent.source-stale"
+  case consentMissing = "consent.missing"
+  case recordsNone = "records.none"
+  case approvalPending = "approval.pending"
+  case approvalExpired = "approval.expired"
 
   /// What to do next, for the person who dropped the file or runs the gateway.
   package var nextStep: String {
@@ -36,6 +51,20 @@ package enum ReasonCode: String, Sendable, CaseIterable {
     case .inputEmpty: "Check the job that wrote the file: an empty file is never sent."
     case .inputDigest: "Ask the sender to seal the package again."
     case .inputSchema: "Correct the records that are named, see: sallyport schemas check; then drop the file again."
+    case .agreementUnsigned:
+      "Ask for the missing signatures: sallyport agreements list; then: sallyport agreements sign"
+    case .agreementRejected, .agreementRevoked: "It ends here. Ask your data officer: sallyport agreements show"
+    case .agreementSuspended: "It goes by itself when whoever suspended the agreement resumes it."
+    case .agreementSuperseded: "Use the version that replaces it: sallyport agreements list"
+    case .agreementReviewOverdue: "Ask your data officer to review the agreement and sign a new version."
+    case .forbid, .forbidError: "Take the records out that the agreement forbids, see: sallyport agreements explain"
+    case .limitRecords: "Split the file, or ask for a higher maxRecords in the agreement."
+    case .limitWindow: "It goes by itself in the next delivery window of the agreement."
+    case .consentStale: "Bring the consent registry's feed back: sallyport consent import, or consent heartbeat"
+    case .consentMissing: "Take out the people who have not agreed, or ask them: sallyport consent show"
+    case .recordsNone: "Nothing: no record of this file may go. Why is counted: sallyport agreements explain"
+    case .approvalPending: "Two people look at it: sallyport agreements approve ID"
+    case .approvalExpired: "Drop the file again and have it approved in time."
     case .limitBytes: "Split the file, or ask for a higher maxBytes in the agreement."
     case .limitRate: "It goes by itself tomorrow (UTC), or ask for a higher maxPackagesPerDay."
     case .limitTimeToLive: "Ask the sender to respect the agreement's timeToLive."
@@ -76,12 +105,38 @@ package struct Circumstances: Equatable, Sendable {
   package let recipientKinds: Set<RecipientKind>
   /// Packages already permitted under this agreement and pair since midnight UTC.
   package let packagesToday: Int64
+  /// Where the agreement stands; nil refuses.
+  package let standing: AgreementStanding?
+  /// When the consent registry last gave a sign of life; nil for never.
+  package let consentHeard: Date?
 
-  package init(instant: Date, partner: PartnerState, recipientKinds: Set<RecipientKind>, packagesToday: Int64) {
+  package init(
+    instant: Date, partner: PartnerState, recipientKinds: Set<RecipientKind>, packagesToday: Int64,
+    standing: AgreementStanding?, consentHeard: Date? = nil
+  ) {
     self.instant = instant
     self.partner = partner
     self.recipientKinds = recipientKinds
     self.packagesToday = packagesToday
+    self.standing = standing
+    self.consentHeard = consentHeard
+  }
+}
+
+/// What the pass over the records came to.
+package struct RecordCounts: Equatable, Sendable {
+  package let read: Int64
+  package let kept: Int64
+  /// By reason code.
+  package let withheld: [String: Int64]
+  /// The `forbid` that holds; "" when one could not be decided.
+  package let forbidden: String?
+
+  package init(read: Int64, kept: Int64, withheld: [String: Int64], forbidden: String?) {
+    self.read = read
+    self.kept = kept
+    self.withheld = withheld
+    self.forbidden = forbidden
   }
 }
 
@@ -101,6 +156,11 @@ package struct Decision: Equatable, Sendable {
   package let agreement: NamedDigest?
   package let trace: [Step]
   package let sentence: String
+  package var records: RecordCounts?
+  /// Fields by treatment, obligations of both sides.
+  package var terms: JSON?
+  /// The last moment that this decision holds without being made again.
+  package var horizon: Date?
 
   package var document: JSON {
     var members: [String: JSON] = [
@@ -111,7 +171,22 @@ package struct Decision: Equatable, Sendable {
         trace.map { ["rule": .string($0.rule), "passed": .bool($0.passed), "detail": .string($0.detail)] }),
     ]
     members["agreement"] = agreement.map { ["id": .string($0.id), "sha256": .string($0.sha256.hex)] }
+    members["records"] = records.map {
+      [
+        "read": .integer($0.read), "kept": .integer($0.kept),
+        "withheld": .object($0.withheld.mapValues { .integer($0) }),
+      ]
+    }
+    members["terms"] = terms
+    members["horizon"] = horizon.map { .string(Timestamp.format($0)) }
     return .object(members)
+  }
+
+  /// The same, refused for one more reason that was found later.
+  package func refused(_ code: ReasonCode, _ sentence: String) -> Decision {
+    Decision(
+      outcome: .refuse, codes: [code], agreement: agreement,
+      trace: trace + [Step(rule: code.rawValue, passed: false, detail: sentence)], sentence: "Refused: \(sentence).")
   }
 
   /// Digest that a manifest carries: salted, so that nobody guesses a decision from it.
@@ -166,7 +241,89 @@ package enum Evaluation {
       Rule(
         .limitRate, holds: true, passed: now.packagesToday < agreement.packagesPerDayMax,
         "\(now.packagesToday) of \(agreement.packagesPerDayMax) packages today"))
-    return decide(rules, draft, agreement)
+    if !agreement.windows.isEmpty {
+      rules.append(
+        Rule(
+          .limitWindow, holds: true,
+          passed: agreement.windows.contains { $0.contains(now.instant, in: agreement.timeZone) },
+          "inside \(agreement.windows.map(\.description).joined(separator: ", ")) \(agreement.timeZone)"))
+    }
+    if let age = agreement.consent.stalenessMax {
+      rules.append(
+        Rule(
+          .consentStale, holds: agreement.consent.onStale == .hold,
+          passed: now.consentHeard.map { now.instant < age.after($0) } ?? false,
+          "the consent registry was heard of within \(age)"))
+    }
+    var decision = decide(rules, draft, agreement)
+    decision.terms = terms(agreement)
+    decision.horizon = [
+      agreement.notAfter, agreement.consent.stalenessMax.flatMap { age in now.consentHeard.map(age.after) },
+    ]
+    .compactMap { $0 }.min()
+    return decision
+  }
+
+  /// The decision once the records were read: what was permitted may still come to nothing.
+  package static func completed(
+    _ decision: Decision, _ draft: Draft, under agreement: Agreement, _ records: RecordCounts
+  ) -> Decision {
+    guard decision.outcome == .permit else { return decision }
+    let missing = records.withheld.filter { $0.key.hasPrefix("consent.") }.values.reduce(0, +)
+    let rule = records.forbidden.map { id in agreement.forbid.first { $0.id == id } } ?? nil
+    var rules = [
+      Rule(
+        records.forbidden == "" ? .forbidError : .forbid, passed: records.forbidden == nil,
+        rule.map { "no record is forbidden by \($0.id): \($0.because)" } ?? "no record is forbidden"),
+      Rule(
+        .consentMissing, passed: agreement.consent.onMissing == .withhold || missing == 0,
+        "every person in the file may be told about"),
+      Rule(
+        .limitRecords, passed: records.kept <= agreement.recordsMax,
+        "\(records.kept) of at most \(agreement.recordsMax) records"),
+    ]
+    if rules.allSatisfy(\.passed) {
+      rules.append(Rule(.recordsNone, passed: records.kept > 0, "a record is left to send"))
+    }
+    var result = decide(rules, draft, agreement, records)
+    result = Decision(
+      outcome: result.outcome, codes: result.codes, agreement: result.agreement, trace: decision.trace + result.trace,
+      sentence: result.sentence)
+    result.records = records
+    result.terms = decision.terms
+    result.horizon = decision.horizon
+    return result
+  }
+
+  /// What both sides have to do, and what happens to each field.
+  private static func terms(_ agreement: Agreement) -> JSON {
+    func names(_ wanted: (Agreement.Field.Action) -> Bool) -> JSON {
+      .array(agreement.fields.filter { wanted($0.action) }.map { .string($0.name) })
+    }
+    var recipient = ["delete-after:\(agreement.retention.recipientDeleteAfter)"]
+    if agreement.retention.confirmsDeletion { recipient.append("confirm-deletion") }
+    recipient +=
+      agreement.onward.isAllowed
+      ? agreement.onward.underAgreements.map { "onward-only-under:\($0)" } : ["no-onward-transfer"]
+    if let days = agreement.legalBasis.adverseActionDays {
+      recipient.append("adverse-action-notice:\(days)-working-days")
+    }
+    let gateway =
+      ["seal:\(agreement.recipientKinds.map(\.rawValue).joined(separator: "|"))", "key-last"]
+      + (agreement.subjects.identifier == nil ? [] : ["index-for-subject-report"])
+    return [
+      "fields": [
+        "passed": names { $0 == .pass }, "dropped": names { $0 == .drop },
+        "changed": .object(
+          Dictionary(
+            uniqueKeysWithValues: agreement.fields.filter { $0.action != .pass && $0.action != .drop }.map {
+              ($0.name, .string($0.treatment))
+            })),
+      ],
+      "obligations": [
+        "gateway": .array(gateway.map { .string($0) }), "recipient": .array(recipient.map { .string($0) }),
+      ],
+    ]
   }
 
   /// Decides for the recipient, about a manifest that names `agreement`.
@@ -214,14 +371,31 @@ package enum Evaluation {
   private static func common(_ draft: Draft, _ agreement: Agreement, _ now: Circumstances) -> [Rule] {
     let parties =
       agreement.party(draft.sender, as: .provider) != nil && agreement.party(draft.recipient, as: .recipient) != nil
+    let standing = now.standing
+    let isValid = standing?.state == .valid
+    // A stranger's signatures cannot be judged yet.
+    let isKnown = now.partner == .active || now.partner == .suspended
+    let stopped: ReasonCode =
+      switch standing?.state {
+      case .valid, .proposed, nil: .agreementUnsigned
+      case .suspended: .agreementSuspended
+      case .rejected: .agreementRejected
+      case .revoked: .agreementRevoked
+      case .expired: .agreementExpired
+      case .notYet: .agreementNotYet
+      case .superseded: .agreementSuperseded
+      }
     return [
       Rule(.matchNone, passed: parties, "\(draft.sender) provides and \(draft.recipient) receives"),
       Rule(
-        .agreementNotYet, passed: now.instant >= agreement.notBefore, "begins \(Timestamp.format(agreement.notBefore))"),
-      Rule(.agreementExpired, passed: now.instant < agreement.notAfter, "ends \(Timestamp.format(agreement.notAfter))"),
+        .agreementReviewOverdue, holds: true, passed: now.instant < agreement.reviewBy + 86400,
+        "reviewed by \(Timestamp.format(agreement.reviewBy).prefix(10))"),
       Rule(.partnerUnknown, passed: now.partner != .unknown, "the partner's card is held"),
       Rule(.partnerPending, holds: true, passed: now.partner != .pending, "the partner's fingerprint is approved"),
       Rule(.partnerSuspended, holds: true, passed: now.partner != .suspended, "the partner is not suspended"),
+      Rule(
+        stopped, holds: standing?.state == .suspended || !isKnown, passed: isValid,
+        "the agreement is in force (\(standing?.detail ?? "nobody signed it"))"),
       Rule(
         .inputName, passed: FileName.fault(draft.name) == nil && agreement.allows(name: draft.name),
         "the name is safe and fits \(agreement.namePattern)"),
@@ -234,14 +408,18 @@ package enum Evaluation {
     ]
   }
 
-  private static func decide(_ rules: [Rule], _ draft: Draft, _ agreement: Agreement) -> Decision {
+  private static func decide(
+    _ rules: [Rule], _ draft: Draft, _ agreement: Agreement, _ records: RecordCounts? = nil
+  ) -> Decision {
     let failed = rules.filter { !$0.passed }
     let outcome: Decision.Outcome =
       failed.isEmpty ? .permit : failed.allSatisfy(\.holds) ? .hold : .refuse
     let codes = failed.filter { outcome != .refuse || !$0.holds }.map(\.code)
     let sentence =
       switch outcome {
-      case .permit: "Permitted: \"\(agreement.title)\" covers this file from \(draft.sender) to \(draft.recipient)."
+      case .permit:
+        records.map { told($0, draft, agreement) }
+          ?? "Permitted: \"\(agreement.title)\" covers this file from \(draft.sender) to \(draft.recipient)."
       case .hold: "Held: \(failed.map(\.detail).joined(separator: "; ")) does not hold yet."
       case .refuse:
         "Refused under \"\(agreement.title)\": \(failed.filter { !$0.holds }.map(\.detail).joined(separator: "; ")) does not hold."
@@ -249,6 +427,18 @@ package enum Evaluation {
     return Decision(
       outcome: outcome, codes: codes, agreement: NamedDigest(id: agreement.id, sha256: agreement.digest),
       trace: rules.map { .init(rule: $0.code.rawValue, passed: $0.passed, detail: $0.detail) }, sentence: sentence)
+  }
+
+  private static func told(_ records: RecordCounts, _ draft: Draft, _ agreement: Agreement) -> String {
+    let name = agreement.parties.first { $0.id == draft.recipient }?.name ?? draft.recipient.text
+    let what =
+      agreement.aggregate == nil
+      ? "\(records.kept) of \(records.read) records" : "\(records.kept) groups of \(records.read) records"
+    let left = records.withheld.sorted { ($1.value, $0.key) < ($0.value, $1.key) }.map { "\($0.value) \($0.key)" }
+    let gone = agreement.fields.filter { $0.action == .drop }.map { $0.title ?? $0.name }
+    return "Permitted: \(what) may go to \(name) under \"\(agreement.title)\"."
+      + (left.isEmpty ? "" : " Left out: \(left.joined(separator: ", ")).")
+      + (gone.isEmpty ? "" : " Never sent: \(gone.joined(separator: ", ")).")
   }
 
   private static func noAgreement(_ draft: Draft) -> Decision {

@@ -78,6 +78,16 @@ struct CSVFilter: ~Copyable {
       return
     case .goes: break
     }
+    if !filter.extracted.isEmpty {
+      outcome.rows.append(
+        filter.extracted.map { slot in
+          let place = columns.captured[Int(slot)]
+          let text = fields[place].text(bytes)
+          return text.withUnsafeBufferPointer { schema.columns[place].isMissing($0) }
+            ? nil : String(decoding: text, as: UTF8.self)
+        })
+      return
+    }
     if let subject = filter.subject {
       let isID = fields[columns.captured[Int(subject)]].text(bytes).withUnsafeBufferPointer {
         SubjectID.canonical($0, into: &id)

@@ -13,6 +13,8 @@ package struct Condition: Sendable, Equatable {
     case text(String)
     case integer(Int64)
     case bool(Bool)
+    /// For `within`.
+    case span(CalendarSpan)
   }
 
   package let field: String
@@ -28,7 +30,7 @@ package struct Condition: Sendable, Equatable {
     case .in, .notIn, .hasAny:
       guard (1...1000).contains(values.count) else { throw refused("\(comparison.rawValue) wants a list of values") }
     case .within:
-      guard values.count == 1, case .text(let text) = values[0], CalendarSpan(text) != nil else {
+      guard values.count == 1, case .span = values[0] else {
         throw refused("within wants a duration such as P8D or P24M")
       }
     case .eq, .ne: guard values.count == 1 else { throw refused("\(comparison.rawValue) wants one value") }
@@ -72,11 +74,12 @@ struct CompiledCondition: Sendable {
         if let instant = Instant.parse(Array(text.utf8)) { instants.append(instant) }
       case .integer(let number): numbers.append(Array("\(number)".utf8).withUnsafeBufferPointer { ExactNumber($0) })
       case .bool(let bool): bools.append(bool)
+      case .span: break
       }
     }
     self.texts = ByteStrings(texts)
     (self.numbers, self.bools, self.instants) = (numbers, bools, instants)
-    if comparison == .within, case .text(let text)? = condition.values.first, let span = CalendarSpan(text) {
+    if case .span(let span)? = condition.values.first {
       earliest = span.before(now).timeIntervalSince1970
       latest = now.timeIntervalSince1970
     } else {
@@ -238,43 +241,23 @@ enum Instant {
   }
 }
 
-/// An ISO 8601 duration with years, months, weeks and days, which have a length only on a calendar, and a time.
+/// A length of time; months and days have one only on a calendar.
 package struct CalendarSpan: Sendable, Equatable {
-  private let months: Int
-  private let days: Int
-  private let seconds: Int
+  package let months: Int
+  package let days: Int
+  package let seconds: Int
 
-  /// nil when it is none, or empty.
-  package init?(_ text: String) {
-    guard let match = text.wholeMatch(of: Self.pattern), text.utf8.count <= 32 else { return nil }
-    func number(_ part: Substring?) -> Int? { part.map { Int($0) ?? -1 } ?? 0 }
-    guard let years = number(match.1), let months = number(match.2), let weeks = number(match.3),
-      let days = number(match.4), let hours = number(match.5), let minutes = number(match.6),
-      let seconds = number(match.7),
-      [years, months, weeks, days, hours, minutes, seconds].allSatisfy({ (0...10_000).contains($0) })
-    else { return nil }
-    self.months = years * 12 + months
-    self.days = weeks * 7 + days
-    self.seconds = hours * 3600 + minutes * 60 + seconds
-    guard self.months + self.days + self.seconds > 0, text.last != "T" else { return nil }
+  package init(months: Int, days: Int, seconds: Int) {
+    self.months = months
+    self.days = days
+    self.seconds = seconds
   }
 
-  nonisolated(unsafe) private static let pattern =
-    /P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?)?/
-
-  private static let calendar: Calendar = {
+  /// The instant that lies this long before another, in UTC.
+  func before(_ instant: Date) -> Date {
     var calendar = Calendar(identifier: .gregorian)
     calendar.timeZone = TimeZone(secondsFromGMT: 0)!
-    return calendar
-  }()
-
-  /// The instant that lies this long before another, in UTC.
-  package func before(_ instant: Date) -> Date { shifted(instant, by: -1) }
-  package func after(_ instant: Date) -> Date { shifted(instant, by: 1) }
-
-  private func shifted(_ instant: Date, by sign: Int) -> Date {
-    let moved = Self.calendar.date(
-      byAdding: DateComponents(month: sign * months, day: sign * days), to: instant)
-    return (moved ?? instant) + Double(sign * seconds)
+    let moved = calendar.date(byAdding: DateComponents(month: -months, day: -days), to: instant)
+    return (moved ?? instant) - Double(seconds)
   }
 }

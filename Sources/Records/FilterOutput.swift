@@ -63,7 +63,7 @@ package final class OutputPiece: @unchecked Sendable {
 
   init(_ buffer: consuming ByteBuffer) { self.buffer = buffer }
 
-  convenience init(_ text: [UInt8]) {
+  package convenience init(_ text: [UInt8]) {
     var buffer = ByteBuffer(capacity: text.count)
     buffer.append(text)
     self.init(buffer)
@@ -95,6 +95,8 @@ struct BatchWriter: ~Copyable {
   private var entries: [GroupEntry] = []
   private var ids = TextList()
   private var values = TextList()
+  /// Records that this writer was given, over all its batches.
+  private var seen: Int64 = 0
   /// Where the placeholders of `values` stand.
   private var patches: [Int] = []
 
@@ -136,6 +138,11 @@ struct BatchWriter: ~Copyable {
     var end = 0
     outcome.subjects.reserveCapacity(subjects.count)
     for (place, range) in candidates.enumerated() {
+      defer { seen += 1 }
+      if let gate, gate.dropping.contains(seen) {
+        outcome.withheld["consent.withdrawn", default: 0] += 1
+        continue
+      }
       if let verdict = verdicts?[place], verdict != 0, let gate {
         outcome.withheld[gate.reasons[Int(verdict) - 1], default: 0] += 1
         continue

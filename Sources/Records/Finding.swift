@@ -78,6 +78,8 @@ package struct RecordReport: Sendable, Equatable {
   /// What a filter made of the valid records.
   package var filtered: FilterReport?
 
+  package init() {}
+
   package var isValid: Bool { countsByRule.isEmpty }
   package var findingCount: Int64 { countsByRule.values.reduce(0, +) }
 

@@ -120,6 +120,14 @@ struct JSONFilter: ~Copyable {
     flush(base, &output)
     if !isArray, writes { output.buffer.append(10) }
     let verdict = decide(base, nodes)
+    if case .goes = verdict, !filter.extracted.isEmpty {
+      outcome.rows.append(
+        filter.extracted.map { slot in
+          guard let node = single(slot, nodes) else { return nil }
+          return withText(node, base) { String(decoding: $0, as: UTF8.self) }
+        })
+      return output.drop(to: mark)
+    }
     switch verdict {
     case .goes:
       var entry: GroupEntry?

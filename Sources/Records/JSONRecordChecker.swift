@@ -24,6 +24,8 @@ struct BatchOutcome {
   /// The `forbid` that holds, "" when one could not be decided.
   var forbidden: String?
   var entries: [GroupEntry] = []
+  /// Extracted values of each record; nil where there is none.
+  var rows: [[String?]] = []
   var envelope: JSONDocument?
   /// Invalid records as they are spelled, each with its line end.
   var setAside: [UInt8] = []

@@ -100,12 +100,16 @@ package struct RecordSink: Sendable {
   package let subjects: @Sendable ([SubjectDigest]) throws -> Void
   /// Invalid records as they are spelled, when the plan sets them aside.
   package let setAside: @Sendable ([UInt8]) throws -> Void
+  /// Extracted values, when the plan extracts fields.
+  package let rows: @Sendable ([[String?]]) throws -> Void
 
   package init(
-    write: @escaping @Sendable (OutputPiece) throws -> Void,
+    write: @escaping @Sendable (OutputPiece) throws -> Void = { _ in },
     subjects: @escaping @Sendable ([SubjectDigest]) throws -> Void = { _ in },
-    setAside: @escaping @Sendable ([UInt8]) throws -> Void = { _ in }
+    setAside: @escaping @Sendable ([UInt8]) throws -> Void = { _ in },
+    rows: @escaping @Sendable ([[String?]]) throws -> Void = { _ in }
   ) {
+    self.rows = rows
     self.write = write
     self.subjects = subjects
     self.setAside = setAside
@@ -302,6 +306,7 @@ struct FilterJoiner {
         }
       }
     }
+    if !outcome.rows.isEmpty { try sink.rows(outcome.rows) }
     if plan.aggregate == nil { result.kept += outcome.kept }
     if !outcome.subjects.isEmpty { try sink.subjects(outcome.subjects) }
     if let output = outcome.output, output.count > 0 { try write(output) }

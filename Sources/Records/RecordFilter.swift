@@ -146,7 +146,7 @@ final class FieldTree: Sendable {
     }
     var asked = plan.include.map(\.field) + plan.exclude.map(\.field) + plan.forbid.map(\.condition.field)
     asked += plan.fields.filter { $0.isRequired && $0.action != .drop }.map(\.name)
-    asked += [plan.subject].compactMap { $0 } + plan.totals.compactMap(\.field)
+    asked += [plan.subject].compactMap { $0 } + plan.totals.compactMap(\.field) + plan.extracted
     if let aggregate = plan.aggregate { asked += aggregate.by + [aggregate.measure, aggregate.distinct] }
     for name in asked where !captures.contains(name) {
       var node = root
@@ -193,6 +193,7 @@ final class CompiledFilter: Sendable {
   let subject: Int32?
   let aggregate: CompiledAggregate?
   let sums: [Int32]
+  let extracted: [Int32]
   private let conditions: [(slot: Int32, condition: CompiledCondition, purpose: Purpose)]
   private let required: [(slot: Int32, condition: CompiledCondition)]
 
@@ -203,6 +204,7 @@ final class CompiledFilter: Sendable {
     keepsAll = filter.keepsAll
     subject = plan.subject.map { tree.slot($0) }
     sums = plan.totals.compactMap(\.field).map { tree.slot($0) }
+    extracted = plan.extracted.map { tree.slot($0) }
     aggregate = plan.aggregate.map { aggregate in
       CompiledAggregate(
         by: aggregate.by.map { name in

@@ -144,6 +144,8 @@ package struct RecordPlan: Sendable, Equatable {
   package var aggregate: Aggregate?
   package var totals: [Total]
   package var onInvalid: OnInvalid
+  /// Fields whose values go to the sink's `rows` instead of any output.
+  package var extracted: [String] = []
 
   package static let fieldsMax = 1000
   package static let conditionsMax = 100
@@ -216,6 +218,8 @@ package struct RecordGate: Sendable {
   /// For each subject 0 when its record may go, else 1 + the place of the reason in `reasons`. nil: all go.
   package let withhold: (@Sendable ([SubjectDigest]) -> [UInt8])?
   package let reasons: [String]
+  /// Records by their place among those that the plan lets through, from 0; left out. Only with one worker.
+  package var dropping: Set<Int64> = []
 
   package init(
     subjects: @escaping @Sendable (TextList) -> [SubjectDigest],
@@ -227,6 +231,17 @@ package struct RecordGate: Sendable {
     self.withhold = withhold
     self.reasons = reasons
   }
+}
+
+/// The same for who has an id in words.
+package enum SubjectName {
+  /// nil when it is no id.
+  package static func canonical(_ text: String) -> [UInt8]? {
+    var output: [UInt8] = []
+    return Array(text.utf8).withUnsafeBufferPointer { SubjectID.canonical($0, into: &output) } ? output : nil
+  }
+
+  package static func isID(_ text: String) -> Bool { canonical(text) != nil }
 }
 
 /// Subject ids as they are told apart: printable ASCII of 1 to 100 bytes, blanks around it cut, lower case as upper case.

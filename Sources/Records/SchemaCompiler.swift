@@ -9,6 +9,11 @@ package struct SchemaError: Error, Equatable, CustomStringConvertible {
   package let location: String
   package let reason: String
 
+  package init(location: String, reason: String) {
+    self.location = location
+    self.reason = reason
+  }
+
   package var description: String { location.isEmpty ? reason : "\(location): \(reason)" }
 }
 

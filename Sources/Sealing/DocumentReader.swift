@@ -48,6 +48,9 @@ package struct DocumentReader {
     return value
   }
 
+  /// Whatever stands there; nil when nothing does.
+  package mutating func any(_ name: String) throws(SealingError) -> JSON? { members.removeValue(forKey: name) }
+
   /// Names that no reader took yet, in order.
   package var names: [String] { members.keys.sorted() }
 

@@ -11,6 +11,11 @@ public enum DocumentKind: String, Sendable, CaseIterable {
   case takeBack = "take-back"
   case nonDelivery = "non-delivery"
   case acknowledgement
+  /// A party accepts, rejects, suspends, resumes or revokes an agreement.
+  case agreementAct = "agreement-act"
+  /// Asks a recipient to act on a withdrawal of consent, and its answer.
+  case notice
+  case noticeReceipt = "notice-receipt"
 
   public var payloadType: String { "application/vnd.sallyport.\(rawValue)+json" }
 }

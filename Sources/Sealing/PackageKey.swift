@@ -67,6 +67,16 @@ public struct PackageKey: Equatable, Sendable {
   public static func create(
     for recipients: [Recipient], binding: Binding? = nil, random: RandomSource = systemRandom
   ) throws(SealingError) -> (key: PackageKey, payloadKey: Secret) {
+    let made = try create(for: recipients, retainedBy: nil, binding: binding, random: random)
+    return (made.key, made.payloadKey)
+  }
+
+  /// The same, with a second header over the same file key and nonce that only `retainer` opens: the sender's own way back to
+  /// the payload, for a body that may have to be sealed again. nil without a retainer.
+  package static func create(
+    for recipients: [Recipient], retainedBy retainer: Recipient?, binding: Binding? = nil,
+    random: RandomSource = systemRandom
+  ) throws(SealingError) -> (key: PackageKey, payloadKey: Secret, retained: PackageKey?) {
     guard let first = recipients.first, recipients.count < Header.stanzasMax else {
       throw SealingError(.keyInvalid, "1 to \(Header.stanzasMax - 1) recipients are needed")
     }
@@ -79,9 +89,14 @@ public struct PackageKey: Equatable, Sendable {
     if let binding { stanzas.append(binding.stanza) }
     var nonce = [UInt8](repeating: 0, count: nonceBytes)
     nonce.withUnsafeMutableBytes { random($0) }
-    let header = Header(stanzas: stanzas, fileKey: fileKey)
+    var retained: PackageKey?
+    if let retainer {
+      let own = [try retainer.wrap(fileKey, random: random)] + (binding.map { [$0.stanza] } ?? [])
+      retained = PackageKey(header: Header(stanzas: own, fileKey: fileKey), nonce: nonce)
+    }
     return (
-      PackageKey(header: header, nonce: nonce), deriveKey(from: fileKey, salt: nonce, info: "payload")
+      PackageKey(header: Header(stanzas: stanzas, fileKey: fileKey), nonce: nonce),
+      deriveKey(from: fileKey, salt: nonce, info: "payload"), retained
     )
   }
 

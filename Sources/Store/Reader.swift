@@ -232,6 +232,14 @@ package struct Reader {
     return rows.map { AuditEntry(sequence: $0["sequence"], bytes: Array($0["entry"] as Data)) }
   }
 
+  /// Audit entries of one kind. Reads the whole log.
+  package func audit(kind: String, limit: Int) throws -> [AuditEntry] {
+    try fetchAll(
+      "SELECT sequence, entry FROM audit WHERE transfer IS NULL AND instr(entry, ?) > 0 ORDER BY sequence DESC LIMIT ?",
+      [Data("\"kind\":\"\(kind)\"".utf8), limit]
+    ).map { AuditEntry(sequence: $0["sequence"], bytes: Array($0["entry"] as Data)) }
+  }
+
   package func auditSize() throws -> Int64 {
     try fetchOne("SELECT coalesce(max(sequence), 0) AS n FROM audit", [])?["n"] ?? 0
   }
@@ -244,11 +252,11 @@ package struct Reader {
     return Timestamp.parse(at)
   }
 
-  private func fetchAll(_ sql: String, _ arguments: StatementArguments) throws -> [Row] {
+  func fetchAll(_ sql: String, _ arguments: StatementArguments) throws -> [Row] {
     try Row.fetchAll(db.cachedStatement(sql: sql), arguments: arguments)
   }
 
-  private func fetchOne(_ sql: String, _ arguments: StatementArguments) throws -> Row? {
+  func fetchOne(_ sql: String, _ arguments: StatementArguments) throws -> Row? {
     try Row.fetchOne(db.cachedStatement(sql: sql), arguments: arguments)
   }
 }

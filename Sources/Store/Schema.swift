@@ -47,6 +47,40 @@ enum Schema {
     migrator.registerMigration("2 what proves a partner's head") { db in
       try db.execute(sql: "ALTER TABLE partners ADD COLUMN head_proof BLOB")
     }
+    migrator.registerMigration("3 consent") { db in
+      try db.execute(
+        sql: """
+          CREATE TABLE consents (
+            agreement TEXT NOT NULL, subject BLOB NOT NULL, word INTEGER NOT NULL,
+            PRIMARY KEY (agreement, subject)) WITHOUT ROWID;
+
+          CREATE TABLE consent_events (
+            sequence INTEGER NOT NULL, ordinal INTEGER NOT NULL, agreement TEXT NOT NULL, subject BLOB NOT NULL,
+            event TEXT NOT NULL, event_at INTEGER NOT NULL, valid_until INTEGER, source TEXT NOT NULL,
+            source_event TEXT NOT NULL, detail BLOB NOT NULL, PRIMARY KEY (sequence, ordinal)) WITHOUT ROWID;
+          CREATE UNIQUE INDEX consent_source ON consent_events (source, source_event);
+          CREATE INDEX consent_subject ON consent_events (agreement, subject);
+          CREATE INDEX consent_order ON consent_events (agreement, sequence);
+
+          CREATE TABLE consent_feeds (
+            agreement TEXT NOT NULL, source TEXT NOT NULL, heard_at INTEGER NOT NULL,
+            PRIMARY KEY (agreement, source)) WITHOUT ROWID;
+
+          CREATE TABLE packages (
+            id TEXT PRIMARY KEY, agreement TEXT NOT NULL, agreement_sha256 TEXT NOT NULL, recipient TEXT NOT NULL,
+            judged INTEGER NOT NULL, horizon INTEGER, records INTEGER, decision BLOB NOT NULL, retained BLOB,
+            released INTEGER, released_at INTEGER) WITHOUT ROWID;
+          CREATE INDEX packages_agreement ON packages (agreement, released);
+
+          CREATE TABLE approvals (
+            id TEXT NOT NULL, decision TEXT NOT NULL, approver TEXT NOT NULL, approved_at INTEGER NOT NULL,
+            PRIMARY KEY (id, decision, approver)) WITHOUT ROWID;
+
+          CREATE TABLE notices (
+            id TEXT PRIMARY KEY, direction TEXT NOT NULL, peer TEXT NOT NULL, agreement TEXT NOT NULL,
+            envelope BLOB NOT NULL, answer BLOB, next_at INTEGER, act_by INTEGER, sequence INTEGER NOT NULL) WITHOUT ROWID;
+          """)
+    }
     return migrator
   }
 }

@@ -6,7 +6,7 @@ import Sealing
 
 /// The writing side of one job in a group commit. Valid only during the job.
 package final class Transaction {
-  private let db: Database
+  let db: Database
   fileprivate(set) var frontier: MerkleFrontier
   /// The commit's instant: the same for all entries of the group.
   package let at: Date
@@ -21,6 +21,8 @@ package final class Transaction {
   }
 
   package var reader: Reader { Reader(db: db) }
+  /// That of the last entry appended.
+  package var sequence: Int64 { Int64(frontier.size) }
 
   private static let insertTransfer: String = {
     let places = Transfer.columns.split(separator: ",").map { _ in "?" }.joined(separator: ", ")
@@ -161,7 +163,7 @@ package final class Transaction {
       """, [String(Timestamp.format(at).prefix(10)), agreement, peer.text])
   }
 
-  private func execute(_ sql: String, _ arguments: StatementArguments) throws {
+  func execute(_ sql: String, _ arguments: StatementArguments) throws {
     try db.cachedStatement(sql: sql).execute(arguments: arguments)
   }
 }

@@ -101,6 +101,9 @@ package enum PartnerRoute: Equatable, Sendable {
   case putKey(TransferID)
   case receipts(TransferID, after: String, waitSeconds: Int)
   case takeBack(TransferID)
+  case putAgreement(Digest)
+  case putAct(Digest)
+  case putNotice(TransferID)
 
   package static let waitSecondsMax = 30
   package static let listLimitMax = 500
@@ -144,6 +147,14 @@ package enum PartnerRoute: Equatable, Sendable {
         throw Problem(.method, "\(method) is not possible here")
       default: throw unknown
       }
+    case ("agreements", 3), ("agreements", 5):
+      guard let digest = Digest(hex: parts[2]), parts.count == 3 || parts[3] == "signatures" else { throw unknown }
+      guard method == "PUT" else { throw Problem(.method, "\(method) is not possible here") }
+      self = parts.count == 3 ? .putAgreement(digest) : .putAct(digest)
+    case ("notices", 3):
+      guard let id = TransferID(parts[2]) else { throw unknown }
+      guard method == "PUT" else { throw Problem(.method, "\(method) is not possible here") }
+      self = .putNotice(id)
     default: throw unknown
     }
   }

@@ -21,7 +21,8 @@ struct Sallyport: AsyncParsableCommand {
       InitCommand.self, RunCommand.self, DemoCommand.self, SendCommand.self, SealCommand.self, OpenCommand.self,
       StatusCommand.self, QueueCommand.self, TraceCommand.self, WhyCommand.self, HoldCommand.self, ResumeCommand.self,
       RetryCommand.self, CancelCommand.self, CheckCommand.self, DoctorCommand.self, KeysCommand.self, CardCommand.self,
-      PartnersCommand.self, AgreementsCommand.self, SchemasCommand.self, LedgerCommand.self,
+      PartnersCommand.self, AgreementsCommand.self, ConsentCommand.self, ReportCommand.self, SchemasCommand.self,
+      LedgerCommand.self,
     ])
 
   static func main() async {

@@ -13,13 +13,20 @@ private let yaml = """
   version: 2
   title: "Deaths"
   parties:
-    - { id: a.gov, name: "A", role: provider }
-    - { id: b.gov, name: "B", role: recipient, contact: "x@b.gov" }
+    - { id: a.gov, name: "A", role: provider, signatories: { required: 2, roles: [officer, delegate, lawyer] } }
+    - { id: b.gov, name: "B", role: recipient, contact: "x@b.gov", signatories: { required: 1, roles: [officer] } }
   purpose: { id: stop, text: "Stop payments." }
-  validity: { notBefore: "2026-01-01T00:00:00Z", notAfter: "2027-01-01T00:00:00Z" }
+  legalBasis: { type: "dpv:LegalObligation", citations: [ { text: "An Act" } ] }
+  subjects: { classes: [people], impetus: public-body, frequency: ongoing }
+  consent: { model: none }
+  validity: { notBefore: "2026-01-01T00:00:00Z", notAfter: "2027-01-01T00:00:00Z", reviewBy: "2026-12-30" }
   dataset: { namePattern: "deaths-*.csv", mediaType: "text/csv" }
   delivery: { mode: relay, maxBytes: 1000, maxPackagesPerDay: 2, timeToLive: "PT48H" }
   security: { recipients: [mlkem768x25519] }
+  retention: { recipientDeleteAfter: "P60D" }
+  onwardTransfer: { allowed: false }
+  transparency: { action: "Told B of it", subjectReport: per-record, privacyNoticeUrl: "https://a.gov", complaintTo: "C" }
+  approval: { mode: automatic }
   """
 
 @Suite struct StrictYAMLTests {
@@ -101,12 +108,17 @@ private let yaml = """
     #expect(!stars.allows(name: String(repeating: "a", count: 200)))
   }
 
-  @Test func durationsOfFixedLengthAreRead() {
-    for (text, seconds) in [("PT1S", 1), ("PT2M", 120), ("PT48H", 172_800), ("P5D", 432_000), ("P1DT12H", 129_600)] {
-      #expect(ISODuration.parse(text) == .seconds(seconds))
+  @Test func durationsAreReadOnACalendar() {
+    let start = Timestamp.parse("2026-01-31T00:00:00Z")!
+    for (text, end) in [
+      ("PT1S", "2026-01-31T00:00:01Z"), ("PT48H", "2026-02-02T00:00:00Z"), ("P5D", "2026-02-05T00:00:00Z"),
+      ("P1DT12H", "2026-02-01T12:00:00Z"), ("P1M", "2026-02-28T00:00:00Z"), ("P13M", "2027-02-28T00:00:00Z"),
+      ("P1Y", "2027-01-31T00:00:00Z"), ("P2W", "2026-02-14T00:00:00Z"),
+    ] {
+      #expect(CalendarDuration(text)?.after(start) == Timestamp.parse(end), "\(text)")
     }
-    for text in ["", "P", "PT", "5D", "P1Y", "P1M", "PT1.5H", "P-1D", "PT1H2D", "PT1M1H", "P1D1D", "PT99999999999S"] {
-      #expect(ISODuration.parse(text) == nil, "\(text)")
+    for text in ["", "P", "PT", "5D", "PT1.5H", "P-1D", "PT1H2D", "PT1M1H", "P1D1D", "PT99999999999S", "P0D", "P٣D"] {
+      #expect(CalendarDuration(text) == nil, "\(text)")
     }
   }
 
@@ -135,6 +147,197 @@ private let yaml = """
   }
 }
 
+/// What it takes to begin.
+private func accepted(_ agreement: Agreement) -> [AgreementAct] {
+  [("a.gov", "officer", "X"), ("a.gov", "lawyer", "Y"), ("b.gov", "officer", "Z")].map {
+    AgreementAct(
+      .accept, agreement, party: AgencyID($0.0)!, role: $0.1, signer: $0.2, reason: nil,
+      at: Timestamp.parse("2026-01-01T00:00:00Z")!)
+  }
+}
+
+@Suite struct StandingTests {
+  let agreement = try! Agreement(yaml: yaml)
+  let instant = Timestamp.parse("2026-06-01T00:00:00Z")!
+
+  func state(_ acts: [AgreementAct], at now: Date? = nil, superseded: Set<Digest> = []) -> AgreementStanding.State {
+    AgreementStanding(
+      agreement, acts, between: AgencyID("a.gov")!, AgencyID("b.gov")!, at: now ?? instant, superseded: superseded
+    ).state
+  }
+
+  func act(_ kind: AgreementAct.Kind, _ party: String, _ role: String, _ signer: String, day: Int) -> AgreementAct {
+    AgreementAct(
+      kind, agreement, party: AgencyID(party)!, role: role, signer: signer, reason: nil,
+      at: instant - 86400 * Double(30 - day))
+  }
+
+  @Test func toStartTakesEverybodyInDifferentRolesByDifferentPeople() throws {
+    let all = accepted(agreement)
+    #expect(state(all) == .valid)
+    for index in all.indices {
+      var fewer = all
+      fewer.remove(at: index)
+      #expect(state(fewer) == .proposed)
+    }
+    let onePerson = [
+      act(.accept, "a.gov", "officer", "X", day: 1), act(.accept, "a.gov", "lawyer", "X", day: 1), all[2],
+    ]
+    #expect(state(onePerson) == .proposed)
+    let oneRole = [
+      act(.accept, "a.gov", "officer", "X", day: 1), act(.accept, "a.gov", "officer", "Y", day: 1), all[2],
+    ]
+    #expect(state(oneRole) == .proposed)
+    #expect(
+      state(
+        all.map {
+          AgreementAct($0.kind, agreement, party: $0.party, role: "king", signer: $0.signer, reason: nil, at: $0.at)
+        }) == .proposed)
+    let other = try Agreement(yaml: yaml.replacing("Stop payments", with: "Other"))
+    #expect(state(accepted(other)) == .proposed)
+    #expect(state(all, at: Timestamp.parse("2025-01-01T00:00:00Z")!) == .notYet)
+    #expect(state(all, at: Timestamp.parse("2027-01-01T00:00:00Z")!) == .expired)
+    #expect(state(all, superseded: [agreement.digest]) == .superseded)
+  }
+
+  @Test func toStopTakesOneAndOnlyWhoSuspendedResumes() {
+    let all = accepted(agreement)
+    let suspended = all + [act(.suspend, "b.gov", "officer", "Z", day: 2)]
+    #expect(state(suspended) == .suspended)
+    #expect(state(suspended + [act(.resume, "a.gov", "officer", "X", day: 3)]) == .suspended)
+    #expect(state(suspended + [act(.resume, "b.gov", "officer", "Z", day: 3)]) == .valid)
+    #expect(state(all + [act(.revoke, "a.gov", "officer", "X", day: 2)]) == .revoked)
+    #expect(state(all + [act(.reject, "b.gov", "officer", "Z", day: 2)]) == .rejected)
+  }
+
+  @Test func anActIsReadBackAsItWasWritten() throws {
+    for kind in AgreementAct.Kind.allCases {
+      let one = AgreementAct(
+        kind, agreement, party: AgencyID("a.gov")!, role: "officer", signer: "X Y", reason: "why", at: instant)
+      #expect(try AgreementAct(one.document) == one)
+    }
+  }
+}
+
+@Suite struct ConsentTests {
+  static let now = Timestamp.parse("2026-06-01T00:00:00Z")!
+
+  private func consent(_ text: String) throws -> Agreement.Consent {
+    try Agreement(
+      yaml: yaml.replacing("consent: { model: none }", with: "consent: \(text)").replacing(
+        "frequency: ongoing }", with: "frequency: ongoing, identifier: { field: id, type: x } }"
+      )
+      .replacing(
+        "mediaType: \"text/csv\" }",
+        with:
+          "mediaType: \"text/csv\", format: csv, schema: \"schemas/x\", schemaSha256: \"sha256:\(String(repeating: "0", count: 64))\" }"
+      )
+        + "\nfields: [ { name: id, category: \"pd:OfficialID\", action: pass } ]"
+    ).consent
+  }
+
+  private static let optIn =
+    "{ model: opt-in, purposeRef: p, noticeId: n, maxValidity: P365D, maxStaleness: PT15M, onStale: hold, onMissing: withhold-record, withdrawalMethod: \"by phone\", onWithdrawal: { spooled: reseal, delivered: restrict } }"
+  private static let optOut =
+    "{ model: opt-out, purposeRef: p, maxStaleness: P1D, onStale: deny, withdrawalMethod: \"by phone\", onWithdrawal: { spooled: cancel-package, delivered: inform } }"
+
+  @Test func whatARecordMeansDependsOnTheModel() throws {
+    let (rule, lax) = (
+      ConsentRule(try consent(Self.optIn), at: Self.now), ConsentRule(try consent(Self.optOut), at: Self.now)
+    )
+    func word(_ state: ConsentState, _ days: Double, until: Double? = nil) -> UInt64 {
+      ConsentRecord(state: state, at: Self.now + days * 86400, validUntil: until.map { Self.now + $0 * 86400 }).word
+    }
+    let cases: [(UInt64, String, String)] = [
+      (0, "consent.missing", ""), (word(.granted, -1), "", ""), (word(.granted, 1), "consent.missing", ""),
+      (word(.granted, -10, until: -1), "consent.expired", ""), (word(.granted, -10, until: 0), "consent.expired", ""),
+      (word(.granted, -10, until: 1), "", ""), (word(.granted, -365), "consent.expired", ""),
+      (word(.granted, -364), "", ""),
+      (word(.refused, -1), "consent.refused", "consent.refused"),
+      (word(.withdrawn, -1), "consent.withdrawn", "consent.withdrawn"),
+      (word(.revoked, -1), "consent.revoked", "consent.revoked"),
+      (word(.invalidated, -1), "consent.invalidated", "consent.invalidated"),
+      (word(.objected, -1), "consent.objected", "consent.objected"), (word(.lifted, -1), "consent.missing", ""),
+    ]
+    for (word, strict, loose) in cases {
+      for (rule, wanted) in [(rule, strict), (lax, loose)] {
+        let verdict = rule.verdict(word)
+        #expect((verdict == 0 ? "" : ConsentRule.reasons[Int(verdict) - 1]) == wanted, "\(word)")
+      }
+    }
+    #expect(rule.end(word(.granted, -1)) == CalendarDuration("P365D")!.after(Self.now - 86400))
+    #expect(rule.end(word(.granted, -1, until: 3)) == Self.now + 3 * 86400)
+  }
+
+  @Test func theLatestActCountsAndOfTwoAtOnceTheNegativeOne() {
+    func record(_ state: ConsentState, _ seconds: Double) -> ConsentRecord {
+      .init(state: state, at: Self.now + seconds, validUntil: nil)
+    }
+    #expect(ConsentRecord.merged(nil, record(.granted, 0)).state == .granted)
+    #expect(ConsentRecord.merged(record(.granted, 0), record(.withdrawn, 1)).state == .withdrawn)
+    #expect(ConsentRecord.merged(record(.granted, 2), record(.withdrawn, 1)).state == .granted)
+    #expect(ConsentRecord.merged(record(.granted, 1), record(.withdrawn, 1)).state == .withdrawn)
+    #expect(ConsentRecord.merged(record(.withdrawn, 1), record(.granted, 1)).state == .withdrawn)
+    #expect(ConsentRecord.merged(record(.withdrawn, 1), record(.granted, 2)).state == .granted)
+  }
+
+  @Test func aRecordSurvivesItsWord() {
+    for state in ConsentState.allCases {
+      for until in [nil, Self.now + 90, Self.now + 86400 * 3650] {
+        let record = ConsentRecord(state: state, at: Self.now, validUntil: until)
+        #expect(ConsentRecord(word: record.word) == record && record.word != 0)
+      }
+    }
+    // A grant never outlives what was said: minutes are cut.
+    #expect(ConsentRecord(state: .granted, at: Self.now, validUntil: Self.now + 119).validUntil == Self.now + 60)
+  }
+
+  @Test func theTableFindsEverybodyAndNobodyElse() {
+    let table = ConsentTable()
+    func subject(_ number: UInt64) -> SubjectReference {
+      SubjectReference(high: number &* 0x9E37_79B9_7F4A_7C15, low: ~number &* 0xBF58_476D_1CE4_E5B9)
+    }
+    for number in 0..<20_000 as Range<UInt64> { table.set(subject(number), number << 3 | 1) }
+    for number in 0..<20_000 as Range<UInt64> where number % 3 == 0 { table.set(subject(number), number << 3 | 3) }
+    #expect(table.count == 20_000)
+    let words = table.words((0..<40_000).map { subject(UInt64($0)) })
+    for number in 0..<40_000 {
+      #expect(words[number] == (number >= 20_000 ? 0 : UInt64(number) << 3 | (number % 3 == 0 ? 3 : 1)))
+    }
+    #expect(ConsentTable(expecting: 1_000_000).bytes <= 31_000_000)
+  }
+
+  @Test(arguments: [
+    (Self.optIn, "model: opt-in", "model: opt-out"), (Self.optIn, "noticeId: n, ", ""),
+    (Self.optIn, "maxStaleness: PT15M, ", ""),
+    (Self.optIn, "maxValidity: P365D, ", ""), (Self.optIn, "onMissing: withhold-record, ", ""),
+    (Self.optOut, "model: opt-out", "model: none"),
+  ])
+  func aModelHasAllItsKeysAndNoOthers(text: String, from: String, to: String) throws {
+    #expect(throws: PolicyError.self) { try consent(text.replacing(from, with: to)) }
+  }
+}
+
+@Suite struct DiffTests {
+  @Test(arguments: [
+    ("maxBytes: 1000", "maxBytes: 2000", "more permissive"), ("maxBytes: 1000", "maxBytes: 500", "less permissive"),
+    ("P60D", "P90D", "more permissive"), ("[mlkem768x25519]", "[mlkem768x25519, x25519]", "incomparable"),
+    ("Stop payments", "Begin payments", "incomparable"),
+    ("2027-01-01T00:00:00Z", "2026-12-31T00:00:00Z", "less permissive"),
+    ("title: \"Deaths\"", "title: \"Death\"", "equivalent"),
+    ("allowed: false", "allowed: true, to: [c.gov]", "more permissive"),
+  ])
+  func aChangeIsToldInWordsAndJudged(from: String, to: String, verdict: String) throws {
+    let changes = AgreementDiff.changes(
+      from: try Agreement(yaml: yaml), to: try Agreement(yaml: yaml.replacing(from, with: to)))
+    #expect(AgreementDiff.verdict(changes) == verdict, "\(changes)")
+    let back = AgreementDiff.changes(
+      from: try Agreement(yaml: yaml.replacing(from, with: to)), to: try Agreement(yaml: yaml))
+    let mirrored = ["more permissive": "less permissive", "less permissive": "more permissive"][verdict] ?? verdict
+    #expect(AgreementDiff.verdict(back) == mirrored)
+  }
+}
+
 @Suite struct DecisionTests {
   static let instant = Timestamp.parse("2026-06-01T00:00:00Z")!
   let agreement = try! Agreement(yaml: yaml)
@@ -150,9 +353,20 @@ private let yaml = """
   func now(
     _ instant: Date = instant, _ partner: Circumstances.PartnerState = .active,
     _ kinds: Set<RecipientKind> = [.mlkem768x25519],
-    today: Int64 = 0
+    today: Int64 = 0, standing: AgreementStanding.State = .valid
   ) -> Circumstances {
-    Circumstances(instant: instant, partner: partner, recipientKinds: kinds, packagesToday: today)
+    var acts = accepted(agreement)
+    if standing == .proposed { acts.removeLast() }
+    for (state, kind) in [
+      (AgreementStanding.State.suspended, AgreementAct.Kind.suspend), (.revoked, .revoke), (.rejected, .reject),
+    ] where state == standing {
+      acts.append(
+        AgreementAct(
+          kind, agreement, party: AgencyID("b.gov")!, role: "officer", signer: "Z", reason: nil, at: Self.instant))
+    }
+    return Circumstances(
+      instant: instant, partner: partner, recipientKinds: kinds, packagesToday: today,
+      standing: AgreementStanding(agreement, acts, between: AgencyID("a.gov")!, AgencyID("b.gov")!, at: instant))
   }
 
   @Test func theCoveredFileIsPermitted() {
@@ -174,6 +388,11 @@ private let yaml = """
       (draft(), now(Self.instant, .suspended), .hold, .partnerSuspended),
       (draft(), now(Self.instant, .active, []), .hold, .keyMissing),
       (draft(), now(Self.instant, .active, [.x25519]), .refuse, .keyWeak), (draft(), now(today: 2), .hold, .limitRate),
+      (draft(), now(standing: .proposed), .refuse, .agreementUnsigned),
+      (draft(), now(standing: .suspended), .hold, .agreementSuspended),
+      (draft(), now(standing: .revoked), .refuse, .agreementRevoked),
+      (draft(), now(standing: .rejected), .refuse, .agreementRejected),
+      (draft(), now(Timestamp.parse("2026-12-31T12:00:00Z")!), .hold, .agreementReviewOverdue),
     ]
     for (draft, now, outcome, code) in cases {
       let decision = Evaluation.outbound(draft, under: agreement, now)

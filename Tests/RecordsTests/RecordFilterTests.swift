@@ -156,7 +156,10 @@ private func plan(
     #expect(result.text == "{\"id\":\"e\",\"born\":\"2026-09-20\"}\n{\"id\":\"f f\",\"born\":\"2020-01-01\"}\n")
     #expect(result.subjects == [digest(Array("E".utf8)), digest(Array("F F".utf8))])
     let recent = try filter(
-      .ndjson, visit, plan(fields, include: [Condition(field: "born", .within, [.text("P24M")])], required: ["born"]),
+      .ndjson, visit,
+      plan(
+        fields, include: [Condition(field: "born", .within, [.span(CalendarSpan(months: 24, days: 0, seconds: 0))])],
+        required: ["born"]),
       text)
     #expect(recent.report.filtered?.withheld == ["record.excluded:born": 1, "record.error": 4])
     let required = try filter(.ndjson, visit, plan(fields, required: ["born"]), text)

@@ -9,6 +9,7 @@ import Testing
     var options = TestAgencies.Options()
     options.dataset = #", format: ndjson, schema: "schemas/test.schema", schemaSha256: "sha256:SHA256""#
     options.schema = #"{"type":"object","required":["id"],"properties":{"id":{"type":"string","pattern":"^[0-9]+$"}}}"#
+    options.terms = #"fields: [ { name: id, category: "pd:OfficialID", action: pass } ]"#
     return options
   }
 

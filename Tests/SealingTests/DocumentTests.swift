@@ -254,3 +254,45 @@ import Testing
   ])
   func anEndpointIsOnlyHostAndPort(text: String) { #expect(!Card.isEndpoint(text)) }
 }
+
+@Suite struct SubjectKeyTests {
+  /// Vectors from Python's hashlib.blake2b(text, digest_size=16, key=bytes(range(32))).
+  @Test func referencesAreKeyedBLAKE2bWhateverTheNumberOfLanes() {
+    let key = SubjectKey(key: Secret(count: 32) { for index in 0..<32 { $0[index] = UInt8(index) } })
+    let vectors = [
+      ("1", "9537f3329a1d23874fe9b30424e18e94"),
+      ("a", "8800395157229c3a2fde3ffca44c4643"),
+      ("AB123456", "c88a710c39b3b19dd1c4bbc24038b008"),
+      (
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+        "96484291f0eedb979581df7bcef49669"
+      ),
+      (
+        "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy",
+        "fc8f4eb6205cc3f37f69000302e32a36"
+      ),
+      ("0", "19cd4dbec06e15bc29b152d12aa516a5"),
+      ("é", "e4987d92d70fe3d6ac8911cda5e42f79"),
+      ("QQ 12 34 56 C", "a0c2273d1f4f6f843ec217c3cdce7534"),
+      ("zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz", "1feb8e3cf1449ad66313f29685bf3c58"),
+      ("kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk", "8df10fd6b67689e9771f569423bedaa5"),
+      ("last", "7548cae9209dab7a60fde84df82a725a"),
+    ]
+    for count in [1, 7, 8, 9, vectors.count] {
+      var (bytes, ends): ([UInt8], [Int]) = ([], [])
+      for (text, _) in vectors.prefix(count) {
+        bytes += Array(text.utf8)
+        ends.append(bytes.count)
+      }
+      let found = key.references(bytes, ends: ends).map {
+        $0.bytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined()
+      }
+      #expect(found == vectors.prefix(count).map(\.1))
+    }
+    let reference = key.reference(Array("a".utf8))
+    #expect(
+      SubjectReference(reference.description) == reference && SubjectReference(bytes: reference.bytes) == reference)
+    #expect(key.references([1], ends: [0, 1]).count == 2)
+    #expect(key.reference([UInt8](repeating: 65, count: 200)) != key.reference([UInt8](repeating: 65, count: 201)))
+  }
+}

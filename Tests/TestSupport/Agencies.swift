@@ -120,6 +120,12 @@ public final class TestAgencies {
     public var wholeFile = false
     public var postQuantum = false
     public var introduces = true
+    /// Members of the agreement beside the usual ones: fields, records; and what stands for subjects and consent.
+    public var terms = ""
+    public var subjects = "{ classes: [nobody], impetus: public-body, frequency: ongoing }"
+    public var consent = "{ model: none }"
+    public var approval = "{ mode: automatic }"
+    public var isSigned = true
     /// Further members of `dataset`, and the schema's text in schemas/test.schema; SHA256 stands for its digest.
     public var dataset = ""
     public var schema = ""
@@ -157,7 +163,25 @@ public final class TestAgencies {
       }
       try DurableFile.write(Array(yaml.utf8), to: "\(home.policies)/\(Self.agreement).yaml")
     }
+    if options.isSigned { try sign(Agreement(yaml: yaml)) }
     if options.introduces { try introduce() }
+  }
+
+  /// Both parties accept; each holds the other's signature.
+  func sign(_ agreement: Agreement) throws {
+    for agency in [sender, recipient] {
+      let home = Home(agency.home)
+      let keys = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
+      guard let party = agreement.parties.first(where: { $0.id.text == agency.id }) else { continue }
+      for role in party.roles {
+        let act = AgreementAct(
+          .accept, agreement, party: party.id, role: role, signer: "\(role) of \(party.id)", reason: nil, at: Date())
+        for other in [sender, recipient] {
+          try PolicyFolder.store(
+            keys.sign(act.document, as: .agreementAct, at: Date()), of: agreement, in: Home(other.home).policies)
+        }
+      }
+    }
   }
 
   public static func yaml(_ options: Options, _ sender: String, _ recipient: String) -> String {
@@ -168,13 +192,21 @@ public final class TestAgencies {
     version: 1
     title: "Test files"
     parties:
-      - { id: \(sender), name: "Sender", role: provider }
-      - { id: \(recipient), name: "Recipient", role: recipient }
+      - { id: \(sender), name: "Sender", role: provider, signatories: { required: 1, roles: [data-officer] } }
+      - { id: \(recipient), name: "Recipient", role: recipient, signatories: { required: 1, roles: [data-officer] } }
     purpose: { id: testing, text: "Testing." }
-    validity: { notBefore: "2020-01-01T00:00:00Z", notAfter: "2099-01-01T00:00:00Z" }
+    legalBasis: { type: "\(options.consent.contains("opt-in") ? "dpv:Consent" : "dpv:PublicInterest")", citations: [ { text: "None" } ] }
+    subjects: \(options.subjects)
+    consent: \(options.consent)
+    validity: { notBefore: "2020-01-01T00:00:00Z", notAfter: "2099-01-01T00:00:00Z", reviewBy: "2098-01-01" }
     dataset: { namePattern: "\(options.namePattern)", mediaType: "application/octet-stream"\(options.dataset.replacingOccurrences(of: "SHA256", with: Digest(of: Array(options.schema.utf8)).hex)) }
     delivery: { mode: relay, maxBytes: \(options.bytesMax), maxPackagesPerDay: \(options.packagesPerDay), timeToLive: "\(options.timeToLive)", wholeFileSha256: \(options.wholeFile) }
     security: { recipients: [x25519, mlkem768x25519] }
+    retention: { recipientDeleteAfter: "P90D" }
+    onwardTransfer: { allowed: false }
+    transparency: { action: "Sent test files", subjectReport: per-record, privacyNoticeUrl: "https://example.gov/privacy", complaintTo: "Nobody" }
+    approval: \(options.approval)
+    \(options.terms)
     """
   }
 

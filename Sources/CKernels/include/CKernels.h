@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "blake2b.h"
+#include "table.h"
 #include "text.h"
 
 enum { SP_SHA256_PORTABLE = 1, SP_SHA256_SHANI = 2, SP_SHA256_AVX512 = 16 };

@@ -27,9 +27,9 @@ struct OpenPackage: Sendable {
   func open(_ transfer: Transfer) async throws {
     guard let bytes = transfer.key else { return }
     let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let agreement = context.policies.agreement(manifest.agreement.sha256)
     let decision = Evaluation.inbound(
-      manifest, under: context.policies.agreement(manifest.agreement.sha256),
-      try await context.circumstances(transfer.sender, agreement: transfer.agreement))
+      manifest, under: agreement, try await context.circumstances(transfer.sender, agreement))
     guard decision.outcome != .refuse else {
       return try await quarantine(transfer, code: decision.codes[0].rawValue, note: decision.sentence)
     }
@@ -45,8 +45,7 @@ struct OpenPackage: Sendable {
       return
     }
     do {
-      let agreement = context.policies.agreement(manifest.agreement.sha256)
-      let format = agreement.flatMap { context.recordFormat(of: $0) }
+      let format = agreement.flatMap { context.enforcement(of: $0)?.output }
       let report = try await context.pool.run { try unseal(transfer, manifest, bytes, format) }
       guard report?.isValid ?? true, report?.records == manifest.records else {
         try await context.pool.run { try Directory.remove(staged(transfer)) }
@@ -98,13 +97,13 @@ struct OpenPackage: Sendable {
     guard fchmod(payload.descriptor, mode_t(context.configuration.inboxFileMode)) == 0 else {
       throw DiskError("fchmod", path)
     }
-    let report = try format.map { try PayloadCheck.run(payload, $0, workers: context.workers) }
+    let report = try format.map { try RecordCheck($0, workers: context.workers).run(payload.input) }
     try payload.syncData()
     try context.stagingSync.sync()
     return report
   }
 
-  private func quarantine(_ transfer: Transfer, code: String, note: String) async throws {
+  func quarantine(_ transfer: Transfer, code: String, note: String) async throws {
     let previous = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id).last }
     let (receipt, envelope) = context.receipt(.refused, for: transfer, code: code, previous: previous)
     try await context.ledger.write { tx in

@@ -48,6 +48,27 @@ struct PartnerPort: Sendable {
     case .receipts(let id, let after, let wait):
       return try await receive.receipts(id, after: after, waitSeconds: wait, request)
     case .takeBack(let id): return try await receive.takeBack(id, request)
+    case .putAgreement(let digest):
+      let exchange = AgreementExchange(context: context)
+      try await exchange.take(digest, try await request.collect(bytesMax: StrictYAML.bytesMax), from: request.partner)
+      return .json(200, ["sha256": .string(digest.hex)])
+    case .putAct(let digest):
+      guard context.policies.agreement(digest) != nil else { throw Problem(.notFound, "there is nothing here") }
+      do {
+        _ = try await AgreementExchange(context: context).take(
+          act: try await request.collect(bytesMax: Envelope.bytesMax))
+      } catch let error as SealingError {
+        throw Problem(.malformed, error.detail)
+      }
+      return .json(200, ["sha256": .string(digest.hex)])
+    case .putNotice(let id):
+      let bytes = try await request.collect(bytesMax: Envelope.bytesMax)
+      do {
+        let answer = try await NoticeDesk(context: context).take(id, bytes, from: request.partner)
+        return HTTPReply(200, headers: ["content-type": "application/json"], body: answer.bytes)
+      } catch let error as SealingError {
+        throw Problem(.malformed, error.detail)
+      }
     }
   }
 

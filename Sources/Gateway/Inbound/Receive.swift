@@ -42,9 +42,9 @@ struct Receive: Sendable {
       throw Problem(.refused, code: "manifest.before-restore", "the package is older than this gateway's last restore")
     }
     let transfer = transfer(manifest, envelope, at: instant)
+    let agreement = context.policies.agreement(manifest.agreement.sha256)
     let decision = Evaluation.inbound(
-      manifest, under: context.policies.agreement(manifest.agreement.sha256),
-      try await context.circumstances(manifest.sender, agreement: manifest.agreement.id))
+      manifest, under: agreement, try await context.circumstances(manifest.sender, agreement))
     switch decision.outcome {
     case .permit: break
     case .hold: throw Problem(.unavailable, code: decision.codes[0].rawValue, decision.sentence, retryAfterSeconds: 60)

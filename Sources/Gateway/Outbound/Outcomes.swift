@@ -109,6 +109,27 @@ struct Outcomes: Sendable {
     try DurableFile.write(JSON.object(reason).canonical + [10], to: "\(kept).reason.json", mode: 0o640)
   }
 
+  /// Keeps invalid records that the agreement sets aside, sealed to this agency: NAME.set-aside.age, for `sallyport open`.
+  func setAside(_ records: [UInt8], name: String, agreement: String) throws {
+    let directory = context.home.returned(agreement)
+    try Directory.make(directory, mode: 0o750)
+    let recipients = context.keys.card.card.sealingRecipients(at: context.now())
+    let (key, payloadKey) = try PackageKey.create(for: recipients)
+    let source = RecordSource.start { source in
+      try source.put(OutputPiece(records))
+      return RecordReport()
+    }
+    let temporary = "\(directory)/.\(name).set-aside"
+    try Directory.remove(temporary)
+    let file = try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: 0o640)
+    try file.write(key.bytes, at: 0)
+    _ = try Pass(engine: context.engine, workers: 1).seal(
+      source, to: FileSink(file, offset: Int64(key.bytes.count)), payloadKey: payloadKey)
+    try file.syncData()
+    try Directory.rename(temporary, "\(directory)/\(name).set-aside.age")
+    try Directory.sync(directory)
+  }
+
   /// The outbox is on another file system: copy, sync, and only then remove.
   private func moveAcross(_ source: String, to target: String) throws {
     let temporary = "\(target).moving"

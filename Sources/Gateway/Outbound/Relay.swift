@@ -130,6 +130,8 @@ struct Relay: Sendable {
       try await handOver(row)
     case .refused(let decision):
       try await end(transfer, decision)
+    case .withdrawn(let ordinals, let code):
+      try await Withdrawal(context: context).stop(transfer, ordinals, code: code)
     case .waits(let code, let note):
       try await wait(transfer, code, note)
     }

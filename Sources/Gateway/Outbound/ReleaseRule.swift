@@ -2,7 +2,8 @@
 //
 // It re-checks: the body is with the recipient (its signed receipt is in the ledger), the agreement is in force, the
 // package has not expired (clocks may differ by 5 minutes), the partner is active, a key that it was sealed to is
-// unrevoked, and our clock is not behind the ledger. Consent joins here. Anything unclear refuses or waits: fail closed.
+// unrevoked, and our clock is not behind the ledger. the consent of everybody in it, against the ledger as it is in this
+// transaction. Anything unclear refuses or waits: fail closed.
 
 import Foundation
 import Policies
@@ -14,6 +15,8 @@ struct ReleaseRule: Sendable {
     /// The lease is open until the row's `nextAt`; the key may go.
     case opened(Transfer)
     case refused(Decision)
+    /// People in the package have withdrawn, or their grant has ended: these records may not go.
+    case withdrawn([Int64], code: String)
     case waits(code: String, note: String)
   }
 
@@ -22,6 +25,7 @@ struct ReleaseRule: Sendable {
   func open(_ transfer: Transfer) async throws -> Outcome {
     let policies = context.policies
     let partner = context.partners[transfer.peer]
+    let context = context
     return try await context.ledger.write { tx in
       if let last = try tx.reader.lastInstant(), tx.at < last - GatewayContext.skewSeconds {
         return .waits(code: "clock.behind", note: "this machine's clock is behind the ledger's last entry")
@@ -32,14 +36,15 @@ struct ReleaseRule: Sendable {
       }
       let held = try tx.reader.receipts(transfer.sender, transfer.id)
       guard !held.isEmpty else { return .waits(code: "receipt.missing", note: "no received receipt is held") }
-      let kinds = partner?.card.map { Set($0.card.sealingRecipients(at: tx.at).map(\.kind)) } ?? []
+      let agreement = policies.agreement(manifest.agreement.sha256)
+      let heard = try tx.reader.consentHeard(manifest.agreement.id)
       let decision = Evaluation.outbound(
         Draft(
           sender: manifest.sender, recipient: manifest.recipient, name: manifest.name, mediaType: manifest.mediaType,
           payloadBytes: manifest.payloadBytes),
-        under: policies.agreement(manifest.agreement.sha256),
+        under: agreement,
         // Today's count was checked when it was sealed; counting it again would stop the last package of a day.
-        Circumstances(instant: tx.at, partner: partner?.state ?? .unknown, recipientKinds: kinds, packagesToday: 0))
+        context.circumstances(transfer.peer, agreement, packagesToday: 0, consentHeard: heard, at: tx.at))
       guard decision.outcome == .permit else {
         return decision.outcome == .refuse
           ? .refused(decision) : .waits(code: decision.codes.first?.rawValue ?? "hold", note: decision.sentence)
@@ -53,12 +58,60 @@ struct ReleaseRule: Sendable {
           code: "key.revoked",
           note: "the key that the package is sealed to was revoked; cancel it and drop the file again")
       }
-      return .opened(
-        try tx.advance(
-          transfer, to: .releasing, ["decision": decision.document, "policies": .string(policies.digest.hex)]
-        ) {
-          $0.nextAt = tx.at + GatewayContext.leaseSeconds
-        })
+      var package = try tx.reader.package(transfer.id)
+      if let agreement, agreement.consent.model != .none {
+        guard let package else {
+          return .waits(code: "consent.unknown", note: "what consent was looked at is not known")
+        }
+        if let stopped = try Self.withdrawn(package, agreement, tx, context.spool) { return stopped }
+      }
+      let row = try tx.advance(
+        transfer, to: .releasing, ["decision": decision.document, "policies": .string(policies.digest.hex)]
+      ) {
+        $0.nextAt = tx.at + GatewayContext.leaseSeconds
+      }
+      if package != nil, package?.released == nil {
+        package!.released = tx.sequence
+        package!.releasedAt = tx.at
+        package!.retained = nil
+        try tx.put(package!)
+      }
+      return .opened(row)
     }
+  }
+
+  /// More people than these are not looked up one by one: the whole package is judged again.
+  static let changesMax = 10_000
+
+  /// Asks the ledger about everybody who changed since the package was judged; about all of them once its horizon has passed.
+  private static func withdrawn(
+    _ package: PackageRow, _ agreement: Agreement, _ tx: Transaction, _ spool: Spool
+  ) throws -> Outcome? {
+    let rule = ConsentRule(agreement.consent, at: tx.at)
+    let isLate = package.horizon.map { tx.at + GatewayContext.skewSeconds >= $0 } ?? false
+    let changed = isLate ? nil : try tx.reader.subjectsChanged(agreement.id, after: package.judged, limit: changesMax)
+    if let changed, changed.isEmpty { return nil }
+    // Added up, nobody's record is in it.
+    guard agreement.aggregate == nil else { return nil }
+    guard let index = try spool.subjects(of: package.id) else {
+      return .waits(code: "consent.unknown", note: "the index of the package's subjects is missing")
+    }
+    var ordinals: [Int64] = []
+    var code = ""
+    func judge(_ subject: SubjectReference, _ places: () throws -> [Int64]) throws {
+      let verdict = rule.verdict(try tx.consentWord(agreement.id, subject) ?? 0)
+      guard verdict != 0 else { return }
+      let found = try places()
+      if !found.isEmpty { code = ConsentRule.reasons[Int(verdict) - 1] }
+      ordinals += found
+    }
+    if let changed {
+      for subject in changed { try judge(subject) { try index.ordinals(of: subject) } }
+    } else {
+      try index.forEach { entries in
+        for entry in entries { try judge(entry.subject) { [entry.ordinal] } }
+      }
+    }
+    return ordinals.isEmpty ? nil : .withdrawn(ordinals.sorted(), code: code)
   }
 }

@@ -46,7 +46,7 @@ struct Seal: Sendable {
       sender: context.agency, recipient: transfer.peer, name: transfer.name,
       mediaType: agreement?.mediaType ?? "application/octet-stream", payloadBytes: original.bytes)
     let decision = Evaluation.outbound(
-      draft, under: agreement, try await context.circumstances(transfer.peer, agreement: transfer.agreement))
+      draft, under: agreement, try await context.circumstances(transfer.peer, agreement))
     switch decision.outcome {
     case .refuse:
       let code = decision.codes.first ?? .matchNone
@@ -58,100 +58,73 @@ struct Seal: Sendable {
       guard try context.hasRoom(for: original.bytes) else {
         throw DiskError("reserve", context.spool.path, errno: ENOSPC)
       }
-      var report: RecordReport?
-      if let format = context.recordFormat(of: agreement!) {
-        let found = try await context.pool.run { try PayloadCheck.run(original.file, format, workers: context.workers) }
-        guard found.isValid else {
-          let code = ReasonCode.inputSchema
-          return try await refuse(
-            transfer, claim, code: code.rawValue, detail: "\(found.sentence) (schema \(agreement!.records!.schema))",
-            next: code.nextStep, report: found)
-        }
-        report = found
+      let judged = try await context.ledger.read { try $0.auditSize() }
+      let work = SealingPass(
+        context: context, transfer: transfer, agreement: agreement!, draft: draft, instant: instant)
+      switch try await context.pool.run({ try work.run(original, decision, judged: judged) }) {
+      case .changed: try await postpone(transfer, code: "input.changed", note: "the file changed while it was read")
+      case .invalid(let report):
+        let code = ReasonCode.inputSchema
+        try await refuse(
+          transfer, claim, code: code.rawValue, detail: "\(report.sentence) (schema \(agreement!.records!.schema))",
+          next: code.nextStep, report: report)
+      case .refused(let decision):
+        let code = decision.codes.first ?? .recordsNone
+        try await refuse(transfer, claim, code: code.rawValue, detail: decision.sentence, next: code.nextStep)
+      case .sealed(let sealed): try await commit(sealed, transfer, claim)
       }
-      let records = report?.records
-      let sealed = try await context.pool.run {
-        try body(of: original, transfer, agreement!, decision, records: records, at: instant)
-      }
-      guard let sealed else {
-        try await postpone(transfer, code: "input.changed", note: "the file changed while it was read")
-        return
-      }
-      let row = try await context.ledger.write { tx in
-        let row = try tx.advance(
-          transfer, to: .sealed,
-          [
-            "manifest": .string(sealed.envelope.payloadDigest.hex),
-            "payloadBytes": .integer(sealed.manifest.payloadBytes),
-            "decision": decision.document, "agreementSha256": .string(agreement!.digest.hex),
-          ]
-        ) { next in
-          next.payloadBytes = sealed.manifest.payloadBytes
-          next.bodyBytes = sealed.manifest.bodyBytes
-          next.manifest = sealed.envelope.bytes
-          next.manifestDigest = sealed.envelope.payloadDigest.hex
-          next.key = sealed.key
-          next.sealedTo = sealed.sealedTo
-          next.expiresAt = sealed.manifest.expiresAt
-          next.nextAt = tx.at + 5
-        }
-        try tx.countPackage(agreement: transfer.agreement, peer: transfer.peer)
-        return row
-      }
-      try await queue(row)
-      try await context.pool.run { try Directory.remove(claim) }
     }
   }
 
-  /// sealed → queued, with the outcome file that tells the batch job that its file was taken.
+  private func commit(_ sealed: SealedPackage, _ transfer: Transfer, _ claim: String) async throws {
+    let row = try await context.ledger.write { tx in
+      let row = try tx.advance(
+        transfer, to: .sealed,
+        [
+          "manifest": .string(sealed.envelope.payloadDigest.hex),
+          "payloadBytes": .integer(sealed.manifest.payloadBytes),
+          "decision": sealed.decision.document, "agreementSha256": .string(sealed.manifest.agreement.sha256.hex),
+        ]
+      ) { next in
+        next.payloadBytes = sealed.manifest.payloadBytes
+        next.bodyBytes = sealed.manifest.bodyBytes
+        next.manifest = sealed.envelope.bytes
+        next.manifestDigest = sealed.envelope.payloadDigest.hex
+        next.key = sealed.key
+        next.sealedTo = sealed.sealedTo
+        next.expiresAt = sealed.manifest.expiresAt
+        next.nextAt = tx.at + 5
+      }
+      if let package = sealed.package { try tx.put(package) }
+      try tx.countPackage(agreement: transfer.agreement, peer: transfer.peer)
+      return row
+    }
+    if !sealed.setAside.isEmpty {
+      try await context.pool.run {
+        try outcomes.setAside(sealed.setAside, name: transfer.name, agreement: transfer.agreement)
+      }
+    }
+    try await queue(row)
+    try await context.pool.run { try Directory.remove(claim) }
+  }
+
+  /// sealed → queued once nobody has to approve it any more, with the outcome file that tells the batch job that its file was
+  /// taken.
   func queue(_ transfer: Transfer) async throws {
+    let waits = try await Approvals(context: context).missing(for: transfer)
+    guard waits == nil else {
+      let row = try await context.ledger.write { tx in
+        try tx.amend(transfer) {
+          $0.nextAt = tx.at + 60
+          $0.code = ReasonCode.approvalPending.rawValue
+          $0.note = waits!
+        }
+      }
+      return try await context.pool.run { try outcomes.write(row) }
+    }
     let row = try await context.ledger.write { try $0.advance(transfer, to: .queued) }
     context.news.sealed.notify()
     try await context.pool.run { try outcomes.write(row) }
-  }
-
-  private struct Sealed: Sendable {
-    let manifest: Manifest
-    let envelope: Envelope
-    let key: [UInt8]
-    let sealedTo: String
-  }
-
-  /// The pass. nil when the original changed under it.
-  private func body(
-    of original: Original, _ transfer: Transfer, _ agreement: Agreement, _ decision: Decision, records: Int64?,
-    at instant: Date
-  ) throws -> Sealed? {
-    guard let card = context.partners[transfer.peer]?.card?.card else { throw LedgerError.notFound(transfer.peer.text) }
-    let recipients = card.sealingRecipients(at: instant).filter { agreement.recipientKinds.contains($0.kind) }
-    let binding = Binding(
-      agreement: agreement.digest.hex, id: transfer.id, recipient: transfer.peer, sender: context.agency)
-    let (key, payloadKey) = try PackageKey.create(for: recipients, binding: binding)
-    let place = Spool.Place.out(transfer.id)
-    let geometry = try BodyGeometry(plainBytes: original.bytes)
-    let part = try context.spool.create(place, bytes: geometry.sealedBytes)
-    // Small files gain nothing from a second thread, and many of them run at once.
-    let pass = Pass(engine: context.engine, workers: geometry.segments > 1 ? context.workers : 1)
-    let result = try pass.seal(
-      FileSource(original.file, bytes: original.bytes, layout: .plain), to: FileSink(part), payloadKey: payloadKey,
-      wholePrefix: agreement.wholeFileSHA256 ? key.bytes : nil)
-    guard try original.isUnchanged() else { return nil }
-    try part.syncData()
-    try context.spool.finish(place)
-
-    var salt = [UInt8](repeating: 0, count: 16)
-    salt.withUnsafeMutableBytes { systemRandom($0) }
-    let manifest = Manifest(
-      id: transfer.id, sender: context.agency, recipient: transfer.peer,
-      agreement: NamedDigest(id: agreement.id, sha256: agreement.digest), agreementVersion: agreement.version,
-      schema: agreement.records.map { NamedDigest(id: $0.schema, sha256: $0.sha256) }, name: transfer.name,
-      mediaType: agreement.mediaType, records: records, payloadBytes: result.plainBytes,
-      bodyBytes: result.sealedBytes, bodyTreeRoot: result.treeRoot, keySHA256: Digest(of: key.bytes),
-      wholeFileSHA256: result.wholeSHA256, createdAt: instant,
-      expiresAt: instant + Double(agreement.timeToLive.components.seconds), decision: decision.digest(salt: salt))
-    return Sealed(
-      manifest: manifest, envelope: context.sign(manifest.document, as: .manifest), key: key.bytes,
-      sealedTo: recipients.map { Digest(of: Array($0.description.utf8)).hex }.joined(separator: ","))
   }
 
   private func refuse(

@@ -1,0 +1,52 @@
+// What parties signed about agreements, once their signatures were seen to hold.
+
+import Foundation
+import Policies
+import Sealing
+
+/// Verified acts by agreement. A value.
+package struct ActBook: Sendable {
+  private var acts: [Digest: [AgreementAct]] = [:]
+  private var policies: [Agreement] = []
+
+  init() {}
+
+  /// - Parameter cards: of partners whose fingerprint was approved, and our own. Acts of others count for nothing.
+  init(_ set: PolicySet, _ envelopes: [Digest: [Envelope]], cards: [Card]) {
+    policies = set.agreements
+    for agreement in set.agreements {
+      acts[agreement.digest] = (envelopes[agreement.digest] ?? []).compactMap { Self.verified($0, agreement, cards) }
+    }
+  }
+
+  /// nil unless its party signed it with a key that was valid when it says it was signed.
+  static func verified(_ envelope: Envelope, _ agreement: Agreement, _ cards: [Card]) -> AgreementAct? {
+    do {
+      let act = try AgreementAct(envelope.unverified())
+      guard act.agreement.sha256 == agreement.digest,
+        let party = agreement.parties.first(where: { $0.id == act.party }),
+        party.roles.contains(act.role), let card = cards.first(where: { $0.agency == act.party })
+      else { return nil }
+      _ = try envelope.verify(card.signers(at: act.at))
+      return act
+    } catch {
+      return nil
+    }
+  }
+
+  package func all(of agreement: Agreement) -> [AgreementAct] { acts[agreement.digest] ?? [] }
+
+  /// Where an agreement stands between two agencies, whichever provides.
+  package func standing(of agreement: Agreement, between a: AgencyID, _ b: AgencyID, at instant: Date)
+    -> AgreementStanding
+  {
+    func standing(_ agreement: Agreement, superseded: Set<Digest>) -> AgreementStanding {
+      AgreementStanding(agreement, all(of: agreement), between: a, b, at: instant, superseded: superseded)
+    }
+    // A version is replaced once one that names it is in force itself.
+    let superseded = Set(
+      policies.filter { $0.id == agreement.id && $0.supersedes != nil && standing($0, superseded: []).state == .valid }
+        .compactMap(\.supersedes))
+    return standing(agreement, superseded: superseded)
+  }
+}

@@ -1,0 +1,144 @@
+// Agreements and acts between gateways: offered by one, looked at by people, accepted by the other. What is offered is in force
+// for nobody; what is signed counts by its signature.
+//
+//   policies/offered/SHA256.yaml     an agreement that a partner offered: canonical JSON, which is YAML too
+//   PUT /v1/agreements/{sha256}                    the agreement
+//   PUT /v1/agreements/{sha256}/signatures/{sha256}   one act over it
+
+import Foundation
+import Logging
+import Policies
+import Sealing
+import Store
+import Transport
+
+struct AgreementExchange: Sendable {
+  static let offersMax = 200
+
+  let context: GatewayContext
+
+  private var offers: String { "\(context.home.policies)/offered" }
+
+  // MARK: taking
+
+  /// A partner puts an agreement. Held ones are answered as known; new ones wait for people.
+  func take(_ digest: Digest, _ bytes: [UInt8], from partner: AgencyID) async throws {
+    guard context.policies.agreement(digest) == nil else { return }
+    let agreement: Agreement
+    do {
+      agreement = try Agreement(JSON(canonical: bytes, bytesMax: StrictYAML.bytesMax))
+    } catch {
+      throw Problem(.malformed, "\(error)")
+    }
+    guard agreement.digest == digest, agreement.parties.contains(where: { $0.id == partner }),
+      agreement.parties.contains(where: { $0.id == context.agency })
+    else { throw Problem(.refused, code: "agreement.parties", "not an agreement between us") }
+    let (path, offers) = ("\(offers)/\(digest.hex).yaml", offers)
+    try await context.pool.run {
+      try Directory.make(offers)
+      guard !Directory.exists(path) else { return }
+      guard try Directory.names(offers, countMax: Self.offersMax + 1).count < Self.offersMax else {
+        throw Problem(.full, code: "agreement.offers", "too many agreements wait here")
+      }
+      try DurableFile.write(bytes + [10], to: path)
+    }
+    context.logger.notice(
+      "\(partner) offers the agreement \(agreement.id) version \(agreement.version): sallyport agreements show \(path)")
+  }
+
+  /// Stores a party's act over an agreement held or offered here. Its signature must hold.
+  func take(act bytes: [UInt8]) async throws -> Agreement {
+    let envelope = try Envelope(parsing: bytes.last == 10 ? Array(bytes.dropLast()) : bytes, as: .agreementAct)
+    let claimed = try AgreementAct(envelope.unverified())
+    guard let agreement = context.policies.agreement(claimed.agreement.sha256) else {
+      throw AdminError(.failed, "the agreement \(claimed.agreement.id) of this act is not held here: accept it first")
+    }
+    guard ActBook.verified(envelope, agreement, context.partners.cards + [context.keys.card.card]) != nil else {
+      throw SealingError(.documentSignature, "the act is not signed by \(claimed.party), or in no role of theirs")
+    }
+    let context = context
+    guard !context.acts.all(of: agreement).contains(claimed) else { return agreement }
+    try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
+    try await context.ledger.write { tx in
+      _ = try tx.append(
+        AuditEvent(
+          "agreement.\(claimed.kind.rawValue)",
+          [
+            "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex),
+            "party": .string(claimed.party.text),
+            "role": .string(claimed.role), "act": .string(envelope.payloadDigest.hex),
+          ]))
+    }
+    try context.reloadPolicies()
+    // Whoever acts holds the agreement now, and may have missed what we said before.
+    context.news.acts.notify()
+    return agreement
+  }
+
+  /// Makes an offered agreement, named by its digest, one of ours; nil when none is offered under that name.
+  func adopt(_ name: String) throws -> Agreement? {
+    guard let digest = Digest(hex: name), Directory.exists("\(offers)/\(name).yaml") else { return nil }
+    let agreement = try PolicyFolder.agreement("\(offers)/\(name).yaml")
+    guard agreement.digest == digest else { return nil }
+    try PolicyFolder.check(agreement, in: context.home.policies)
+    try Directory.rename(
+      "\(offers)/\(name).yaml", "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
+    try Directory.sync(context.home.policies)
+    try context.reloadPolicies()
+    return agreement
+  }
+
+  // MARK: telling
+
+  /// Keeps one partner informed of our acts: at start, and whenever there is a new one.
+  func run(_ partner: AgencyID, _ links: PartnerLinks) async throws {
+    var told: Set<Digest> = []
+    while !Task.isCancelled {
+      let seen = context.news.acts.generation
+      var pause = 3600.0
+      do {
+        for agreement in context.policies.agreements where agreement.parties.contains(where: { $0.id == partner }) {
+          try await tell(agreement, to: partner, links, &told)
+        }
+      } catch {
+        switch Disposition(error) {
+        case .stop: throw FatalFailure(cause: error)
+        case .ignore: break
+        case .retry(_, let note), .halt(_, let note):
+          context.logger.notice("agreements to \(partner): \(note)")
+          pause = 10
+        }
+      }
+      await context.news.acts.wait(after: seen, for: .seconds(pause))
+    }
+  }
+
+  private func tell(
+    _ agreement: Agreement, to partner: AgencyID, _ links: PartnerLinks, _ told: inout Set<Digest>
+  ) async throws {
+    let own = try PolicyFolder.envelopes(of: agreement, in: context.home.policies)
+      .filter { try AgreementAct($0.unverified()).party == context.agency && !told.contains($0.payloadDigest) }
+    guard !own.isEmpty else { return }
+    let path = "/v1/agreements/\(agreement.digest.hex)"
+    if told.insert(agreement.digest).inserted {
+      try await put(path, agreement.document.canonical, to: partner, links)
+    }
+    for envelope in own {
+      // 404: they have not accepted it yet, and learn of the act when they do.
+      let status = try await put("\(path)/signatures/\(envelope.payloadDigest.hex)", envelope.bytes, to: partner, links)
+      if status == 200 { told.insert(envelope.payloadDigest) }
+    }
+  }
+
+  @discardableResult
+  private func put(_ path: String, _ body: [UInt8], to partner: AgencyID, _ links: PartnerLinks) async throws -> Int {
+    let reply = try await links.send(partner, "PUT", path) {
+      $0.body = .bytes(body)
+      $0.headers = ["Content-Type: application/json"]
+    }
+    guard [200, 404].contains(reply.status) else {
+      throw Problem(reply) ?? Problem(.unavailable, code: "partner.status", "\(path) is answered \(reply.status)")
+    }
+    return reply.status
+  }
+}

@@ -1,0 +1,122 @@
+// Administration of agreements: where they stand, what parties do about them, four eyes.
+
+import Foundation
+import Policies
+import Sealing
+import Store
+
+extension Administration {
+  /// The routing table: which file goes where, under what, filtered how.
+  func agreements() async throws -> [JSON] {
+    let instant = context.now()
+    var rows: [JSON] = []
+    for agreement in context.policies.agreements {
+      for provider in agreement.parties where provider.role == .provider {
+        for recipient in agreement.parties where recipient.role == .recipient {
+          let standing = context.acts.standing(of: agreement, between: provider.id, recipient.id, at: instant)
+          let peer = provider.id == context.agency ? recipient.id : provider.id
+          let dropped = agreement.fields.filter { $0.action == .drop }.count
+          let known = try await context.ledger.read { try $0.consentCount(agreement.id) }
+          let heard = try await context.ledger.read { try $0.consentHeard(agreement.id) }
+          var members: [String: JSON] = [
+            "id": .string(agreement.id), "version": .integer(agreement.version),
+            "state": .string(standing.state.rawValue),
+            "detail": .string(standing.detail), "from": .string(provider.id.text), "to": .string(recipient.id.text),
+            "files": .string(agreement.namePattern), "delivery": .string(agreement.delivery.rawValue),
+            "partner": .string(context.partners[peer]?.state.rawValue ?? "unknown"),
+            "consent": .string(agreement.consent.model.rawValue), "people": .integer(Int64(known)),
+            "fields": .string("\(agreement.fields.count - dropped) go, \(dropped) named to stay"),
+            "conditions": .array(
+              agreement.include.map { .string("only \($0.text)") } + agreement.exclude.map { .string("not \($0.text)") }
+                + agreement.forbid.map { .string("forbid \($0.predicate.text)") }),
+            "sha256": .string(agreement.digest.hex),
+          ]
+          members["consentHeard"] = heard.map { .string(Timestamp.format($0)) }
+          rows.append(.object(members))
+        }
+      }
+    }
+    return rows
+  }
+
+  /// Signs an act of this agency, stores it, and lets partners know.
+  func act(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let name = try arguments.string("agreement")
+    let kind = try arguments.choice("act", AgreementAct.Kind.self)
+    let role = try arguments.string("role", bytesMax: 64)
+    let signer = try arguments.string("signer")
+    let reason = try arguments.optional("reason") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
+    try arguments.finish()
+    let context = context
+    let offered = AgreementExchange(context: context)
+    guard let agreement = try offered.adopt(name) ?? held(name) else {
+      throw AdminError(.failed, "no agreement \(name) in \(context.home.policies), and no partner offers one")
+    }
+    guard let party = agreement.parties.first(where: { $0.id == context.agency }) else {
+      throw AdminError(.refused, "\(context.agency) is no party to \(agreement.id)")
+    }
+    guard party.roles.contains(role) else {
+      throw AdminError(.refused, "\(party.id) signs in the roles \(party.roles.joined(separator: ", ")), not \(role)")
+    }
+    guard (kind == .register) == (party.role == .registrar) || (kind != .accept && kind != .register) else {
+      throw AdminError(.refused, party.role == .registrar ? "a registrar registers" : "only a registrar registers")
+    }
+    let act = AgreementAct(
+      kind, agreement, party: party.id, role: role, signer: signer, reason: reason, at: context.now())
+    let envelope = context.sign(act.document, as: .agreementAct)
+    try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
+    try await context.ledger.write { tx in
+      _ = try tx.append(
+        AuditEvent(
+          "agreement.\(kind.rawValue)",
+          [
+            "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "role": .string(role),
+            "signer": .string(signer), "act": .string(envelope.payloadDigest.hex),
+          ]))
+    }
+    try context.reloadPolicies()
+    context.news.acts.notify()
+    return [["agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document]]
+      + standings(agreement)
+  }
+
+  /// Takes a party's act that came as a file.
+  func takeAct(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let text = try arguments.string("envelope", bytesMax: Envelope.bytesMax)
+    try arguments.finish()
+    let agreement = try await AgreementExchange(context: context).take(act: Array(text.utf8))
+    return standings(agreement)
+  }
+
+  private func standings(_ agreement: Agreement) -> [JSON] {
+    agreement.parties.filter { $0.role == .provider }.flatMap { provider in
+      agreement.parties.filter { $0.role == .recipient }.map { recipient in
+        let standing = context.acts.standing(of: agreement, between: provider.id, recipient.id, at: context.now())
+        return [
+          "from": .string(provider.id.text), "to": .string(recipient.id.text),
+          "state": .string(standing.state.rawValue),
+          "detail": .string(standing.detail),
+        ]
+      }
+    }
+  }
+
+  /// By id (the version in force, else the highest), or by digest.
+  private func held(_ name: String) -> Agreement? {
+    if let digest = Digest(hex: name) { return context.policies.agreement(digest) }
+    let versions = context.policies.agreements.filter { $0.id == name }
+    return versions.last
+  }
+
+  func approve(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let id = try arguments.transfer("id")
+    let person = try arguments.string("by")
+    try arguments.finish()
+    guard let transfer = try await context.ledger.read({ try $0.transfer(context.agency, id) }) else {
+      throw LedgerError.notFound("transfer \(id)")
+    }
+    try await Approvals(context: context).approve(transfer, by: person)
+    guard let row = try await context.ledger.read({ try $0.transfer(context.agency, id) }) else { return [] }
+    return [Self.row(row)]
+  }
+}

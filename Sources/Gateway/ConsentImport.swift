@@ -1,0 +1,343 @@
+// consent import: a registry's events, all or nothing. Read twice: once to see that every row is sound, once to take them.
+//
+// Raw ids are made into pseudonyms on the way and never stored. The same event of the same source twice is one event.
+
+import Foundation
+import NIOConcurrencyHelpers
+import Policies
+import Records
+import Sealing
+import Store
+
+struct ConsentImport: Sendable {
+  package enum Format: String, Sendable, CaseIterable { case csv, ndjson, fhir }
+
+  /// What an import came to.
+  struct Result: Sendable {
+    var rows: Int64 = 0
+    var accepted: Int64 = 0
+    var duplicates: Int64 = 0
+    /// People whom a snapshot does not name any more.
+    var absent: Int64 = 0
+    var sequence: Int64 = 0
+  }
+
+  struct Options: Sendable {
+    let file: String
+    let format: Format
+    let agreement: String
+    let source: String
+    /// Whoever the file does not name has withdrawn.
+    let isSnapshot: Bool
+    /// A snapshot that changes more of the known people than this share is refused.
+    let changePercentMax: Int64
+    /// Two different people let a larger change through.
+    let confirmedBy: [String]
+  }
+
+  private static let columns = [
+    "source_event_id", "subject_id_type", "subject_id", "agreement", "purpose", "event", "event_time", "valid_until",
+    "indicated_by", "relation", "notice_id", "language", "method", "scope",
+  ]
+  private static let events = ConsentEvent.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ",")
+  private static let requiredColumns: Set<String> = [
+    "source_event_id", "subject_id", "agreement", "purpose", "event", "event_time",
+  ]
+
+  static let csvSchema: String = {
+    let fields = columns.map { name in
+      let required = "\"constraints\":{\"required\":\(requiredColumns.contains(name))"
+      switch name {
+      case "event": return "{\"name\":\"\(name)\",\(required),\"enum\":[\(events)]}}"
+      case "event_time", "valid_until": return "{\"name\":\"\(name)\",\"type\":\"datetime\",\(required)}}"
+      case "source_event_id": return "{\"name\":\"\(name)\",\(required),\"unique\":true,\"maxLength\":200}}"
+      default: return "{\"name\":\"\(name)\",\(required),\"maxLength\":200}}"
+      }
+    }
+    return "{\"fields\":[\(fields.joined(separator: ","))]}"
+  }()
+
+  static let jsonSchema: String = {
+    let properties = columns.map { name in
+      switch name {
+      case "event": return "\"\(name)\":{\"enum\":[\(events)]}"
+      case "event_time", "valid_until": return "\"\(name)\":{\"type\":\"string\",\"format\":\"date-time\"}"
+      default: return "\"\(name)\":{\"type\":\"string\",\"maxLength\":200}"
+      }
+    }
+    return
+      "{\"type\":\"object\",\"additionalProperties\":false,\"required\":[\(requiredColumns.sorted().map { "\"\($0)\"" }.joined(separator: ","))],\"properties\":{\(properties.joined(separator: ","))}}"
+  }()
+
+  /// FHIR R4 Consent, as far as it can be mapped without guessing: no provisions within provisions, no exceptions.
+  static let fhirSchema = """
+    {"type":"object","required":["resourceType","id","status","patient","dateTime"],"properties":{
+    "resourceType":{"const":"Consent"},"id":{"type":"string","maxLength":64},
+    "meta":{"type":"object","properties":{"versionId":{"type":"string","maxLength":64},"lastUpdated":{"type":"string","format":"date-time"}}},
+    "status":{"enum":["active","inactive","rejected","entered-in-error"]},
+    "patient":{"type":"object","required":["identifier"],"properties":{"identifier":{"type":"object","required":["value"],"properties":{"value":{"type":"string","maxLength":100}}}}},
+    "dateTime":{"type":"string","format":"date-time"},
+    "provision":{"type":"object","properties":{"type":{"enum":["permit","deny"]},"period":{"type":"object","properties":{"start":{"type":"string"},"end":{"type":"string","format":"date-time"}}},
+      "provision":false,"actor":false,"action":false,"securityLabel":false,"purpose":false,"class":false,"code":false,"data":false,"dataPeriod":false}}},
+    "if":{"properties":{"status":{"const":"inactive"}}},"then":{"required":["meta"],"properties":{"meta":{"required":["lastUpdated"]}}}}
+    """
+  private static let fhirFields = [
+    "id", "meta.versionId", "status", "patient.identifier.value", "dateTime", "meta.lastUpdated", "provision.type",
+    "provision.period.end",
+  ]
+
+  let context: GatewayContext
+  let options: Options
+
+  func run() async throws -> (result: Result, acknowledgement: ConsentAcknowledgement?) {
+    let journey = ConsentJourney(context: context)
+    let agreement = try journey.agreement(options.agreement)
+    let (format, filter) = try reading()
+    let check = RecordCheck(format, workers: context.workers)
+    let file = OpenFile(try File(options.file, O_RDONLY | O_NONBLOCK))
+    let report = try await context.pool.run { try check.run(file.file.input) }
+    guard report.isValid else {
+      let first = report.findings.prefix(5).map(\.text).joined(separator: "; ")
+      throw SealingError(.documentInvalid, "\(options.file): \(report.sentence); nothing was taken. First: \(first)")
+    }
+    let recordedAt = context.now()
+    let (options, key) = (options, journey.key(agreement))
+    let changes = NIOLockedValueBox<[(SubjectReference, UInt64, isNegative: Bool)]>([])
+    let result = try await context.ledger.write { tx in
+      var result = Result()
+      let failure = NIOLockedValueBox<(any Error)?>(nil)
+      var changed: [(SubjectReference, UInt64, isNegative: Bool)] = []
+      var named: Set<SubjectReference> = []
+      let digest = StreamingDigest()
+      result.sequence = tx.sequence + 1
+      func take(_ event: ConsentEvent, _ row: ConsentEventRow) throws {
+        guard try tx.add(consentEvent: row, sequence: result.sequence, ordinal: result.accepted) else {
+          result.duplicates += 1
+          return
+        }
+        digest.add(row.line)
+        let word = try ConsentJourney.apply(row, event, tx)
+        changed.append((row.subject, word, event.state.isNegative))
+        result.accepted += 1
+      }
+      // The reader runs on a thread of its own and hands batches over; the transaction stays on this one.
+      let batches = RowQueue()
+      let thread = Thread {
+        let end = Swift.Result {
+          _ = try RecordCheck(format, workers: 1).run(
+            file.file.input, through: filter, nil, now: recordedAt, to: RecordSink(rows: { try batches.put($0) }))
+        }
+        if case .failure(let error) = end { failure.withLockedValue { $0 = error } }
+        batches.close()
+      }
+      thread.stackSize = 16 << 20
+      thread.start()
+      do {
+        while let rows = batches.next() {
+          for values in rows {
+            result.rows += 1
+            let (event, row) = try Self.event(values, options, agreement, key, place: result.rows)
+            if options.isSnapshot { named.insert(row.subject) }
+            try take(event, row)
+          }
+        }
+      } catch {
+        batches.abandon()
+        throw error
+      }
+      if let error = failure.withLockedValue({ $0 }) { throw error }
+      if options.isSnapshot {
+        let absent = try Self.absent(named, options, agreement, tx, changed: changed.count)
+        let event = agreement.consent.model == .optOut ? ConsentEvent.objected : .withdrawn
+        for subject in absent {
+          try take(
+            event,
+            ConsentEventRow(
+              agreement: agreement.id, subject: subject, event: event.rawValue, at: tx.at, validUntil: nil,
+              source: options.source, sourceEvent: "snapshot \(result.sequence) \(subject)",
+              detail: ["method": "absent from a snapshot"]))
+        }
+        result.absent = Int64(absent.count)
+      }
+      try tx.append(
+        AuditEvent(
+          "consent.import",
+          [
+            "agreement": .string(agreement.id), "source": .string(options.source), "rows": .integer(result.rows),
+            "accepted": .integer(result.accepted), "duplicates": .integer(result.duplicates),
+            "absent": .integer(result.absent), "sha256": .string(digest.finish().hex),
+            "confirmedBy": .array(options.confirmedBy.map { .string($0) }),
+          ]))
+      try tx.heard(agreement.id, source: options.source, at: tx.at)
+      changes.withLockedValue { $0 = changed }
+      return result
+    }
+    let changed = changes.withLockedValue { $0 }
+    for (subject, word, _) in changed { context.consents.set(agreement.id, subject, word) }
+    let negatives = changed.filter(\.isNegative).map(\.0)
+    let acknowledgement =
+      negatives.isEmpty
+      ? nil
+      : try await journey.settle(
+        negatives, agreement, because: .withdrawn, sequence: result.sequence, recordedAt: recordedAt)
+    return (result, acknowledgement)
+  }
+
+  private func reading() throws -> (RecordFormat, RecordFilter) {
+    var plan = RecordPlan()
+    let (format, schema): (RecordFormat, String)
+    switch options.format {
+    case .csv:
+      schema = Self.csvSchema
+      plan.extracted = Self.columns
+      format = .csv(try TableSchema(Array(schema.utf8)), CSVDialect())
+    case .ndjson:
+      schema = Self.jsonSchema
+      plan.extracted = Self.columns
+      format = .ndjson(try SchemaProgram.compile(Array(schema.utf8)))
+    case .fhir:
+      schema = Self.fhirSchema
+      plan.extracted = Self.fhirFields
+      format = .ndjson(try SchemaProgram.compile(Array(schema.utf8)))
+    }
+    return (format, try RecordFilter(plan, format, schema: Array(schema.utf8)))
+  }
+
+  // MARK: rows
+
+  private static func event(
+    _ values: [String?], _ options: Options, _ agreement: Agreement, _ key: SubjectKey, place: Int64
+  ) throws -> (ConsentEvent, ConsentEventRow) {
+    func refused(_ reason: String) -> SealingError {
+      SealingError(.documentInvalid, "row \(place): \(reason); nothing was taken")
+    }
+    let event: ConsentEvent
+    let (id, sourceEvent, at, until): (String, String, String, String?)
+    var detail: [String: JSON] = [:]
+    if options.format == .fhir {
+      (id, sourceEvent) = (values[3] ?? "", "\(values[0] ?? "")/\(values[1] ?? "")")
+      switch (values[2], values[6]) {
+      case ("active", "deny"): event = .refused
+      case ("active", _): event = .given
+      case ("inactive", _): event = .withdrawn
+      case ("rejected", _): event = .refused
+      default: event = .invalidated
+      }
+      at = (event == .withdrawn ? values[5] : values[4]) ?? ""
+      until = event == .given ? values[7] : nil
+      detail["method"] = "fhir"
+    } else {
+      var row: [String: String] = [:]
+      for (name, value) in zip(columns, values) { row[name] = value }
+      guard row["agreement"] == agreement.id else { throw refused("it is about another agreement") }
+      guard row["purpose"] == agreement.consent.purposeRef else { throw refused("it is about another purpose") }
+      if let type = row["subject_id_type"], type != agreement.subjects.identifierType {
+        throw refused("ids are of the type \(agreement.subjects.identifierType ?? "")")
+      }
+      guard let known = ConsentEvent(rawValue: row["event"] ?? "") else { throw refused("the event is not known") }
+      event = known
+      (id, sourceEvent) = (row["subject_id"] ?? "", row["source_event_id"] ?? "")
+      (at, until) = (row["event_time"] ?? "", row["valid_until"])
+      for name in ["indicated_by", "relation", "notice_id", "language", "method", "scope"] {
+        detail[name] = row[name].map { .string($0) }
+      }
+    }
+    guard let subject = Subject.reference(id, key) else { throw refused("the subject's id is no id") }
+    guard let instant = Subject.instant(at), until == nil || Subject.instant(until!) != nil else {
+      throw refused("a time cannot be read")
+    }
+    return (
+      event,
+      ConsentEventRow(
+        agreement: agreement.id, subject: subject, event: event.rawValue, at: instant,
+        validUntil: until.flatMap(Subject.instant), source: options.source, sourceEvent: sourceEvent,
+        detail: .object(detail))
+    )
+  }
+
+  /// A snapshot withdraws for whoever it does not name; but a cut file must not withdraw for everybody.
+  private static func absent(
+    _ named: Set<SubjectReference>, _ options: Options, _ agreement: Agreement, _ tx: Transaction, changed: Int
+  ) throws -> [SubjectReference] {
+    var absent: [SubjectReference] = []
+    try tx.reader.forEachConsent(agreement.id) { subject, word in
+      guard let record = ConsentRecord(word: word), !record.state.isNegative, !named.contains(subject) else { return }
+      absent.append(subject)
+    }
+    let known = try tx.reader.consentCount(agreement.id)
+    let change = Int64(absent.count + changed) * 100 / Int64(max(1, known))
+    guard change <= options.changePercentMax || Set(options.confirmedBy).count >= 2 else {
+      throw LedgerError.illegal(
+        "taking a snapshot that changes \(change) % of the people known, over \(options.changePercentMax) %: two people confirm it with --confirmed-by"
+      )
+    }
+    return absent
+  }
+}
+
+/// What people and files call a subject.
+enum Subject {
+  static func reference(_ id: String, _ key: SubjectKey) -> SubjectReference? {
+    SubjectName.canonical(id).map { key.reference($0) }
+  }
+
+  /// An RFC 3339 instant.
+  static func instant(_ text: String) -> Date? {
+    if let exact = Timestamp.parse(text) { return exact }
+    return try? Date(text, strategy: .iso8601)
+  }
+}
+
+/// Batches of rows from one thread to another; a few at a time.
+private final class RowQueue: @unchecked Sendable {
+  // Proof for @unchecked: touched only under `condition`.
+  private let condition = NSCondition()
+  private var batches: [[[String?]]] = []
+  private var isClosed = false
+  private var isAbandoned = false
+
+  struct Abandoned: Error {}
+
+  func put(_ rows: [[String?]]) throws {
+    condition.lock()
+    defer { condition.unlock() }
+    while batches.count >= 4, !isAbandoned { condition.wait() }
+    if isAbandoned { throw Abandoned() }
+    batches.append(rows)
+    condition.broadcast()
+  }
+
+  func next() -> [[String?]]? {
+    condition.lock()
+    defer { condition.unlock() }
+    while batches.isEmpty, !isClosed { condition.wait() }
+    defer { condition.broadcast() }
+    return batches.isEmpty ? nil : batches.removeFirst()
+  }
+
+  func close() {
+    condition.withLock {
+      isClosed = true
+      condition.broadcast()
+    }
+  }
+
+  func abandon() {
+    condition.withLock {
+      isAbandoned = true
+      condition.broadcast()
+    }
+  }
+}
+
+/// SHA-256 over lines.
+private final class StreamingDigest {
+  private var hash = StreamingSHA256()
+
+  func add(_ line: [UInt8]) {
+    line.withUnsafeBytes { hash.update($0) }
+    [UInt8(10)].withUnsafeBytes { hash.update($0) }
+  }
+
+  func finish() -> Digest { hash.finish() }
+}

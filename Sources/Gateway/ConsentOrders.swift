@@ -1,0 +1,271 @@
+// Administration of consent: what people choose, what is known about them, and the proof that it was respected.
+
+import Foundation
+import Policies
+import Sealing
+import Store
+
+extension Administration {
+  /// consent grant, withdraw and the other events by hand.
+  func recordConsent(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let journey = ConsentJourney(context: context)
+    let agreement = try journey.agreement(try arguments.string("agreement"))
+    let event = try arguments.choice("event", ConsentEvent.self)
+    let subject = try reference(try arguments.string("subject"), agreement)
+    let now = context.now()
+    let at = try arguments.optional("at") { (r, n) throws(SealingError) in try r.date(n) } ?? now
+    let until = try arguments.optional("until") { (r, n) throws(SealingError) in try r.date(n) }
+    var detail: [String: JSON] = [:]
+    for name in ["method", "indicatedBy", "notice"] {
+      detail[name] = try arguments.optional(name) { (r, n) throws(SealingError) in .string(try r.string(n)) }
+    }
+    let sourceEvent =
+      try arguments.optional("eventId") { (r, n) throws(SealingError) in try r.string(n) } ?? TransferID().text
+    try arguments.finish()
+    let row = ConsentEventRow(
+      agreement: agreement.id, subject: subject, event: event.rawValue, at: at, validUntil: until,
+      source: "command", sourceEvent: sourceEvent, detail: .object(detail))
+    return [Self.document(try await journey.record(event, row, agreement))]
+  }
+
+  private func reference(_ id: String, _ agreement: Agreement) throws -> SubjectReference {
+    guard let subject = Subject.reference(id, ConsentJourney(context: context).key(agreement)) else {
+      throw AdminError(.badData, "that is no id: 1 to 100 printable ASCII characters")
+    }
+    return subject
+  }
+
+  /// The acknowledgement, with one plain sentence.
+  private static func document(_ ack: ConsentAcknowledgement) -> JSON {
+    let stopped = "\(ack.stopped.count) package\(ack.stopped.count == 1 ? " was" : "s were") stopped"
+    let gone =
+      "\(ack.disclosed.count) had gone before and \(ack.notices.count) notice\(ack.notices.count == 1 ? "" : "s") went after them"
+    return [
+      "ack": "final", "sequence": .integer(ack.sequence), "recorded": .string(Timestamp.format(ack.recordedAt)),
+      "acknowledged": .string(Timestamp.format(ack.acknowledgedAt)),
+      "milliseconds": .integer(Int64(ack.acknowledgedAt.timeIntervalSince(ack.recordedAt) * 1000)),
+      "stopped": .array(ack.stopped.map { .string($0.text) }),
+      "alreadyDisclosed": .array(
+        ack.disclosed.map {
+          [
+            "package": .string($0.id.text), "recipient": .string($0.recipient.text),
+            "disclosed": .string($0.releasedAt.map(Timestamp.format) ?? ""),
+          ]
+        }), "notices": .array(ack.notices.map { .string($0.text) }),
+      "plain": .string(
+        "Recorded. From now on nothing about this person goes under this agreement: \(stopped); \(gone)."),
+    ]
+  }
+
+  func importConsent(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let options = ConsentImport.Options(
+      file: try arguments.string("file", bytesMax: 4096), format: try arguments.choice("format"),
+      agreement: try arguments.string("agreement"), source: try arguments.string("source"),
+      isSnapshot: try arguments.bool("snapshot"), changePercentMax: try arguments.integer("maxChange", 0...1_000_000),
+      confirmedBy: try arguments.strings("confirmedBy", countMax: 8))
+    try arguments.finish()
+    let (result, ack) = try await ConsentImport(context: context, options: options).run()
+    var members: [String: JSON] = [
+      "rows": .integer(result.rows), "accepted": .integer(result.accepted), "duplicates": .integer(result.duplicates),
+      "absent": .integer(result.absent), "sequence": .integer(result.sequence),
+      "known": .integer(Int64(context.consents.count(options.agreement))), "head": context.ledger.head.document,
+    ]
+    members["acknowledgement"] = ack.map(Self.document)
+    return [.object(members)]
+  }
+
+  func heartbeat(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let agreement = try ConsentJourney(context: context).agreement(try arguments.string("agreement"))
+    let source = try arguments.string("source")
+    try arguments.finish()
+    let context = context
+    let at = try await context.ledger.write { tx in
+      try tx.heard(agreement.id, source: source, at: tx.at)
+      try tx.append(AuditEvent("consent.heartbeat", ["agreement": .string(agreement.id), "source": .string(source)]))
+      return tx.at
+    }
+    context.news.claimed.notify()
+    context.news.custody.notify()
+    return [["agreement": .string(agreement.id), "source": .string(source), "heard": .string(Timestamp.format(at))]]
+  }
+
+  /// What is known about one person, event by event.
+  func showConsent(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let agreement = try ConsentJourney(context: context).agreement(try arguments.string("agreement"))
+    let subject = try reference(try arguments.string("subject"), agreement)
+    try arguments.finish()
+    let (events, word) = try await context.ledger.read {
+      (try $0.consentEvents(agreement.id, subject), try $0.consentWord(agreement.id, subject) ?? 0)
+    }
+    let verdict = ConsentRule(agreement.consent, at: context.now()).verdict(word)
+    let record = ConsentRecord(word: word)
+    var state: [String: JSON] = [
+      "agreement": .string(agreement.id), "subject": .string(subject.description),
+      "state": .string(record?.state.name ?? "unknown"), "goes": .bool(verdict == 0),
+      "code": .string(verdict == 0 ? "" : ConsentRule.reasons[Int(verdict) - 1]),
+    ]
+    state["since"] = record.map { .string(Timestamp.format($0.at)) }
+    state["until"] = record?.validUntil.map { .string(Timestamp.format($0)) }
+    return [.object(state)]
+      + events.map {
+        [
+          "sequence": .integer($0.sequence), "event": .string($0.event), "at": .string(Timestamp.format($0.at)),
+          "source": .string($0.source), "sourceEvent": .string($0.sourceEvent), "detail": $0.detail,
+        ]
+      }
+  }
+
+  func notices() async throws -> [JSON] {
+    let now = context.now()
+    return try await context.ledger.read { try $0.notices() }.map { row in
+      let notice = try WithdrawalNotice(Envelope(parsing: row.envelope, as: .notice).unverified())
+      let answer = try row.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
+      let isOpen = answer == nil || answer?.state == .received
+      return [
+        "notice": .string(row.id.text), "direction": .string(row.direction.rawValue), "partner": .string(row.peer.text),
+        "agreement": .string(row.agreement), "asked": .string(notice.asked.rawValue),
+        "records": .integer(notice.items.reduce(0) { $0 + Int64($1.ordinals.count) }),
+        "items": notice.document.items, "state": .string(answer?.state.rawValue ?? "unanswered"),
+        "actBy": .string(Timestamp.format(row.actBy)), "overdue": .bool(isOpen && now > row.actBy),
+      ]
+    }
+  }
+
+  func answerNotice(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let id = try arguments.transfer("notice")
+    let state = try arguments.choice("state", NoticeAnswer.State.self)
+    let because = try arguments.optional("because") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
+    try arguments.finish()
+    return [try await NoticeDesk(context: context).answer(id, state, because: because).document]
+  }
+
+  // MARK: proof
+
+  /// Replays the ledger and every release, and proves that nobody who had withdrawn was told about.
+  func auditConsent() async throws -> [JSON] {
+    let context = context
+    return try await context.pool.run { try ConsentAudit(context: context).run() }
+  }
+}
+
+extension JSON {
+  fileprivate var items: JSON {
+    guard case .object(let members) = self else { return .array([]) }
+    return members["items"] ?? .array([])
+  }
+}
+
+/// The replay behind `consent audit`. Blocks.
+struct ConsentAudit: Sendable {
+  let context: GatewayContext
+
+  func run() throws -> [JSON] {
+    var faults: [JSON] = []
+    var (events, releases, subjects): (Int64, Int64, Int64) = (0, 0, 0)
+    func fault(_ what: String, _ members: [String: JSON]) {
+      faults.append(.object(members.merging(["fault": .string(what)]) { _, new in new }))
+    }
+    try context.ledger.readNow { reader in
+      // Events and releases in the one order that the ledger gave them.
+      var waiting: [ConsentEventRow] = []
+      try reader.forEachConsentEvent { waiting.append($0) }
+      var next = 0
+      var tables: [String: ConsentTable] = [:]
+      var digests: [Int64: [UInt8]] = [:]
+      func replay(upTo sequence: Int64) {
+        while next < waiting.count, waiting[next].sequence <= sequence {
+          let row = waiting[next]
+          next += 1
+          events += 1
+          digests[row.sequence, default: []] += row.line + [10]
+          guard let event = ConsentEvent(rawValue: row.event) else { continue }
+          let table = tables[row.agreement] ?? ConsentTable()
+          let present = ConsentRecord(word: table.words([row.subject])[0])
+          table.set(
+            row.subject,
+            ConsentRecord.merged(present, ConsentRecord(state: event.state, at: row.at, validUntil: row.validUntil))
+              .word)
+          tables[row.agreement] = table
+        }
+      }
+      var acknowledged: Set<Int64> = []
+      var negatives: Set<Int64> = Set(
+        waiting.filter { ConsentEvent(rawValue: $0.event)?.state.isNegative ?? false }.map(\.sequence))
+      var after: Int64 = 0
+      while true {
+        let entries = try reader.audit(after: after, limit: 1000)
+        guard let last = entries.last else { break }
+        after = last.sequence
+        for entry in entries {
+          guard case .object(let members) = try entry.document(), case .string(let kind)? = members["kind"],
+            case .object(let detail)? = members["detail"]
+          else { continue }
+          switch kind {
+          case "consent.event", "consent.import":
+            replay(upTo: entry.sequence)
+            let line = digests.removeValue(forKey: entry.sequence) ?? []
+            let sum = Digest(of: kind == "consent.event" ? Array(line.dropLast()) : line).hex
+            if case .string(let wanted)? = detail["sha256"], wanted != sum {
+              fault("an event is not the one that was recorded", ["sequence": .integer(entry.sequence)])
+            }
+          case "consent.acknowledged":
+            if case .integer(let sequence)? = detail["for"] { acknowledged.insert(sequence) }
+          case "releasing":
+            replay(upTo: entry.sequence)
+            guard case .string(let text)? = members["id"], let id = TransferID(text),
+              case .string(let at)? = members["at"], let instant = Timestamp.parse(at)
+            else { continue }
+            releases += 1
+            let found = try judge(id, tables, at: instant, reader)
+            subjects += found.subjects
+            for code in found.codes {
+              fault(
+                "released although somebody in it had not consented",
+                ["transfer": .string(text), "code": .string(code)])
+            }
+          default: continue
+          }
+        }
+      }
+      negatives.subtract(acknowledged)
+      for sequence in negatives.sorted() {
+        fault("a withdrawal was not acknowledged: run consent withdraw again", ["sequence": .integer(sequence)])
+      }
+      let now = context.now()
+      for notice in try reader.notices(.out) where notice.actBy < now {
+        let answer = try notice.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
+        if answer == nil || answer?.state == .received {
+          fault("a notice is overdue", ["notice": .string(notice.id.text), "partner": .string(notice.peer.text)])
+        }
+      }
+    }
+    return faults + [
+      [
+        "events": .integer(events), "releases": .integer(releases), "subjects": .integer(subjects),
+        "faults": .integer(Int64(faults.count)), "head": context.ledger.head.document,
+      ]
+    ]
+  }
+
+  /// Codes of people in a package who had not consented at `instant`.
+  private func judge(
+    _ id: TransferID, _ tables: [String: ConsentTable], at instant: Date, _ reader: Reader
+  ) throws -> (codes: [String], subjects: Int64) {
+    guard let package = try reader.package(id), let digest = Digest(hex: package.agreementDigest),
+      let agreement = context.policies.agreement(digest) ?? context.policies.current(package.agreement, at: instant),
+      agreement.consent.model != .none, agreement.aggregate == nil, let index = try context.spool.subjects(of: id)
+    else { return ([], 0) }
+    let rule = ConsentRule(agreement.consent, at: instant)
+    var codes: [String] = []
+    var count: Int64 = 0
+    try index.forEach { entries in
+      count += Int64(entries.count)
+      let words = tables[agreement.id]?.words(entries.map(\.subject)) ?? [UInt64](repeating: 0, count: entries.count)
+      for word in words {
+        let verdict = rule.verdict(word)
+        if verdict != 0 { codes.append(ConsentRule.reasons[Int(verdict) - 1]) }
+      }
+    }
+    return (codes, count)
+  }
+}

@@ -1,0 +1,59 @@
+// Four eyes: where the agreement asks for it, people approve a sealed package before it may leave. What they approve is the
+// decision, by its digest.
+
+import Foundation
+import Policies
+import Sealing
+import Store
+
+struct Approvals: Sendable {
+  let context: GatewayContext
+
+  /// What a package still waits for, in words; nil when it may leave.
+  func missing(for transfer: Transfer) async throws -> String? {
+    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    guard let agreement = context.policies.agreement(manifest.agreement.sha256), agreement.approval.mode != .automatic
+    else { return nil }
+    let approval = agreement.approval
+    let (approvers, isFirst) = try await context.ledger.read { reader in
+      (
+        try reader.approvers(transfer.id, decision: manifest.decision.hex),
+        try !reader.hasApproved(agreement: agreement.digest.hex)
+      )
+    }
+    let isAsked =
+      switch approval.mode {
+      case .automatic: false
+      // Who approved this very package made it the one that was approved before.
+      case .first: isFirst || !approvers.isEmpty
+      case .every: true
+      case .overThreshold: (manifest.records ?? .max) > approval.threshold
+      }
+    guard isAsked, approvers.count < approval.approvers else { return nil }
+    return "\(approvers.count) of \(approval.approvers) people have approved it"
+  }
+
+  /// Records one person's approval.
+  ///
+  /// - Throws: `LedgerError.illegal` when nothing waits for one, or it waited too long.
+  func approve(_ transfer: Transfer, by person: String) async throws {
+    guard transfer.state == .sealed, try await missing(for: transfer) != nil else {
+      throw LedgerError.illegal("approving \(transfer.id), which waits for no approval")
+    }
+    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    if let span = context.policies.agreement(manifest.agreement.sha256)?.approval.expiresAfter,
+      context.now() >= span.after(manifest.createdAt)
+    {
+      throw LedgerError.illegal(
+        "approving \(transfer.id): it waited longer than \(span); cancel it and drop the file again")
+    }
+    let decision = manifest.decision.hex
+    try await context.ledger.write { tx in
+      try tx.approve(transfer.id, decision: decision, by: person)
+      try tx.append(
+        AuditEvent(
+          "approved", sender: transfer.sender, id: transfer.id, ["by": .string(person), "decision": .string(decision)]))
+    }
+    try await Seal(context: context).queue(transfer)
+  }
+}

@@ -1,0 +1,188 @@
+// The one pass over a claimed file: read, check, filter, seal, digest, write. Then the decision is completed, and only a body
+// that may go is kept.
+//
+//   original → [records: check, filter, gate] → segments → seal → spool/out/ID.part        subjects → spool/subjects/ID.part
+//   → the original has not changed?  the records are sound?  the decision permits what is left?
+//   → fdatasync  rename  fsync(spool/out)  (the index likewise)  → sign the manifest
+
+import Foundation
+import Glibc
+import NIOConcurrencyHelpers
+import Policies
+import Records
+import Sealing
+import Store
+
+/// A package that is durable in the spool, and not yet in the ledger.
+struct SealedPackage: Sendable {
+  let manifest: Manifest
+  let envelope: Envelope
+  let key: [UInt8]
+  /// SHA-256 of each recipient that it is sealed to.
+  let sealedTo: String
+  let decision: Decision
+  /// nil for opaque payloads.
+  let package: PackageRow?
+  /// Invalid records that the agreement sets aside.
+  let setAside: [UInt8]
+}
+
+/// One file's pass. Blocks.
+struct SealingPass: Sendable {
+  enum Outcome: Sendable {
+    case sealed(SealedPackage)
+    /// The file changed while it was read.
+    case changed
+    case invalid(RecordReport)
+    case refused(Decision)
+  }
+
+  let context: GatewayContext
+  let transfer: Transfer
+  let agreement: Agreement
+  let draft: Draft
+  let instant: Date
+
+  /// - Parameter judged: the ledger's sequence before consent is looked at.
+  func run(_ original: Original, _ decision: Decision, judged: Int64) throws -> Outcome {
+    let (recipients, (key, payloadKey, retained)) = try freshKey()
+    let place = Spool.Place.out(transfer.id)
+    let enforcement = context.enforcement(of: agreement)
+    let geometry = try BodyGeometry(plainBytes: original.bytes)
+    // What is filtered may become shorter: only what goes as it is has its room reserved.
+    let part = try context.spool.create(place, bytes: enforcement == nil ? geometry.sealedBytes : 0)
+    // Small files gain nothing from a second thread, and many of them run at once.
+    let pass = Pass(engine: context.engine, workers: geometry.segments > 1 ? context.workers : 1)
+    let prefix = agreement.wholeFileSHA256 ? key.bytes : nil
+    let result: PassResult
+    var final = decision
+    var filtered: FilteredPass?
+    if let enforcement {
+      let records = try FilteredPass(self, enforcement, original, workers: pass.workers)
+      filtered = records
+      do {
+        result = try pass.seal(records.source, to: FileSink(part), payloadKey: payloadKey, wholePrefix: prefix)
+      } catch {
+        records.source.abandon()
+        // The disk failed, or the input did: what the check threw first is the cause.
+        _ = try records.source.report()
+        throw error
+      }
+      let report = try records.source.report()
+      let kept = report.filtered ?? FilterReport()
+      guard
+        kept.forbidden != nil || (!report.isCutShort && (report.isValid || agreement.records?.onInvalid == .setAside))
+      else {
+        try discard()
+        return try original.isUnchanged() ? .invalid(report) : .changed
+      }
+      final = Evaluation.completed(
+        decision, draft, under: agreement,
+        RecordCounts(read: report.records, kept: kept.kept, withheld: kept.withheld, forbidden: kept.forbidden))
+      records.counts = kept
+    } else {
+      result = try pass.seal(
+        FileSource(original.file, bytes: original.bytes, layout: .plain), to: FileSink(part), payloadKey: payloadKey,
+        wholePrefix: prefix)
+    }
+    guard try original.isUnchanged() else {
+      try discard()
+      return .changed
+    }
+    guard final.outcome == .permit else {
+      try discard()
+      return .refused(final)
+    }
+    try part.syncData()
+    try context.spool.finish(place)
+    try filtered?.finishIndex(context.spool, transfer.id)
+    let manifest = manifest(result, key, records: filtered?.counts.kept, final)
+    return .sealed(
+      SealedPackage(
+        manifest: manifest, envelope: context.sign(manifest.document, as: .manifest), key: key.bytes,
+        sealedTo: Self.digests(recipients), decision: final,
+        package: filtered.map {
+          PackageRow(
+            id: transfer.id, agreement: agreement.id, agreementDigest: agreement.digest.hex, recipient: transfer.peer,
+            judged: judged, horizon: [$0.gate.horizon, final.horizon].compactMap { $0 }.min(), records: $0.counts.kept,
+            decision: final.document.canonical, retained: retained?.bytes)
+        }, setAside: filtered?.setAside ?? []))
+  }
+
+  /// Only a package that may be sealed again leaves its sender a way back to the payload.
+  func freshKey() throws -> (
+    recipients: [Recipient], made: (key: PackageKey, payloadKey: Secret, retained: PackageKey?)
+  ) {
+    let recipients =
+      context.partners[transfer.peer]?.card?.card.sealingRecipients(at: instant).filter {
+        agreement.recipientKinds.contains($0.kind)
+      } ?? []
+    let retains = agreement.consent.model != .none && agreement.consent.onWithdrawal == .reseal
+    return (
+      recipients,
+      try PackageKey.create(
+        for: recipients, retainedBy: retains ? context.keys.card.card.sealingRecipients(at: instant).first : nil,
+        binding: Binding(
+          agreement: agreement.digest.hex, id: transfer.id, recipient: transfer.peer, sender: context.agency))
+    )
+  }
+
+  static func digests(_ recipients: [Recipient]) -> String {
+    recipients.map { Digest(of: Array($0.description.utf8)).hex }.joined(separator: ",")
+  }
+
+  private func discard() throws {
+    try context.spool.remove(.out(transfer.id))
+    try context.spool.removeSubjects(transfer.id)
+  }
+
+  func manifest(
+    _ result: PassResult, _ key: PackageKey, records: Int64?, _ decision: Decision, replaces: TransferID? = nil
+  ) -> Manifest {
+    var salt = [UInt8](repeating: 0, count: 16)
+    salt.withUnsafeMutableBytes { systemRandom($0) }
+    return Manifest(
+      id: transfer.id, sender: context.agency, recipient: transfer.peer,
+      agreement: NamedDigest(id: agreement.id, sha256: agreement.digest), agreementVersion: agreement.version,
+      schema: agreement.records.map { NamedDigest(id: $0.schema, sha256: $0.sha256) }, name: transfer.name,
+      mediaType: agreement.mediaType, records: records, labels: agreement.labels.map { [$0.package] },
+      payloadBytes: result.plainBytes, bodyBytes: result.sealedBytes, bodyTreeRoot: result.treeRoot,
+      keySHA256: Digest(of: key.bytes), wholeFileSHA256: result.wholeSHA256, createdAt: instant,
+      expiresAt: instant + Double(agreement.timeToLive.components.seconds), replaces: replaces,
+      decision: decision.digest(salt: salt))
+  }
+}
+
+/// Records on their way from the original to the pass that seals them.
+private final class FilteredPass: @unchecked Sendable {
+  // Proof for @unchecked: `setAside` is written by the check's sink, one thread at a time, and read after `report()`; `counts` is
+  // used by the caller alone.
+  let gate: ConsentGate
+  private(set) var source: RecordSource!
+  private let index: SubjectIndexWriter?
+  private(set) var setAside: [UInt8] = []
+  var counts = FilterReport()
+
+  init(_ sealing: SealingPass, _ enforcement: Enforcement, _ original: Original, workers: Int) throws {
+    let (context, agreement) = (sealing.context, sealing.agreement)
+    gate = ConsentGate(
+      agreement, sealing.transfer.id, master: context.keys.subjectMaster, book: context.consents, at: sealing.instant)
+    // What was added up is about nobody alone.
+    let isIndexed = agreement.subjects.identifier != nil && agreement.aggregate == nil
+    index = isIndexed ? try context.spool.createSubjects(sealing.transfer.id) : nil
+    let input = original.file.input
+    let (gate, index, instant) = (gate.gate, index, sealing.instant)
+    source = RecordSource.start { [self] source in
+      try RecordCheck(enforcement.input, workers: workers).run(
+        input, through: enforcement.filter, gate, now: instant,
+        to: RecordSink(
+          write: { try source.put($0) },
+          subjects: { try index?.append($0.map(SubjectReference.init)) },
+          setAside: { self.setAside += $0 }))
+    }
+  }
+
+  func finishIndex(_ spool: Spool, _ id: TransferID) throws {
+    if let index { try spool.finishSubjects(index, id) }
+  }
+}

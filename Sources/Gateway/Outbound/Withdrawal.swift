@@ -1,0 +1,215 @@
+// What happens to a sealed package whose key has not gone when somebody in it may no longer be told about: it is taken back, and
+// sealed again without them under a new id, or cancelled, as the agreement says.
+//
+//   open the old body with the retained key → leave the records out → seal under a new id → spool (durable)
+//   → COMMIT old cancelled + take-back, new sealed (replaces the old) → the old body goes
+
+import Foundation
+import Glibc
+import Logging
+import Policies
+import Records
+import Sealing
+import Store
+
+struct Withdrawal: Sendable {
+  let context: GatewayContext
+
+  /// - Parameter ordinals: of the records that may not go.
+  func stop(_ transfer: Transfer, _ ordinals: [Int64], code: String) async throws {
+    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let note = "\(ordinals.count) of \(manifest.records ?? 0) records may no longer go"
+    guard transfer.state != .releasing else {
+      // It counts as disclosed; it is only not sent again.
+      return try await wait(transfer, code, note)
+    }
+    let agreement = context.policies.agreement(manifest.agreement.sha256)
+    var next: (SealedPackage, Transfer)?
+    if let agreement, agreement.consent.onWithdrawal == .reseal, Int64(ordinals.count) < manifest.records ?? 0 {
+      next = try await reseal(transfer, manifest, agreement, Set(ordinals))
+    }
+    let replacement = next
+    let report = TakeBack(
+      id: transfer.id, sender: transfer.sender, recipient: transfer.peer,
+      manifest: Digest(hex: transfer.manifestDigest)!,
+      reason: code, at: context.now())
+    let (old, new) = try await context.ledger.write { tx in
+      var detail: [String: JSON] = ["withheld": .integer(Int64(ordinals.count))]
+      if let replacement { detail["replacedBy"] = .string(replacement.1.id.text) }
+      let old = try tx.advance(transfer, to: .cancelled, detail) {
+        $0.code = code
+        $0.note = replacement.map { "\(note); sealed again without them as \($0.1.id)" } ?? note
+        $0.nextAt = tx.at
+      }
+      for kind in [DocumentKind.nonDelivery, .takeBack] {
+        try tx.add(document: context.sign(report.document, as: kind), sender: old.sender, id: old.id)
+      }
+      try tx.forgetRetained(old.id)
+      guard let (sealed, row) = replacement else { return (old, nil as Transfer?) }
+      try tx.insert(row, ["replaces": .string(old.id.text), "manifest": .string(row.manifestDigest)])
+      if let package = sealed.package { try tx.put(package) }
+      return (old, row)
+    }
+    try await context.pool.run {
+      try Outcomes(context: context).write(old)
+      try context.spool.remove(old.place)
+    }
+    context.news.takeBacks.notify()
+    if let new { try await Seal(context: context).queue(new) }
+    context.logger.notice("transfer \(old.id) is taken back: \(old.note) [\(code)]")
+  }
+
+  private func wait(_ transfer: Transfer, _ code: String, _ note: String) async throws {
+    _ = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .unconfirmed) {
+        $0.nextAt = nil
+        $0.code = code
+        $0.note = note
+      }
+    }
+  }
+
+  /// nil when there is no way back to the payload.
+  private func reseal(
+    _ transfer: Transfer, _ manifest: Manifest, _ agreement: Agreement, _ dropped: Set<Int64>
+  ) async throws -> (SealedPackage, Transfer)? {
+    let package = try await context.ledger.read { try $0.package(transfer.id) }
+    guard let package, let retained = package.retained, let enforcement = context.enforcement(of: agreement) else {
+      return nil
+    }
+    let instant = context.now()
+    let judged = try await context.ledger.read { try $0.auditSize() }
+    let row = Transfer(
+      direction: .out, sender: context.agency, id: TransferID(), peer: transfer.peer, agreement: transfer.agreement,
+      state: .sealed, name: transfer.name, createdAt: instant)
+    let draft = Draft(
+      sender: context.agency, recipient: transfer.peer, name: transfer.name, mediaType: agreement.mediaType,
+      payloadBytes: transfer.payloadBytes)
+    let decision = Evaluation.outbound(
+      draft, under: agreement, try await context.circumstances(transfer.peer, agreement))
+    guard decision.outcome == .permit else { return nil }
+    let work = SealingPass(context: context, transfer: row, agreement: agreement, draft: draft, instant: instant)
+    return try await context.pool.run {
+      let payloadKey = try PackageKey(parsing: retained).open(with: context.keys.identities, binding: manifest.binding)
+      let body = try OpenedBody(context.spool.open(transfer.place), manifest, payloadKey, context.engine)
+      let (recipients, made) = try work.freshKey()
+      let place = Spool.Place.out(row.id)
+      let part = try context.spool.create(place, bytes: 0)
+      var plan = RecordPlan()
+      // Totals were judged when the records were first read; now they follow what is left.
+      plan.totals = enforcement.filter.plan.totals.map {
+        .init(member: $0.member, field: $0.field, rule: $0.rule == .leave ? .leave : .recompute)
+      }
+      let filter = try RecordFilter(plan, enforcement.output, schema: enforcement.filter.derivedSchema)
+      var gate = RecordGate(subjects: { _ in [] }, pseudonyms: { _ in [] })
+      gate.dropping = dropped
+      let dropping = gate
+      let source = RecordSource.start { source in
+        try RecordCheck(enforcement.output, workers: 1).run(
+          body.input, through: filter, dropping, now: instant, to: RecordSink(write: { try source.put($0) }))
+      }
+      let result: PassResult
+      do {
+        result = try Pass(engine: context.engine, workers: context.workers).seal(
+          source, to: FileSink(part), payloadKey: made.payloadKey,
+          wholePrefix: agreement.wholeFileSHA256 ? made.key.bytes : nil)
+      } catch {
+        source.abandon()
+        throw error
+      }
+      let report = try source.report()
+      guard report.isValid, let kept = report.filtered?.kept, kept > 0 else {
+        try context.spool.remove(place)
+        return nil
+      }
+      try part.syncData()
+      try context.spool.finish(place)
+      try copyIndex(from: transfer.id, to: row.id, without: dropped.sorted())
+      let final = Evaluation.completed(
+        decision, draft, under: agreement,
+        RecordCounts(
+          read: report.records, kept: kept, withheld: ["consent.withdrawn": Int64(dropped.count)], forbidden: nil))
+      guard final.outcome == .permit else { return nil }
+      let fresh = work.manifest(result, made.key, records: kept, final, replaces: transfer.id)
+      let envelope = context.sign(fresh.document, as: .manifest)
+      var next = row
+      next.payloadBytes = fresh.payloadBytes
+      next.bodyBytes = fresh.bodyBytes
+      next.manifest = envelope.bytes
+      next.manifestDigest = envelope.payloadDigest.hex
+      next.key = made.key.bytes
+      next.sealedTo = SealingPass.digests(recipients)
+      next.expiresAt = fresh.expiresAt
+      let sealed = SealedPackage(
+        manifest: fresh, envelope: envelope, key: made.key.bytes, sealedTo: next.sealedTo, decision: final,
+        package: PackageRow(
+          id: row.id, agreement: agreement.id, agreementDigest: agreement.digest.hex, recipient: transfer.peer,
+          judged: judged, horizon: package.horizon, records: kept, decision: final.document.canonical,
+          retained: made.retained?.bytes), setAside: [])
+      return (sealed, next)
+    }
+  }
+
+  /// Those who are left, at their new places.
+  private func copyIndex(from old: TransferID, to new: TransferID, without dropped: [Int64]) throws {
+    guard let index = try context.spool.subjects(of: old) else { return }
+    let writer = try context.spool.createSubjects(new)
+    try index.forEach { entries in
+      for entry in entries {
+        let before = dropped.partitioningIndex { $0 >= entry.ordinal }
+        guard before == dropped.count || dropped[before] != entry.ordinal else { continue }
+        try writer.append(entry.subject, ordinal: entry.ordinal - Int64(before))
+      }
+    }
+    try context.spool.finishSubjects(writer, new)
+  }
+}
+
+extension [Int64] {
+  /// The first place from which on `belongs` holds; the array is sorted so that it holds for a tail.
+  fileprivate func partitioningIndex(_ belongs: (Int64) -> Bool) -> Int {
+    var (low, high) = (0, count)
+    while low < high {
+      let middle = (low + high) / 2
+      if belongs(self[middle]) { high = middle } else { low = middle + 1 }
+    }
+    return low
+  }
+}
+
+/// A sealed body as an input of plain bytes, segment after segment. One reader at a time.
+private final class OpenedBody: @unchecked Sendable {
+  // Proof for @unchecked: a RecordInput is called by one worker at a time.
+  private let source: FileSource
+  private let file: OpenFile
+  private let cipher: SegmentCipher
+  private let buffer = SegmentBuffer()
+  private var ranges: [UnsafeMutableRawBufferPointer] = []
+
+  init(_ file: consuming File, _ manifest: Manifest, _ payloadKey: Secret, _ engine: CipherEngine) throws {
+    let open = OpenFile(file)
+    self.file = open
+    source = try FileSource(open.file, bytes: manifest.bodyBytes, layout: .sealed)
+    cipher = SegmentCipher(payloadKey: payloadKey, engine: engine)
+  }
+
+  var input: RecordInput {
+    { room in
+      if self.ranges.isEmpty {
+        guard let segment = try self.source.next(into: self.buffer), segment.bytes > 0 else { return 0 }
+        let plain = try self.cipher.open(
+          self.buffer, segment: segment.index, sealedBytes: segment.bytes, isLast: segment.isLast)
+        self.ranges = SegmentLayout.plain.ranges(self.buffer, plain)
+      }
+      guard let first = self.ranges.first else { return 0 }
+      let count = min(first.count, room.count)
+      room.copyMemory(from: UnsafeRawBufferPointer(rebasing: first[..<count]))
+      if count == first.count {
+        self.ranges.removeFirst()
+      } else {
+        self.ranges[0] = UnsafeMutableRawBufferPointer(rebasing: first[count...])
+      }
+      return count
+    }
+  }
+}

@@ -1,0 +1,192 @@
+// policies/: agreements, their schemas, and what their parties signed.
+//
+//   policies/*.yaml                     one agreement each
+//   policies/schemas/NAME               schemas, named by the agreements with their digest
+//   policies/ID.vN.sigs/*.json          signed acts over the agreement's digest, of every party
+//
+// A file in .sigs proves nothing by lying there: its signature counts, by the key on the party's card.
+
+import Foundation
+import Policies
+import Records
+import Sealing
+import Store
+
+/// How an agreement's payloads are read, filtered and judged.
+struct Enforcement: Sendable {
+  /// What the sender's file is checked against.
+  let input: RecordFormat
+  let filter: RecordFilter
+  /// What the recipient's file is checked against: the schema derived from the filter.
+  let output: RecordFormat
+}
+
+/// Reads the folder.
+package enum PolicyFolder {
+  package static let agreementsMax = 1000
+  package static let actsMax = 1000
+
+  /// - Throws: `ConfigurationError` naming the file.
+  package static func load(_ home: Home) throws -> PolicySet { try load(folder: home.policies) }
+
+  /// - Throws: `ConfigurationError` naming the file.
+  package static func load(folder: String) throws -> PolicySet {
+    var agreements: [Agreement] = []
+    for name in try Directory.names(folder).sorted() where name.hasSuffix(".yaml") && !name.hasPrefix(".") {
+      agreements.append(try agreement("\(folder)/\(name)"))
+    }
+    guard agreements.count <= agreementsMax else {
+      throw ConfigurationError("\(folder) holds over \(agreementsMax) agreements")
+    }
+    do {
+      return try PolicySet(agreements)
+    } catch {
+      throw ConfigurationError("\(folder): \(error)")
+    }
+  }
+
+  /// Agreements with their schemas compiled and their acts, by the agreement's digest.
+  struct Enforceable: Sendable {
+    let set: PolicySet
+    let enforcements: [Digest: Enforcement]
+    /// Not verified yet: that takes the parties' cards.
+    let acts: [Digest: [Envelope]]
+  }
+
+  /// - Throws: `ConfigurationError` naming the agreement whose schema cannot be used.
+  static func enforceable(_ home: Home) throws -> Enforceable {
+    let set = try load(home)
+    var enforcements: [Digest: Enforcement] = [:]
+    var acts: [Digest: [Envelope]] = [:]
+    for agreement in set.agreements {
+      enforcements[agreement.digest] = try enforcement(of: agreement, in: home.policies)
+      acts[agreement.digest] = try envelopes(of: agreement, in: home.policies)
+    }
+    return Enforceable(set: set, enforcements: enforcements, acts: acts)
+  }
+
+  /// Compiles what an agreement in `folder` asks for; nil when its payload is opaque.
+  ///
+  /// - Throws: `ConfigurationError`.
+  package static func check(_ agreement: Agreement, in folder: String) throws {
+    _ = try enforcement(of: agreement, in: folder)
+  }
+
+  static func enforcement(of agreement: Agreement, in folder: String) throws -> Enforcement? {
+    guard let records = agreement.records else { return nil }
+    let path = "\(folder)/schemas/\(records.schema)"
+    do {
+      let folder = SchemaFolder(path)
+      let bytes = try folder.contents()
+      guard Digest(of: bytes) == records.sha256 else {
+        throw ConfigurationError(
+          "\(path) is not the schema of \(agreement.id): its SHA-256 is sha256:\(Digest(of: bytes).hex)")
+      }
+      let options = PayloadOptions(records)
+      let input = try folder.compile(bytes, records.format, options)
+      let filter = try RecordFilter(RecordPlan(agreement), input, schema: bytes)
+      // What goes is UTF-8, whatever came.
+      var written = options
+      written.dialect.encoding = .utf8
+      return Enforcement(
+        input: input, filter: filter, output: try folder.compile(filter.derivedSchema, records.format, written))
+    } catch let error as SchemaError {
+      throw ConfigurationError(
+        "\(agreement.id) with \(path) cannot be enforced: \(error)", remedy: "sallyport schemas lint \(path)")
+    }
+  }
+
+  package static func agreement(_ path: String) throws -> Agreement {
+    let bytes = try File.contents(path, bytesMax: StrictYAML.bytesMax)
+    guard let text = String(validating: bytes, as: UTF8.self) else { throw ConfigurationError("\(path) is not UTF-8") }
+    do {
+      return try Agreement(yaml: text)
+    } catch {
+      throw ConfigurationError("\(path): \(error)", remedy: "sallyport agreements lint \(path)")
+    }
+  }
+
+  // MARK: acts
+
+  package static func actFolder(_ agreement: Agreement, in folder: String) -> String {
+    "\(folder)/\(agreement.id).v\(agreement.version).sigs"
+  }
+
+  package static func envelopes(of agreement: Agreement, in folder: String) throws -> [Envelope] {
+    let path = actFolder(agreement, in: folder)
+    guard Directory.exists(path) else { return [] }
+    return try Directory.names(path, countMax: actsMax).sorted().filter { $0.hasSuffix(".json") && !$0.hasPrefix(".") }
+      .map { name in
+        let bytes = try File.contents("\(path)/\(name)", bytesMax: Envelope.bytesMax)
+        do {
+          return try Envelope(parsing: bytes.last == 10 ? Array(bytes.dropLast()) : bytes, as: .agreementAct)
+        } catch {
+          throw ConfigurationError("\(path)/\(name): \(error)")
+        }
+      }
+  }
+
+  /// Stores an act durably. The same act twice is one file.
+  package static func store(_ envelope: Envelope, of agreement: Agreement, in folder: String) throws {
+    let act = try AgreementAct(envelope.unverified())
+    let name = "\(act.party)-\(act.role)-\(act.kind.rawValue)-\(envelope.payloadDigest.hex.prefix(8)).json"
+    try Directory.make(actFolder(agreement, in: folder))
+    try DurableFile.write(envelope.bytes + [10], to: "\(actFolder(agreement, in: folder))/\(name)", mode: 0o644)
+  }
+}
+
+extension RecordPlan {
+  /// What an agreement asks of its records.
+  ///
+  /// - Throws: SchemaError naming the field whose condition cannot be.
+  init(_ agreement: Agreement) throws {
+    func condition(_ predicate: Agreement.Predicate) throws -> Condition {
+      let values: [Condition.Value] = try predicate.values.map { value in
+        switch value {
+        case .integer(let number): return .integer(number)
+        case .bool(let bool): return .bool(bool)
+        case .string(let text):
+          guard predicate.comparison == "within" else { return .text(text) }
+          guard let span = CalendarDuration(text) else {
+            throw SchemaError(location: predicate.field, reason: "within wants a duration such as P8D or P24M")
+          }
+          return .span(CalendarSpan(months: span.months, days: span.days, seconds: span.seconds))
+        default: throw SchemaError(location: predicate.field, reason: "a value of another kind")
+        }
+      }
+      guard let comparison = Condition.Operator(rawValue: predicate.comparison) else {
+        throw SchemaError(location: predicate.field, reason: "no operator \(predicate.comparison)")
+      }
+      return try Condition(field: predicate.field, comparison, values)
+    }
+    self.init(
+      fields: agreement.fields.map { field in
+        let action: RecordPlan.Action =
+          switch field.action {
+          case .pass: .pass
+          case .drop: .drop
+          case .mask: .mask
+          case .constant: .constant(field.value ?? "")
+          case .pseudonymise: .pseudonymise
+          case .generalise: .generalise(Granularity(rawValue: field.granularity ?? "") ?? .year)
+          }
+        // What an aggregate makes need not be in each record.
+        return Field(
+          name: field.name, action: action, isRequired: field.necessity == .required && agreement.aggregate == nil)
+      },
+      subject: agreement.subjects.identifier, include: try agreement.include.map(condition),
+      exclude: try agreement.exclude.map(condition),
+      forbid: try agreement.forbid.map { Forbidden(id: $0.id, condition: try condition($0.predicate)) },
+      aggregate: agreement.aggregate.map {
+        Aggregate(
+          by: $0.by, measure: $0.measure, function: .init(rawValue: $0.function.rawValue) ?? .count,
+          groupSizeMin: Int($0.groupSizeMin), distinct: $0.distinct, distinctAs: $0.distinctAs)
+      },
+      totals: (agreement.records?.totals ?? []).map {
+        Total(member: $0.member, field: $0.field, rule: .init(rawValue: $0.rule.rawValue) ?? .refuse)
+      }, onInvalid: agreement.records?.onInvalid == .setAside ? .setAside : .refuse)
+    guard Set(agreement.fields.filter { $0.action == .pseudonymise }.map(\.pseudonymScope)).count <= 1 else {
+      throw SchemaError(location: "fields", reason: "pseudonyms of one agreement have one scope")
+    }
+  }
+}

@@ -1,0 +1,122 @@
+// Who got my data: every disclosure about one person, in words, with the field names of the Estonian data tracker (logtime,
+// action, receiverCode, receiverName, receiverSystem). Never a value. The look-up is logged, and is in the next report.
+
+import Foundation
+import Policies
+import Records
+import Sealing
+import Store
+
+struct SubjectReport: Sendable {
+  let context: GatewayContext
+
+  func run(_ id: String) async throws -> [JSON] {
+    guard SubjectName.isID(id) else { throw AdminError(.badData, "that is no id: 1 to 100 printable ASCII characters") }
+    var rows: [(at: Date, row: JSON)] = []
+    var exempt: Int64 = 0
+    let journey = ConsentJourney(context: context)
+    var seen: Set<String> = []
+    for agreement in context.policies.agreements where agreement.party(context.agency, as: .provider) != nil {
+      guard seen.insert(agreement.id).inserted, agreement.subjects.identifier != nil,
+        let subject = Subject.reference(id, journey.key(agreement))
+      else { continue }
+      let released = try await context.ledger.read { try $0.packages(agreement: agreement.id) }.filter {
+        $0.released != nil
+      }
+      if agreement.aggregate != nil || agreement.transparency.report == .aggregateOnly {
+        if let first = released.compactMap(\.releasedAt).min(), let last = released.last {
+          rows.append((first, try await entry(agreement, last, at: first, record: nil)))
+        }
+        continue
+      }
+      for package in released {
+        let count = try await context.pool.run { [context] in
+          try context.spool.subjects(of: package.id)?.ordinals(of: subject).count ?? 0
+        }
+        guard count > 0 else { continue }
+        let version = Digest(hex: package.agreementDigest).flatMap { context.policies.agreement($0) } ?? agreement
+        guard version.transparency.report != .exempt else {
+          exempt += 1
+          continue
+        }
+        rows.append(
+          (package.releasedAt ?? .distantPast, try await entry(version, package, at: package.releasedAt, record: count))
+        )
+      }
+      rows += try await lookUps(agreement, subject)
+      let reference = subject
+      // One entry for each agreement, under its own pseudonym: the log must not join what the keys keep apart.
+      try await context.ledger.write { tx in
+        _ = try tx.append(
+          AuditEvent("report", ["agreement": .string(agreement.id), "subject": .string(reference.description)]))
+      }
+    }
+    let sorted = rows.sorted { $0.at > $1.at }.map(\.row)
+    return sorted + [
+      ["totalUsages": .integer(Int64(sorted.count)), "heartbeat": .string(Timestamp.format(context.now()))]
+    ]
+  }
+
+  private func entry(_ agreement: Agreement, _ package: PackageRow, at: Date?, record: Int?) async throws -> JSON {
+    let recipient = agreement.parties.first { $0.id == package.recipient }
+    let transfer = try await context.ledger.read { try $0.transfer(context.agency, package.id) }
+    let withdrawn = try await context.ledger.read { try $0.notices(.out) }.contains { row in
+      let notice = try? WithdrawalNotice(Envelope(parsing: row.envelope, as: .notice).unverified())
+      return notice?.items.contains { $0.package == package.id } ?? false
+    }
+    let state: String =
+      switch transfer?.state {
+      case .confirmed, .purged, nil: "delivered"
+      case .refused: "refused by the recipient"
+      default: "handed over"
+      }
+    let sent = agreement.fields.filter { $0.action != .drop }
+    var members: [String: JSON] = [
+      "logtime": .string(at.map(Timestamp.format) ?? ""), "action": .string(agreement.transparency.action),
+      "receiverCode": .string(recipient?.registryCode ?? package.recipient.text),
+      "receiverName": .string(recipient?.name ?? package.recipient.text),
+      "receiverSystem": .string(recipient?.system ?? ""),
+      "sender": .string(agreement.parties.first { $0.id == context.agency }?.name ?? context.agency.text),
+      "purpose": .string(agreement.purpose.text),
+      "legalBasis": .string(agreement.legalBasis.citations.joined(separator: "; ")),
+      "agreement": .string("\(agreement.id) v\(agreement.version)"),
+      "data": .array(sent.map { .string($0.title ?? $0.name) }),
+      "keptUntil": .string(at.map { Timestamp.format(agreement.retention.recipientDeleteAfter.after($0)) } ?? ""),
+      "onward": .string(agreement.onward.isAllowed ? agreement.onward.to.joined(separator: ", ") : "none"),
+      "state": .string(
+        record == nil ? "added up with others" : state + (withdrawn ? "; the recipient was told of the withdrawal" : "")
+      ),
+      "yourChoices": [
+        "withdraw": .string(agreement.consent.withdrawalMethod ?? "not possible: the law asks for it"),
+        "complain": .string(agreement.transparency.complaintTo),
+        "notice": .string(agreement.transparency.privacyNotice),
+      ],
+      "proof": ["package": .string(package.id.text), "sequence": .integer(package.released ?? 0)],
+    ]
+    members["label"] = agreement.labels.map { .string($0.package) }
+    return .object(members)
+  }
+
+  /// Who looked before.
+  private func lookUps(_ agreement: Agreement, _ subject: SubjectReference) async throws -> [(at: Date, row: JSON)] {
+    try await context.ledger.read { reader in
+      var found: [(at: Date, row: JSON)] = []
+      for entry in try reader.audit(kind: "report", limit: 10_000) {
+        guard case .object(let members) = try entry.document(), case .object(let detail)? = members["detail"],
+          detail["subject"] == .string(subject.description), case .string(let text)? = members["at"],
+          let at = Timestamp.parse(text)
+        else { continue }
+        found.append(
+          (
+            at,
+            [
+              "logtime": .string(text), "action": "Looked up who received data about this person",
+              "receiverCode": "", "receiverName": "", "receiverSystem": "", "agreement": .string(agreement.id),
+              "proof": ["sequence": .integer(entry.sequence)],
+            ]
+          ))
+      }
+      return found
+    }
+  }
+}

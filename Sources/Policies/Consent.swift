@@ -1,0 +1,212 @@
+// Consent as events and as the state they leave, and the answer it gives for one person now.
+//
+// Event-sourced and bitemporal: the state is that of the latest event by the time at which the person acted; of two at one
+// instant the negative one. A withdrawal counts from its recording, whatever its date; a grant not before its own.
+
+import CKernels
+import Foundation
+import Sealing
+
+/// What can happen to a person's consent. Names of DPV 2.3.
+package enum ConsentEvent: String, Sendable, CaseIterable {
+  case given = "ConsentGiven"
+  case renewed = "RenewedConsentGiven"
+  case refused = "ConsentRefused"
+  case withdrawn = "ConsentWithdrawn"
+  case revoked = "ConsentRevoked"
+  case invalidated = "ConsentInvalidated"
+  case objected = "ObjectionRegistered"
+  case lifted = "ObjectionLifted"
+
+  package var state: ConsentState {
+    switch self {
+    case .given, .renewed: .granted
+    case .refused: .refused
+    case .withdrawn: .withdrawn
+    case .revoked: .revoked
+    case .invalidated: .invalidated
+    case .objected: .objected
+    case .lifted: .lifted
+    }
+  }
+}
+
+/// Raw values are stored: never change them.
+package enum ConsentState: UInt8, Sendable, CaseIterable {
+  case granted = 1
+  case refused, withdrawn, revoked, invalidated, objected, lifted
+
+  package var isNegative: Bool { self != .granted && self != .lifted }
+
+  package var name: String {
+    switch self {
+    case .granted: "granted"
+    case .refused: "refused"
+    case .withdrawn: "withdrawn"
+    case .revoked: "revoked"
+    case .invalidated: "invalidated"
+    case .objected: "objected"
+    case .lifted: "objection lifted"
+    }
+  }
+}
+
+/// One person's consent under one agreement, in a word.
+package struct ConsentRecord: Equatable, Sendable {
+  package let state: ConsentState
+  /// When the person acted.
+  package let at: Date
+  /// Whole minutes; nil: no end of its own.
+  package let validUntil: Date?
+
+  package init(state: ConsentState, at: Date, validUntil: Date?) {
+    self.state = state
+    self.at = Date(timeIntervalSince1970: Double(Self.seconds(at)))
+    self.validUntil = validUntil.map { Date(timeIntervalSince1970: Double(Self.minutes($0) * 60)) }
+  }
+
+  // Bits 0-2 the state, 3-31 minutes of the end (all ones: none), 32-63 seconds of the event. Never 0.
+  private static let noEnd: UInt64 = (1 << 29) - 1
+  private static func seconds(_ date: Date) -> UInt64 {
+    UInt64(min(max(0, date.timeIntervalSince1970), Double(UInt32.max)))
+  }
+  /// Rounded down: a grant never outlives its word.
+  private static func minutes(_ date: Date) -> UInt64 {
+    UInt64(min(max(0, date.timeIntervalSince1970 / 60), Double(noEnd - 1)))
+  }
+
+  package var word: UInt64 {
+    UInt64(state.rawValue) | (validUntil.map { Self.minutes($0) } ?? Self.noEnd) << 3 | Self.seconds(at) << 32
+  }
+
+  /// nil for 0 and for what no record leaves.
+  package init?(word: UInt64) {
+    guard let state = ConsentState(rawValue: UInt8(word & 7)) else { return nil }
+    self.state = state
+    at = Date(timeIntervalSince1970: Double(word >> 32))
+    let end = word >> 3 & Self.noEnd
+    validUntil = end == Self.noEnd ? nil : Date(timeIntervalSince1970: Double(end * 60))
+  }
+
+  /// The state after one more event became known.
+  package static func merged(_ present: ConsentRecord?, _ next: ConsentRecord) -> ConsentRecord {
+    guard let present else { return next }
+    if next.at != present.at { return next.at > present.at ? next : present }
+    return next.state.isNegative || !present.state.isNegative ? next : present
+  }
+}
+
+/// What an agreement's consent model makes of a record.
+package struct ConsentRule: Sendable {
+  /// Reason codes; a verdict is 0 or 1 + a place here.
+  package static let reasons = [
+    "consent.missing", "consent.refused", "consent.withdrawn", "consent.revoked", "consent.invalidated",
+    "consent.objected", "consent.expired",
+  ]
+
+  private let model: Agreement.Consent.Model
+  private let validityMax: CalendarDuration?
+  private let now: Date
+  /// Grants from before this are expired, whatever they say.
+  private let oldest: UInt64
+
+  package init(_ consent: Agreement.Consent, at now: Date) {
+    model = consent.model
+    validityMax = consent.validityMax
+    self.now = now
+    // The calendar backwards: found once, not for each record.
+    oldest =
+      validityMax.map { span in
+        var calendar = Calendar(identifier: .gregorian)
+        calendar.timeZone = TimeZone(secondsFromGMT: 0)!
+        let moved = calendar.date(byAdding: DateComponents(month: -span.months, day: -span.days), to: now) ?? now
+        return UInt64(max(0, moved.timeIntervalSince1970 - Double(span.seconds)))
+      } ?? 0
+  }
+
+  package func verdict(_ word: UInt64) -> UInt8 {
+    guard let state = ConsentState(rawValue: UInt8(word & 7)) else { return model == .optIn ? 1 : 0 }
+    switch state {
+    case .granted:
+      let seconds = UInt64(max(0, now.timeIntervalSince1970))
+      let end = word >> 3 & ((1 << 29) - 1)
+      // Not yet given is not given.
+      if word >> 32 > seconds { return model == .optIn ? 1 : 0 }
+      if model == .optIn, end != (1 << 29) - 1, end * 60 <= seconds { return 7 }
+      return model == .optIn && word >> 32 <= oldest ? 7 : 0
+    case .lifted: return model == .optIn ? 1 : 0
+    case .refused: return 2
+    case .withdrawn: return 3
+    case .revoked: return 4
+    case .invalidated: return 5
+    case .objected: return 6
+    }
+  }
+
+  /// When a record that may go now may go no more by itself; nil: never.
+  package func end(_ word: UInt64) -> Date? {
+    guard model == .optIn, let record = ConsentRecord(word: word), record.state == .granted else { return nil }
+    return [record.validUntil, validityMax?.after(record.at)].compactMap { $0 }.min()
+  }
+}
+
+/// All people of one agreement, for look-ups at memory speed. The ledger stays the truth. Not for several threads at once.
+package final class ConsentTable {
+  private var slots: UnsafeMutablePointer<sp_slot>
+  private var capacity: Int
+  package private(set) var count = 0
+  /// Filled to four fifths: 30 bytes a person.
+  private static let fullTenths = 8
+
+  /// - Parameter expected: how many people there will be; more make it grow.
+  package init(expecting expected: Int = 0) {
+    capacity = max(64, expected * 10 / Self.fullTenths + 1)
+    slots = Self.empty(capacity)
+  }
+
+  deinit { free(slots) }
+
+  package var bytes: Int { capacity * MemoryLayout<sp_slot>.stride }
+
+  private static func empty(_ capacity: Int) -> UnsafeMutablePointer<sp_slot> {
+    // Zeroed by the system page by page: an empty table costs no memory.
+    guard let room = calloc(capacity, MemoryLayout<sp_slot>.stride) else { fatalError("no memory for consent") }
+    return room.bindMemory(to: sp_slot.self, capacity: capacity)
+  }
+
+  package func set(_ subject: SubjectReference, _ word: UInt64) {
+    precondition(word != 0)
+    if (count + 1) * 10 > capacity * Self.fullTenths { grow() }
+    let at = sp_table_slot(slots, capacity, subject.high, subject.low)
+    if slots[at].word == 0 { count += 1 }
+    slots[at] = sp_slot(high: subject.high, low: subject.low, word: word)
+  }
+
+  private func grow() {
+    let (old, oldCapacity) = (slots, capacity)
+    capacity = capacity * 3 / 2
+    slots = Self.empty(capacity)
+    for place in 0..<oldCapacity where old[place].word != 0 {
+      slots[sp_table_slot(slots, capacity, old[place].high, old[place].low)] = old[place]
+    }
+    free(old)
+  }
+
+  package func forEach(_ body: (SubjectReference, UInt64) -> Void) {
+    for place in 0..<capacity where slots[place].word != 0 {
+      body(SubjectReference(high: slots[place].high, low: slots[place].low), slots[place].word)
+    }
+  }
+
+  /// The word of each subject; 0 when nothing is known.
+  package func words(_ subjects: [SubjectReference]) -> [UInt64] {
+    [UInt64](unsafeUninitializedCapacity: subjects.count) { output, count in
+      count = subjects.count
+      guard count > 0, let start = output.baseAddress else { return }
+      subjects.withUnsafeBytes { keys in
+        // Two words, high first: as a SubjectReference lies in memory.
+        sp_table_find(slots, capacity, keys.baseAddress!.assumingMemoryBound(to: UInt64.self), subjects.count, start)
+      }
+    }
+  }
+}

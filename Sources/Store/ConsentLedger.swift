@@ -1,0 +1,326 @@
+// Consent in the ledger: events for ever, the state they leave, the feeds they come from, and the packages they are about.
+//
+// Events and releases are in one order: that of the audit sequence. An import is one audit entry, its events are numbered within.
+
+import Foundation
+import GRDB
+import Sealing
+
+/// One event as it is kept. `word` and `event` mean nothing to the store.
+package struct ConsentEventRow: Equatable, Sendable {
+  package let agreement: String
+  package let subject: SubjectReference
+  package let event: String
+  package let at: Date
+  package let validUntil: Date?
+  package let source: String
+  /// The event's id at its source: the same one twice is one event.
+  package let sourceEvent: String
+  package let detail: JSON
+  /// The place in the ledger's order; 0 before it has one.
+  package internal(set) var sequence: Int64 = 0
+
+  package init(
+    agreement: String, subject: SubjectReference, event: String, at: Date, validUntil: Date?, source: String,
+    sourceEvent: String, detail: JSON
+  ) {
+    self.agreement = agreement
+    self.subject = subject
+    self.event = event
+    self.at = at
+    self.validUntil = validUntil
+    self.source = source
+    self.sourceEvent = sourceEvent
+    self.detail = detail
+  }
+
+  init(_ row: Row) throws {
+    guard let subject = SubjectReference(bytes: row["subject"] as Data) else {
+      throw LedgerError.damaged("a row of consent_events cannot be read")
+    }
+    self.init(
+      agreement: row["agreement"], subject: subject, event: row["event"], at: Transfer.date(row["event_at"]),
+      validUntil: (row["valid_until"] as Int64?).map(Transfer.date), source: row["source"],
+      sourceEvent: row["source_event"], detail: try JSON(canonical: Array(row["detail"] as Data), bytesMax: 65536))
+    sequence = row["sequence"]
+  }
+
+  /// What an import's audit entry vouches for.
+  package var line: [UInt8] {
+    JSON.object([
+      "agreement": .string(agreement), "subject": .string(subject.description), "event": .string(event),
+      "at": .string(Timestamp.format(at)), "validUntil": .string(validUntil.map(Timestamp.format) ?? ""),
+      "source": .string(source), "sourceEvent": .string(sourceEvent), "detail": detail,
+    ]).canonical
+  }
+}
+
+/// What the sender knows about one of its packages beside the transfer: who decided what, and when it was disclosed.
+package struct PackageRow: Equatable, Sendable {
+  package let id: TransferID
+  package let agreement: String
+  package let agreementDigest: String
+  package let recipient: AgencyID
+  /// The ledger's sequence that consent was looked at.
+  package var judged: Int64
+  /// From then on it must be judged again.
+  package var horizon: Date?
+  package let records: Int64?
+  /// The decision's canonical document.
+  package let decision: [UInt8]
+  /// The key that opens the body for its sender, until it is released or ended.
+  package var retained: [UInt8]?
+  /// The sequence of the first release; nil: never disclosed.
+  package var released: Int64?
+  package var releasedAt: Date?
+
+  package init(
+    id: TransferID, agreement: String, agreementDigest: String, recipient: AgencyID, judged: Int64, horizon: Date?,
+    records: Int64?, decision: [UInt8], retained: [UInt8]?
+  ) {
+    self.id = id
+    self.agreement = agreement
+    self.agreementDigest = agreementDigest
+    self.recipient = recipient
+    self.judged = judged
+    self.horizon = horizon
+    self.records = records
+    self.decision = decision
+    self.retained = retained
+  }
+
+  init(_ row: Row) throws {
+    guard let id = TransferID(row["id"]), let recipient = AgencyID(row["recipient"]) else {
+      throw LedgerError.damaged("a row of packages cannot be read")
+    }
+    self.init(
+      id: id, agreement: row["agreement"], agreementDigest: row["agreement_sha256"], recipient: recipient,
+      judged: row["judged"], horizon: (row["horizon"] as Int64?).map(Transfer.date), records: row["records"],
+      decision: Array(row["decision"] as Data), retained: (row["retained"] as Data?).map { Array($0) })
+    released = row["released"]
+    releasedAt = (row["released_at"] as Int64?).map(Transfer.date)
+  }
+}
+
+extension Transaction {
+  package func consentWord(_ agreement: String, _ subject: SubjectReference) throws -> UInt64? {
+    try Int64.fetchOne(
+      db.cachedStatement(sql: "SELECT word FROM consents WHERE agreement = ? AND subject = ?"),
+      arguments: [agreement, Data(subject.bytes)]
+    ).map { UInt64(bitPattern: $0) }
+  }
+
+  package func setConsent(_ agreement: String, _ subject: SubjectReference, word: UInt64) throws {
+    try execute(
+      "INSERT INTO consents (agreement, subject, word) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET word = excluded.word",
+      [agreement, Data(subject.bytes), Int64(bitPattern: word)])
+  }
+
+  /// Stores an event under an audit entry; false when its source told it before.
+  package func add(consentEvent row: ConsentEventRow, sequence: Int64, ordinal: Int64) throws -> Bool {
+    try execute(
+      """
+      INSERT INTO consent_events (sequence, ordinal, agreement, subject, event, event_at, valid_until, source, source_event,
+        detail)
+      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+      """,
+      [
+        sequence, ordinal, row.agreement, Data(row.subject.bytes), row.event, Transfer.milliseconds(row.at),
+        row.validUntil.map(Transfer.milliseconds), row.source, row.sourceEvent, Data(row.detail.canonical),
+      ])
+    return db.changesCount == 1
+  }
+
+  /// Whether a source told this event before.
+  package func knows(source: String, event: String) throws -> Bool {
+    try Bool.fetchOne(
+      db.cachedStatement(sql: "SELECT 1 FROM consent_events WHERE source = ? AND source_event = ?"),
+      arguments: [source, event]) ?? false
+  }
+
+  /// A sign of life of a consent registry; never moved back.
+  package func heard(_ agreement: String, source: String, at instant: Date) throws {
+    try execute(
+      """
+      INSERT INTO consent_feeds (agreement, source, heard_at) VALUES (?, ?, ?)
+      ON CONFLICT DO UPDATE SET heard_at = max(heard_at, excluded.heard_at)
+      """, [agreement, source, Transfer.milliseconds(instant)])
+  }
+
+  package func put(_ package: PackageRow) throws {
+    try execute(
+      """
+      INSERT OR REPLACE INTO packages (id, agreement, agreement_sha256, recipient, judged, horizon, records, decision, retained,
+        released, released_at)
+      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+      """,
+      [
+        package.id.text, package.agreement, package.agreementDigest, package.recipient.text, package.judged,
+        package.horizon.map(Transfer.milliseconds), package.records, Data(package.decision),
+        package.retained.map { Data($0) }, package.released, package.releasedAt.map(Transfer.milliseconds),
+      ])
+  }
+
+  /// Forgets the sender's own way into a package that will not be sealed again.
+  package func forgetRetained(_ id: TransferID) throws {
+    try execute("UPDATE packages SET retained = NULL WHERE id = ? AND retained IS NOT NULL", [id.text])
+  }
+
+  /// An approval; the same person twice is one.
+  package func approve(_ id: TransferID, decision: String, by approver: String) throws {
+    try execute(
+      "INSERT INTO approvals (id, decision, approver, approved_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+      [id.text, decision, approver, Transfer.milliseconds(at)])
+  }
+}
+
+extension Reader {
+  package func package(_ id: TransferID) throws -> PackageRow? {
+    try fetchOne("SELECT * FROM packages WHERE id = ?", [id.text]).map(PackageRow.init)
+  }
+
+  /// Packages under an agreement, or under all.
+  package func packages(agreement: String? = nil, limit: Int = .max) throws -> [PackageRow] {
+    try agreement.map { try fetchAll("SELECT * FROM packages WHERE agreement = ? LIMIT ?", [$0, limit]) }?
+      .map(PackageRow.init) ?? fetchAll("SELECT * FROM packages LIMIT ?", [limit]).map(PackageRow.init)
+  }
+
+  /// Everything that a person did about an agreement, in the ledger's order.
+  package func consentEvents(_ agreement: String, _ subject: SubjectReference) throws -> [ConsentEventRow] {
+    try fetchAll(
+      "SELECT * FROM consent_events WHERE agreement = ? AND subject = ? ORDER BY sequence, ordinal",
+      [agreement, Data(subject.bytes)]
+    ).map(ConsentEventRow.init)
+  }
+
+  /// People about whom something was told after `sequence`; nil when they are more than `limit`.
+  package func subjectsChanged(_ agreement: String, after sequence: Int64, limit: Int) throws -> [SubjectReference]? {
+    let rows = try fetchAll(
+      "SELECT DISTINCT subject FROM consent_events WHERE agreement = ? AND sequence > ? LIMIT ?",
+      [agreement, sequence, limit + 1])
+    return rows.count > limit ? nil : rows.compactMap { SubjectReference(bytes: $0["subject"] as Data) }
+  }
+
+  package func consentWord(_ agreement: String, _ subject: SubjectReference) throws -> UInt64? {
+    try fetchOne("SELECT word FROM consents WHERE agreement = ? AND subject = ?", [agreement, Data(subject.bytes)])
+      .map { UInt64(bitPattern: $0["word"]) }
+  }
+
+  package func consentCount(_ agreement: String) throws -> Int {
+    try fetchOne("SELECT count(*) AS n FROM consents WHERE agreement = ?", [agreement])?["n"] ?? 0
+  }
+
+  /// Visits everybody's state under an agreement.
+  package func forEachConsent(_ agreement: String, _ body: (SubjectReference, UInt64) throws -> Void) throws {
+    let rows = try Row.fetchCursor(
+      db.cachedStatement(sql: "SELECT subject, word FROM consents WHERE agreement = ?"), arguments: [agreement])
+    while let row = try rows.next() {
+      let subject = try row.withUnsafeData(atIndex: 0) { $0.flatMap { SubjectReference(bytes: $0) } }
+      guard let subject else { throw LedgerError.damaged("a row of consents cannot be read") }
+      try body(subject, UInt64(bitPattern: row[1]))
+    }
+  }
+
+  /// All events in order, for an audit.
+  package func forEachConsentEvent(_ body: (ConsentEventRow) throws -> Void) throws {
+    let rows = try Row.fetchCursor(db, sql: "SELECT * FROM consent_events ORDER BY sequence, ordinal")
+    while let row = try rows.next() { try body(ConsentEventRow(row)) }
+  }
+
+  /// When the quietest of an agreement's sources was heard last; nil when none ever was.
+  package func consentHeard(_ agreement: String) throws -> Date? {
+    try fetchOne("SELECT min(heard_at) AS at FROM consent_feeds WHERE agreement = ?", [agreement])
+      .flatMap { ($0["at"] as Int64?).map(Transfer.date) }
+  }
+
+  /// Agreements under which anything is known about anybody.
+  package func consentAgreements() throws -> [String] {
+    try fetchAll("SELECT DISTINCT agreement FROM consents", []).map { $0["agreement"] }
+  }
+
+  package func approvers(_ id: TransferID, decision: String) throws -> [String] {
+    try fetchAll("SELECT approver FROM approvals WHERE id = ? AND decision = ? ORDER BY approver", [id.text, decision])
+      .map { $0["approver"] }
+  }
+
+  /// Whether a package of this agreement was approved before.
+  package func hasApproved(agreement: String) throws -> Bool {
+    try fetchOne(
+      "SELECT 1 FROM approvals AS a JOIN packages AS p ON p.id = a.id WHERE p.agreement_sha256 = ? LIMIT 1", [agreement]
+    )
+      != nil
+  }
+}
+
+/// A notice that we sent or got, with its newest answer.
+package struct NoticeRow: Equatable, Sendable {
+  package let id: TransferID
+  package let direction: Direction
+  package let peer: AgencyID
+  package let agreement: String
+  package let envelope: [UInt8]
+  package var answer: [UInt8]?
+  /// When it is to be sent or asked about again; nil: no more.
+  package var nextAt: Date?
+  package let actBy: Date
+  package let sequence: Int64
+
+  package init(
+    id: TransferID, direction: Direction, peer: AgencyID, agreement: String, envelope: [UInt8], answer: [UInt8]? = nil,
+    nextAt: Date?, actBy: Date, sequence: Int64
+  ) {
+    self.id = id
+    self.direction = direction
+    self.peer = peer
+    self.agreement = agreement
+    self.envelope = envelope
+    self.answer = answer
+    self.nextAt = nextAt
+    self.actBy = actBy
+    self.sequence = sequence
+  }
+
+  init(_ row: Row) throws {
+    guard let id = TransferID(row["id"]), let peer = AgencyID(row["peer"]),
+      let direction = Direction(rawValue: row["direction"])
+    else { throw LedgerError.damaged("a row of notices cannot be read") }
+    self.init(
+      id: id, direction: direction, peer: peer, agreement: row["agreement"], envelope: Array(row["envelope"] as Data),
+      answer: (row["answer"] as Data?).map { Array($0) }, nextAt: (row["next_at"] as Int64?).map(Transfer.date),
+      actBy: Transfer.date(row["act_by"]), sequence: row["sequence"])
+  }
+}
+
+extension Transaction {
+  package func put(_ notice: NoticeRow) throws {
+    try execute(
+      """
+      INSERT OR REPLACE INTO notices (id, direction, peer, agreement, envelope, answer, next_at, act_by, sequence)
+      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+      """,
+      [
+        notice.id.text, notice.direction.rawValue, notice.peer.text, notice.agreement, Data(notice.envelope),
+        notice.answer.map { Data($0) }, notice.nextAt.map(Transfer.milliseconds), Transfer.milliseconds(notice.actBy),
+        notice.sequence,
+      ])
+  }
+}
+
+extension Reader {
+  package func notice(_ id: TransferID) throws -> NoticeRow? {
+    try fetchOne("SELECT * FROM notices WHERE id = ?", [id.text]).map(NoticeRow.init)
+  }
+
+  package func notices(_ direction: Direction? = nil) throws -> [NoticeRow] {
+    try fetchAll("SELECT * FROM notices ORDER BY sequence", []).map(NoticeRow.init)
+      .filter { direction == nil || $0.direction == direction }
+  }
+
+  /// Of ours to `peer`, that are to be sent or asked about.
+  package func noticesDue(to peer: AgencyID, at instant: Date, limit: Int) throws -> [NoticeRow] {
+    try fetchAll(
+      "SELECT * FROM notices WHERE direction = 'out' AND peer = ? AND next_at <= ? LIMIT ?",
+      [peer.text, Transfer.milliseconds(instant), limit]
+    ).map(NoticeRow.init)
+  }
+}

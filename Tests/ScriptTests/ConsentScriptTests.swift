@@ -1,0 +1,244 @@
+// Consent between two gateways, as administrators and citizens see it: filtered, withdrawn, sealed again, told, proved.
+
+import Foundation
+import TestSupport
+import Testing
+
+@Suite struct ConsentScriptTests {
+  private static func options(approval: String = "{ mode: automatic }", spooled: String = "reseal")
+    -> TestAgencies.Options
+  {
+    var options = TestAgencies.Options()
+    options.dataset = #", format: ndjson, schema: "schemas/test.schema", schemaSha256: "sha256:SHA256""#
+    options.schema =
+      #"{"type":"object","required":["person","claim"],"additionalProperties":false,"properties":{"person":{"type":"string"},"claim":{"type":"string"},"name":{"type":"string"}}}"#
+    options.terms =
+      #"fields: [ { name: person, category: "pd:OfficialID", action: pseudonymise, necessity: required }, { name: claim, category: "pd:OfficialID", action: pass }, { name: name, category: "pd:Name", action: drop } ]"#
+    options.subjects =
+      "{ classes: [patients], impetus: data-subject, frequency: ongoing, identifier: { field: person, type: health-number } }"
+    options.consent =
+      "{ model: opt-in, purposeRef: claims, noticeId: n1, maxValidity: P365D, maxStaleness: PT24H, onStale: hold, onMissing: withhold-record, withdrawalMethod: \"by phone\", onWithdrawal: { spooled: \(spooled), delivered: restrict, actWithin: P10D } }"
+    options.approval = approval
+    return options
+  }
+
+  private static func records(_ people: [String]) -> Data {
+    Data(people.map { #"{"person":"\#($0)","claim":"C-\#($0)","name":"SECRET"}"# + "\n" }.joined().utf8)
+  }
+
+  private func claims(_ data: Data?) -> [String] {
+    String(decoding: data ?? Data(), as: UTF8.self).split(separator: "\n").compactMap {
+      $0.firstMatch(of: /"claim":"C-([^"]+)"/).map { String($0.1) }
+    }
+  }
+
+  private func grant(_ agencies: TestAgencies, _ people: [String]) throws {
+    for person in people {
+      let result = try agencies.sender.sallyport("consent", "grant", person, "--agreement", TestAgencies.agreement)
+      #expect(result.status == 0, "\(result.errors)")
+    }
+  }
+
+  @Test func onlyWhoAgreedGoesAndEverybodyCanSeeIt() throws {
+    let agencies = try TestAgencies(Self.options())
+    try agencies.start()
+    let agreement = TestAgencies.agreement
+    // Nothing was heard of the registry yet: the file waits.
+    try agencies.sender.drop("first.ndjson", Self.records(["P1", "P2", "P3"]))
+    #expect(
+      eventually { agencies.sender.log.isEmpty || true } && agencies.sender.outcome("first.ndjson") != "delivered")
+    try grant(agencies, ["P1", "p3"])
+    #expect(eventually { agencies.sender.outcome("first.ndjson") == "delivered" })
+    let arrived = agencies.recipient.inbox(from: agencies.sender, "first.ndjson")
+    #expect(claims(arrived) == ["P1", "P3"])
+    let text = String(decoding: arrived ?? Data(), as: UTF8.self)
+    #expect(
+      !text.contains("SECRET") && !text.contains("\"P1\"") && text.firstMatch(of: /"person":"[a-z2-7]{26}"/) != nil)
+
+    let id = agencies.sender.outcome("first.ndjson", "id") ?? ""
+    let why = try agencies.sender.sallyport("agreements", "explain", id)
+    #expect(why.status == 0 && why.text.contains("1 stay: consent.missing"), "\(why.text)")
+    let report = try agencies.sender.sallyport("report", "P1", "--json")
+    #expect(report.status == 0 && report.lines.count == 2 && report.text.contains("\"receiverName\":\"Recipient\""))
+    #expect(try agencies.sender.sallyport("report", "P2", "--json").lines.count == 1)
+    #expect(try agencies.sender.sallyport("report", "P1").text.contains("Looked up"))
+
+    // After delivery: a notice, and its answer.
+    let ack = try agencies.sender.sallyport("consent", "withdraw", "P1", "--agreement", agreement, "--json")
+    #expect(ack.status == 0 && ack.text.contains(id), "\(ack.text)\(ack.errors)")
+    #expect(
+      eventually {
+        (try? agencies.recipient.sallyport("consent", "notices", "--json").text.contains("restrict")) ?? false
+      })
+    let notice = try agencies.recipient.sallyport("consent", "notices", "--json").text.firstMatch(
+      of: /"notice":"([a-z2-7]{26})"/)
+    let answer = try agencies.recipient.sallyport(
+      "consent", "answer", String(notice?.1 ?? ""), "--state", "actioned")
+    #expect(answer.status == 0, "\(answer.errors)")
+    try agencies.sender.drop("second.ndjson", Self.records(["P1", "P3"]))
+    #expect(eventually { agencies.sender.outcome("second.ndjson") == "delivered" })
+    #expect(claims(agencies.recipient.inbox(from: agencies.sender, "second.ndjson")) == ["P3"])
+    let audit = try agencies.sender.sallyport("consent", "audit")
+    #expect(audit.status == 0 && audit.text.contains("the release rule held"), "\(audit.text)")
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  @Test(arguments: ["reseal", "cancel-package"])
+  func aWithdrawalBetweenSealingAndReleaseIsRespected(spooled: String) throws {
+    let agencies = try TestAgencies(
+      Self.options(approval: "{ mode: every-package, approvers: 2, expiresAfter: P5D }", spooled: spooled))
+    try agencies.start()
+    try grant(agencies, ["P1", "P2", "P3"])
+    try agencies.sender.drop("a.ndjson", Self.records(["P1", "P2", "P3"]))
+    #expect(eventually { agencies.sender.outcome("a.ndjson", "code") == "approval.pending" })
+    let id = agencies.sender.outcome("a.ndjson", "id") ?? ""
+    let ack = try agencies.sender.sallyport(
+      "consent", "withdraw", "P2", "--agreement", TestAgencies.agreement, "--json")
+    #expect(
+      ack.text.contains("\"stopped\":[\"\(id)\"]") && ack.text.contains("\"alreadyDisclosed\":[]"),
+      "\(ack.text)\(ack.errors)")
+    let queue = try agencies.sender.sallyport("queue", "--json")
+    if spooled == "reseal" {
+      let next = String(queue.text.firstMatch(of: /"id":"([a-z2-7]{26})"/)?.1 ?? "")
+      #expect(next != id && !next.isEmpty)
+      #expect(try agencies.sender.sallyport("agreements", "approve", next, "--by", "Ana").status == 0)
+      #expect(try agencies.sender.sallyport("agreements", "approve", next, "--by", "Ana").text.contains("1 of 2"))
+      #expect(agencies.recipient.inboxNames(from: agencies.sender).isEmpty)
+      #expect(try agencies.sender.sallyport("agreements", "approve", next, "--by", "Bo").status == 0)
+      #expect(eventually { agencies.sender.outcome("a.ndjson") == "delivered" })
+      #expect(claims(agencies.recipient.inbox(from: agencies.sender, "a.ndjson")) == ["P1", "P3"])
+      #expect(try agencies.sender.sallyport("report", "P2", "--json").lines.count == 1)
+      #expect(try agencies.sender.sallyport("report", "P3", "--json").lines.count == 2)
+    } else {
+      #expect(queue.lines.isEmpty, "\(queue.text)")
+      #expect(agencies.sender.outcome("a.ndjson") == "cancelled")
+    }
+    #expect(try agencies.sender.sallyport("consent", "audit").status == 0)
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  @Test func aRegistryIsImportedWholeOrNotAtAll() throws {
+    let agencies = try TestAgencies(Self.options())
+    let agreement = TestAgencies.agreement
+    let header =
+      "source_event_id,subject_id_type,subject_id,agreement,purpose,event,event_time,valid_until,indicated_by,relation,notice_id,language,method,scope\n"
+    func row(
+      _ id: Int, _ person: String, _ event: String, purpose: String = "claims", at: String = "2026-01-01T00:00:00Z"
+    ) -> String {
+      "\(id),health-number,\(person),\(agreement),\(purpose),\(event),\(at),,,,,,,\n"
+    }
+    func take(_ name: String, _ text: String, _ more: String...) throws -> CommandResult {
+      let file = try agencies.scratch.file(name, Data(text.utf8))
+      return try Command.sallyport(
+        [
+          "consent", "import", file, "--agreement", agreement, "--source", "portal", "--json", "--home",
+          agencies.sender.home,
+        ] + more)
+    }
+    let many = header + (0..<200).map { row($0, "Q\($0)", "ConsentGiven") }.joined()
+    let first = try take("a.csv", many)
+    #expect(first.status == 0 && first.text.contains("\"accepted\":200"), "\(first.text)\(first.errors)")
+    let again = try take("a.csv", many + row(1000, "Q1", "ConsentWithdrawn", at: "2026-02-01T00:00:00Z"))
+    #expect(again.text.contains("\"accepted\":1") && again.text.contains("\"duplicates\":200"), "\(again.text)")
+    for broken in [
+      row(2000, "Q2", "ConsentWithdrawn") + row(2001, "", "ConsentGiven"),
+      row(2000, "Q2", "ConsentWithdrawn", purpose: "other"),
+      row(2000, "Q2", "Maybe"), row(2000, "Q2", "ConsentWithdrawn", at: "yesterday"),
+      row(2000, "Q2", "ConsentWithdrawn") + "2001,\n",
+      row(2000, "Q2", "ConsentWithdrawn") + row(2000, "Q3", "ConsentWithdrawn"),
+    ] {
+      #expect(try take("b.csv", header + broken).status == 65, "\(broken)")
+    }
+    func state(_ person: String) throws -> String {
+      String(
+        try agencies.sender.sallyport("consent", "show", person, "--agreement", agreement, "--json").text.firstMatch(
+          of: /"state":"([^"]*)"/)?.1 ?? "")
+    }
+    #expect(try state("Q1") == "withdrawn" && state("q2") == "granted" && state("Nobody") == "unknown")
+    // A cut snapshot must not withdraw for everybody.
+    let cut = header + row(3000, "Q5", "ConsentGiven")
+    #expect(try take("c.csv", cut, "--snapshot").status == 1)
+    #expect(try state("Q7") == "granted")
+    #expect(try take("c.csv", cut, "--snapshot", "--confirmed-by", "Ana", "--confirmed-by", "Bo").status == 0)
+    #expect(try state("Q7") == "withdrawn" && state("Q5") == "granted")
+    let fhir =
+      #"{"resourceType":"Consent","id":"f1","meta":{"versionId":"1"},"status":"active","patient":{"identifier":{"value":"Q7"}},"dateTime":"2099-01-01T00:00:00Z","provision":{"type":"permit"}}"#
+      + "\n"
+    #expect(try take("d.ndjson", fhir.replacing("2099", with: "2026"), "--format", "fhir").status == 0)
+    #expect(
+      try take(
+        "e.ndjson",
+        fhir.replacing("\"f1\"", with: "\"f2\"").replacing(
+          #""type":"permit""#, with: #""type":"permit","provision":[]"#), "--format", "fhir"
+      ).status == 65)
+    #expect(try agencies.sender.sallyport("consent", "audit").status == 0)
+    // Raw ids are nowhere.
+    let ledger = try Data(contentsOf: URL(fileURLWithPath: "\(agencies.sender.home)/ledger.sqlite"))
+    #expect(ledger.range(of: Data("Q150".utf8)) == nil)
+  }
+
+  @Test func anAgreementIsOfferedAcceptedSuspendedAndResumed() throws {
+    var options = TestAgencies.Options()
+    options.isSigned = false
+    let agencies = try TestAgencies(options)
+    let agreement = TestAgencies.agreement
+    try FileManager.default.removeItem(atPath: "\(agencies.recipient.home)/policies/\(agreement).yaml")
+    try agencies.start()
+    try agencies.sender.drop("a.txt", Data("x".utf8))
+    #expect(eventually { agencies.sender.outcome("a.txt", "code") == "agreement.unsigned" })
+    func act(_ agency: TestAgency, _ name: String, _ act: String) throws -> CommandResult {
+      try agency.sallyport("agreements", "sign", name, "--act", act, "--role", "data-officer", "--signer", "Ana")
+    }
+    #expect(
+      try agencies.sender.sallyport("agreements", "sign", agreement, "--role", "king", "--signer", "Ana").status == 77)
+    #expect(try act(agencies.sender, agreement, "accept").text.contains("signatures are missing"))
+    let offers = "\(agencies.recipient.home)/policies/offered"
+    #expect(eventually { ((try? FileManager.default.contentsOfDirectory(atPath: offers)) ?? []).count == 1 })
+    let digest = String(try FileManager.default.contentsOfDirectory(atPath: offers)[0].prefix(64))
+    let accepted = try agencies.recipient.sallyport(
+      "agreements", "accept", digest, "--role", "data-officer", "--signer", "Bo")
+    #expect(accepted.status == 0, "\(accepted.errors)")
+    func state(_ agency: TestAgency) -> String {
+      let list = try? agency.sallyport("agreements", "list", "--json").text
+      return String(list?.firstMatch(of: /"state":"([^"]*)"/)?.1 ?? "")
+    }
+    #expect(eventually { state(agencies.sender) == "valid" && state(agencies.recipient) == "valid" })
+    try agencies.sender.drop("b.txt", Data("x".utf8))
+    #expect(eventually { agencies.sender.outcome("b.txt") == "delivered" })
+    #expect(try act(agencies.recipient, agreement, "suspend").status == 0)
+    #expect(eventually { state(agencies.sender) == "suspended" })
+    #expect(try act(agencies.sender, agreement, "resume").status == 0)
+    #expect(state(agencies.sender) == "suspended")
+    try agencies.sender.drop("c.txt", Data("x".utf8))
+    #expect(try act(agencies.recipient, agreement, "resume").status == 0)
+    #expect(eventually { agencies.sender.outcome("c.txt") == "delivered" })
+    #expect(try act(agencies.sender, agreement, "revoke").status == 0)
+    #expect(eventually { state(agencies.recipient) == "revoked" })
+    try agencies.sender.drop("d.txt", Data("x".utf8))
+    #expect(eventually { agencies.sender.outcome("d.txt", "code") == "agreement.revoked" })
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  @Test func theShippedExamplesPassTheirCases() throws {
+    let result = try Command.sallyport(["agreements", "test", Command.root.appendingPathComponent("policies").path])
+    #expect(result.status == 0, "\(result.text)\(result.errors)")
+  }
+
+  @Test func aFieldIsFollowedThroughOnwardAgreements() throws {
+    func ask(_ field: String, _ agency: String) throws -> Int32 {
+      try Command.sallyport(
+        [
+          "agreements", "ask", "--field", field, "--reach", agency, "--folder",
+          Command.root.appendingPathComponent("policies").path,
+        ]
+      ).status
+    }
+    #expect(try ask("condition.code", "cover.demo.example") == 0)
+    #expect(try ask("subject.name", "cover.demo.example") == 77)
+    #expect(try ask("pd:MedicalHealth", "council.demo.example") == 77)
+    #expect(try ask("street", "council.demo.example") == 0)
+  }
+}
