@@ -62,7 +62,8 @@ extension Administration {
       throw AdminError(.refused, party.role == .registrar ? "a registrar registers" : "only a registrar registers")
     }
     let act = AgreementAct(
-      kind, agreement, party: party.id, role: role, signer: signer, reason: reason, at: context.now())
+      kind, agreement, party: party.id, role: role, signer: signer, reason: reason, at: context.now(),
+      number: 1 + (context.acts.all(of: agreement).filter { $0.party == party.id }.map(\.number).max() ?? 0))
     let envelope = context.sign(act.document, as: .agreementAct)
     try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
     try await context.ledger.write { tx in

@@ -7,6 +7,8 @@ package enum DemoKeys {
   package static let ids: Set<String> = [
     "ed25519:127082857e4ea15dea93052c1e0245ea95b8d46111a533f66c4783f1ff416061",
     "ed25519:1d177a288a02ae78b35ed8a8c5fac61c919686038b82a82ef8e629547d96c8b3",
+    "ed25519:a1d9bd3762097e698bd286cddf734e2a06a56d01920f3283879fcd26369e5b8f",
+    "ed25519:e8ec908dc4e4e4194356b72b4c3b3369cc80a057194f47c71f5d8b32d28b4ba3",
   ]
 
   package static func areIn(_ card: Card) -> Bool { card.signingKeys.contains { ids.contains($0.key.id) } }

@@ -23,10 +23,14 @@ package struct AgreementAct: Equatable, Sendable {
   package let signer: String
   package let reason: String?
   package let at: Date
+  /// Counts the party's acts over this agreement: seconds are too coarse to order them.
+  package let number: Int64
 
   package init(
-    _ kind: Kind, _ agreement: Agreement, party: AgencyID, role: String, signer: String, reason: String?, at: Date
+    _ kind: Kind, _ agreement: Agreement, party: AgencyID, role: String, signer: String, reason: String?, at: Date,
+    number: Int64 = 1
   ) {
+    self.number = number
     self.kind = kind
     self.agreement = NamedDigest(id: agreement.id, sha256: agreement.digest)
     version = agreement.version
@@ -44,7 +48,7 @@ package struct AgreementAct: Equatable, Sendable {
         "id": .string(agreement.id), "version": .integer(version), "sha256": .string(agreement.sha256.hex),
       ],
       "party": .string(party.text), "role": .string(role), "signer": .string(signer),
-      "at": .string(Timestamp.format(at)),
+      "at": .string(Timestamp.format(at)), "number": .integer(number),
     ]
     members["reason"] = reason.map { .string($0) }
     return .object(members)
@@ -64,6 +68,7 @@ package struct AgreementAct: Equatable, Sendable {
     signer = try reader.string("signer")
     reason = try reader.text("reason", bytesMax: 1024)
     at = try reader.date("at")
+    number = try reader.integer("number", 1...1_000_000)
     try reader.finish()
   }
 }
@@ -86,7 +91,7 @@ package struct AgreementStanding: Equatable, Sendable {
     _ agreement: Agreement, _ acts: [AgreementAct], between provider: AgencyID, _ recipient: AgencyID, at instant: Date,
     superseded: Set<Digest> = []
   ) {
-    let own = acts.filter { $0.agreement.sha256 == agreement.digest }.sorted { ($0.at, $0.role) < ($1.at, $1.role) }
+    let own = acts.filter { $0.agreement.sha256 == agreement.digest }.sorted { ($0.number, $0.at) < ($1.number, $1.at) }
     let concerned = agreement.parties.filter { $0.id == provider || $0.id == recipient || $0.role == .registrar }
     if let act = own.first(where: { $0.kind == .revoke }) {
       (state, detail) = (.revoked, Self.told(act))

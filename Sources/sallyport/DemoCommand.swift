@@ -1,9 +1,10 @@
-// demo: two agencies on this machine exchange one file, and every piece of evidence is shown.
+// demo: agencies on this machine exchange a file, refuse one, and respect a withdrawal; every piece of evidence is shown.
 
 import ArgumentParser
 import Foundation
 import Gateway
 import Glibc
+import Policies
 import Sealing
 import Store
 
@@ -25,13 +26,14 @@ struct DemoCommand: AsyncParsableCommand {
     let demo = Demo(root: root, keysExample: keysExample, policies: policies, keep: keep)
     demo.cleanUpAtExit()
     do {
-      // The shipped example keeps a schema; a file of yours goes as it is.
+      // The shipped examples keep schemas; a file of yours goes as it is.
       if let file {
-        try await demo.run(file, "demo-files")
+        try await demo.exchange(file, "demo-files")
       } else {
         let example = "\(policies)/examples/deaths-2026-11.csv"
-        try await demo.run(example, "deaths-to-benefits")
+        try await demo.exchange(example, "deaths-to-benefits")
         try await demo.showRefusal(example, "deaths-to-benefits")
+        try await demo.showWithdrawal("\(policies)/examples/injuries-2026-11.ndjson", "injuries-to-cover")
       }
     } catch {
       demo.cleanUp()
@@ -43,14 +45,13 @@ struct DemoCommand: AsyncParsableCommand {
 }
 
 private final class Demo {
-  private static let sender = "registry.demo.example"
-  private static let recipient = "benefits.demo.example"
-
   private let root: String
   private let keysExample: String
   private let policies: String
   private var processes: [Process] = []
+  /// The sender's and the recipient's.
   private var homes: [Home] = []
+  private var agencies: [String] = []
   private let out = Output(asJSON: false)
   private let keep: Bool
   /// The children end with their standard input, so also when this process dies without a word.
@@ -66,21 +67,45 @@ private final class Demo {
     self.policies = policies
   }
 
-  func run(_ file: String, _ agreement: String) async throws {
-    guard FileManager.default.isReadableFile(atPath: file) else { throw DiskError("read", file, errno: ENOENT) }
-    let homes = try [Self.sender, Self.recipient].map { try makeHome($0) }
-    self.homes = homes
+  /// Two agencies' gateways, introduced to each other, under an agreement that both signed.
+  private func begin(_ sender: String, _ recipient: String, _ agreement: String) async throws {
+    agencies = [sender, recipient]
+    homes = try agencies.map { try makeHome($0) }
     for home in homes { try start(home) }
     for home in homes { try await waitUntilRunning(home) }
     try await introduce(homes[0], to: homes[1])
     try await introduce(homes[1], to: homes[0])
+    for (home, agency) in zip(homes, agencies) { try await sign(agreement, home, agency) }
+    for _ in 0..<600 {
+      let states = try await homes.asyncMap { home in
+        try await session(home).perform(.agreementsList).first { $0.text("id") == agreement }?.text("state")
+      }
+      if states == ["valid", "valid"] { return }
+      try await Task.sleep(for: .milliseconds(20))
+    }
+    throw AdminError(.failed, "the agreement did not come into force")
+  }
 
-    out.line("1. \(Self.sender) drops \(URL(fileURLWithPath: file).lastPathComponent) for \(Self.recipient)")
+  /// What people in their roles would do, after reading `agreements show`.
+  private func sign(_ agreement: String, _ home: Home, _ agency: String) async throws {
+    let party = try AgreementFile.find(agreement, home).parties.first { $0.id.text == agency }
+    for (place, role) in (party?.roles ?? []).enumerated() {
+      _ = try await session(home).perform(
+        .agreementsAct,
+        [
+          "agreement": .string(agreement), "act": "accept", "role": .string(role),
+          "signer": .string(["Ana Example", "Bo Example", "Chidi Example"][place % 3]),
+        ])
+    }
+  }
+
+  func exchange(_ file: String, _ agreement: String) async throws {
+    guard FileManager.default.isReadableFile(atPath: file) else { throw DiskError("read", file, errno: ENOENT) }
+    try await begin("registry.demo.example", "benefits.demo.example", agreement)
+    out.line("1. \(agencies[0]) drops \(URL(fileURLWithPath: file).lastPathComponent) for \(agencies[1])")
     let size = Int64(try File(file, O_RDONLY).status().st_size)
     let start = ContinuousClock.now
-    let id = try Dropping.drop(file, into: homes[0], agreement: agreement)
-    _ = try await session(homes[0]).perform(.poke)
-    let trace = try await waitForEnd(homes[0], id)
+    let (id, trace) = try await drop(file, agreement)
     let seconds = (ContinuousClock.now - start) / .seconds(1)
     guard trace.first?.text("state") == "confirmed" else {
       throw AdminError(
@@ -92,15 +117,31 @@ private final class Demo {
       "5. \(Progress.bytes(size)) in \(Int(seconds * 1000)) ms, outbox to signed receipt: \(Progress.bytes(rate))/s")
   }
 
+  private func drop(_ file: String, _ agreement: String) async throws -> (TransferID, [JSON]) {
+    let id = try Dropping.drop(file, into: homes[0], agreement: agreement)
+    _ = try await session(homes[0]).perform(.poke)
+    return (id, try await waitForEnd(homes[0], id))
+  }
+
   private func show(_ agreement: String, _ id: TransferID, _ trace: [JSON], original: String) async throws {
     let there = try await session(homes[1]).perform(.trace, ["id": .string(id.text)])
-    let inbox = "\(homes[1].inbox(AgencyID(Self.sender)!, agreement))/\(there.first?.text("inboxName") ?? "")"
-    guard FileManager.default.contentsEqual(atPath: original, andPath: inbox) else {
-      throw AdminError(.failed, "what arrived is not what was sent")
+    let name = there.first?.text("inboxName") ?? ""
+    let inbox = "\(homes[1].inbox(AgencyID(agencies[0])!, agreement))/\(name)"
+    out.line("2. it arrived: inbox/\(agencies[0])/\(agreement)/\(name)")
+    let why = try await session(homes[0]).perform(.agreementsExplain, ["id": .string(id.text)])
+    if why.first?.member("records") == nil {
+      guard FileManager.default.contentsEqual(atPath: original, andPath: inbox) else {
+        throw AdminError(.failed, "what arrived is not what was sent")
+      }
+      out.line("     the same bytes")
+    } else {
+      out.line("     \(why.first?.text("sentence") ?? "")")
+      for (what, path) in [("dropped", original), ("arrived", inbox)] {
+        let text = String(decoding: try File.contents(path, bytesMax: 1 << 24), as: UTF8.self)
+        out.line("     \(what)  \(text.split(separator: "\n").first ?? "")")
+      }
     }
-    out.line(
-      "2. it arrived, the same bytes: inbox/\(Self.sender)/\(agreement)/\(there.first?.text("inboxName") ?? "")")
-    out.line("3. receipts, signed by \(Self.recipient) and verified by \(Self.sender):")
+    out.line("3. receipts, signed by \(agencies[1]) and verified by \(agencies[0]):")
     for row in trace {
       if let receipt = row.member("receipt") {
         out.line(
@@ -128,16 +169,74 @@ private final class Demo {
     let broken = "\(root)/deaths-broken.csv"
     try DurableFile.write(
       Array(text.replacing(/\d\d\d\d-\d\d-\d\d/, with: "1933-02-30", maxReplacements: 1).utf8), to: broken)
-    out.line("6. \(Self.sender) drops it again, with a date that cannot be")
-    let id = try Dropping.drop(broken, into: homes[0], agreement: agreement)
-    _ = try await session(homes[0]).perform(.poke)
-    let trace = try await waitForEnd(homes[0], id)
+    out.line("6. \(agencies[0]) drops it again, with a date that cannot be")
+    let (_, trace) = try await drop(broken, agreement)
     let reason = "\(homes[0].returned(agreement))/deaths-broken.csv.reason.txt"
     guard trace.first?.text("state") == "refused", let lines = FileManager.default.contents(atPath: reason) else {
       throw AdminError(.failed, "a broken file was not refused")
     }
     out.line("7. it stays here, and its job finds returned/\(agreement)/deaths-broken.csv.reason.txt:")
     for line in String(decoding: lines, as: UTF8.self).split(separator: "\n") { out.line("     \(line)") }
+  }
+
+  /// Consent: who agreed goes, and who withdraws while the package waits for its four eyes does not.
+  func showWithdrawal(_ file: String, _ agreement: String) async throws {
+    try await begin("hospital.demo.example", "cover.demo.example", agreement)
+    let own = session(homes[0])
+    out.line(
+      "8. at \(agencies[0]) three of five patients have agreed; it drops \(URL(fileURLWithPath: file).lastPathComponent)"
+    )
+    for person in ["ABC1000", "ABC1001", "ABC1002"] {
+      _ = try await own.perform(
+        .consentRecord,
+        ["subject": .string(person), "agreement": .string(agreement), "event": .string(ConsentEvent.given.rawValue)])
+    }
+    let id = try Dropping.drop(file, into: homes[0], agreement: agreement)
+    _ = try await own.perform(.poke)
+    let sealed = try await waiting(for: id.text)
+    let why = try await own.perform(.agreementsExplain, ["id": .string(id.text)])
+    out.line("     \(why.first?.text("sentence") ?? "")")
+    out.line("     it is sealed, and waits: \(sealed.text("note"))")
+    out.line("9. ABC1001 withdraws at the front desk")
+    let ack = try await own.perform(
+      .consentRecord,
+      ["subject": "ABC1001", "agreement": .string(agreement), "event": .string(ConsentEvent.withdrawn.rawValue)])
+    out.line("     acknowledged after \(ack.first?.text("milliseconds") ?? "") ms: \(ack.first?.text("plain") ?? "")")
+    let rest = try await own.perform(.queue, ["all": false, "limit": 10]).first { $0.text("agreement") == agreement }
+    let next = rest?.text("id") ?? ""
+    out.line("10. it was sealed again without that record, as \(next); two people approve it")
+    for person in ["Ana Example", "Bo Example"] {
+      _ = try await own.perform(.agreementsApprove, ["id": .string(next), "by": .string(person)])
+    }
+    guard let fresh = TransferID(next), try await waitForEnd(homes[0], fresh).first?.text("state") == "confirmed" else {
+      throw AdminError(.failed, "the package that was sealed again did not arrive")
+    }
+    let inbox = homes[1].inbox(AgencyID(agencies[0])!, agreement)
+    let arrived = try Directory.names(inbox).map { try File.contents("\(inbox)/\($0)", bytesMax: 1 << 20) }
+    for line in arrived.flatMap({ $0.split(separator: 10) }) {
+      out.line("     arrived  \(String(decoding: line, as: UTF8.self))")
+    }
+    for person in ["ABC1000", "ABC1001"] {
+      let report = try await own.perform(.report, ["subject": .string(person)])
+      let told = report.first { !$0.text("receiverName").isEmpty }.map {
+        "\($0.text("action")), to \($0.text("receiverName"))"
+      }
+      out.line("11. report \(person): \(told ?? "nobody got data about this person")")
+    }
+    let audit = try await own.perform(.consentAudit)
+    guard audit.last?.text("faults") == "0" else { throw AdminError(.failed, "the release rule did not hold") }
+    out.line(
+      "12. consent audit: \(audit.last?.text("events") ?? "") events and \(audit.last?.text("releases") ?? "") release replayed, the release rule held."
+    )
+  }
+
+  private func waiting(for id: String) async throws -> JSON {
+    for _ in 0..<3000 {
+      let row = try await session(homes[0]).perform(.queue, ["all": false, "limit": 100]).first { $0.text("id") == id }
+      if let row, row.text("code") == "approval.pending" { return row }
+      try await Task.sleep(for: .milliseconds(20))
+    }
+    throw AdminError(.waiting, "the package was not sealed")
   }
 
   /// A home with the demo agency's keys, a free port, and the demo agreement.
@@ -241,6 +340,15 @@ private final class Demo {
     options.json = false
     options.passphraseFile = nil
     return Session(options)
+  }
+}
+
+extension Sequence where Self: Sendable, Element: Sendable {
+  /// One after the other.
+  fileprivate func asyncMap<Value: Sendable>(_ body: (Element) async throws -> Value) async rethrows -> [Value] {
+    var values: [Value] = []
+    for element in self { values.append(try await body(element)) }
+    return values
   }
 }
 

@@ -176,7 +176,8 @@ import Testing
   @Test func recordsThatBreakTheSchemaAreRefusedByTheRecipientToo() async throws {
     var options = TestAgencies.Options()
     options.dataset = #", format: ndjson, schema: "schemas/test.schema", schemaSha256: "sha256:SHA256""#
-    options.schema = #"{"required":["id"]}"#
+    options.schema = #"{"type":"object","required":["id"],"properties":{"id":{}}}"#
+    options.terms = #"fields: [ { name: id, category: "ext:Id", action: pass } ]"#
     let agencies = try TestAgencies(options)
     try agencies.recipient.start()
     let attacker = try Attacker(agencies)

@@ -169,7 +169,8 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
   func act(_ kind: AgreementAct.Kind, _ party: String, _ role: String, _ signer: String, day: Int) -> AgreementAct {
     AgreementAct(
       kind, agreement, party: AgencyID(party)!, role: role, signer: signer, reason: nil,
-      at: instant - 86400 * Double(30 - day))
+      at: instant - 86400 * Double(30 - day),
+      number: Int64(day))
   }
 
   @Test func toStartTakesEverybodyInDifferentRolesByDifferentPeople() throws {
