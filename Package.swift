@@ -105,6 +105,9 @@ let package = Package(
       ],
       swiftSettings: strict),
 
+    .executableTarget(
+      name: "ConsentBench", dependencies: ["Policies", "Sealing"], path: "Benchmarks/ConsentBench", swiftSettings: strict),
+
     .testTarget(
       name: "SealingTests",
       dependencies: ["Sealing", "CKernels", .product(name: "Crypto", package: "swift-crypto")],
@@ -122,7 +125,12 @@ let package = Package(
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
       swiftSettings: strict),
-    .testTarget(name: "GatewayTests", dependencies: ["Gateway", "TestSupport"], swiftSettings: strict),
+    .testTarget(
+      name: "GatewayTests",
+      dependencies: [
+        "Gateway", "Policies", "Records", "TestSupport", .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
+      ],
+      swiftSettings: strict),
     .testTarget(name: "ScriptTests", dependencies: ["sallyport", "TestSupport"], swiftSettings: strict),
     .testTarget(
       name: "FaultTests",

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Measures the release binary beside age, gpg, openssl, cp, curl and nginx: the same work, interleaved, as ratios.
 
-Usage: bench.py [seal] [open] [relay] [small] [queued] [records] [--size MIB] [--rounds N] [--count N] [--dir DIR]
+Usage: bench.py [seal] [open] [relay] [small] [queued] [records] [consent] [--size MIB] [--rounds N] [--count N] [--dir DIR]
 Each line: what, best seconds, CPU seconds (user+system), peak memory, and the ratio to the named peer (above 1: faster).
 """
 import argparse
 import csv
+import glob
+import hashlib
 import itertools
 import json
 import os
@@ -133,6 +135,11 @@ class Pair:
             self.command("partners", "add", os.path.join(self.homes[other], "keys", "card.json"), "--home", self.homes[name])
             fingerprint = self.command("keys", "fingerprint", "--home", self.homes[other]).strip()
             self.command("partners", "approve", f"{other}.example.gov", "--fingerprint", fingerprint, "--home", self.homes[name])
+        for name, role in [("sender", "data-officer"), ("recipient", "information-sharing-manager")]:
+            self.command("agreements", "sign", "demo-files", "--role", role, "--signer", name, "--home", self.homes[name])
+        acts = [glob.glob(os.path.join(self.homes[name], "policies", "*.sigs", "*.json")) for name in ["sender", "recipient"]]
+        self.command("agreements", "take", *acts[1], "--home", self.homes["sender"])
+        self.command("agreements", "take", *acts[0], "--home", self.homes["recipient"])
 
     def command(self, *arguments):
         return subprocess.run([SALLYPORT, *arguments], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
@@ -366,6 +373,8 @@ def bench_records(directory, count, rounds):
     ndjson = interleave({
         "sallyport, 1 core": check("visits.ndjson", "visit.schema.json", *one),
         "sallyport, 2 cores": check("visits.ndjson", "visit.schema.json", "--workers", "2"),
+        "sallyport, 1 core, filtered, written": [SALLYPORT, "schemas", "check", place("visits.ndjson"), "--agreement", visit_agreement(directory),
+                                                 "--output", place("filtered.ndjson"), *one],
         "orjson + jsonschema-rs": [sys.executable, "-c", ORJSON, place("visits.ndjson"), place("visit.schema.json")]}, rounds)
     report("check NDJSON", ndjson, ["orjson + jsonschema-rs", "sallyport, 1 core"], os.path.getsize(place("visits.ndjson")))
     report("check CSV", interleave({
@@ -382,12 +391,87 @@ def bench_records(directory, count, rounds):
         ["xmllint --stream --schema"], os.path.getsize(place("visits.xml")))
 
 
+DROPPED = ["contact.email", "contact.phone", "address.street", "notes"]
+
+
+def visit_agreement(directory, sender="sender.example.gov", recipient="recipient.example.gov", consent="{ model: none }"):
+    """The visits' agreement with its schema beside it: four fields stay here."""
+    os.makedirs(os.path.join(directory, "schemas"), exist_ok=True)
+    shutil.copy(os.path.join(directory, "visit.schema.json"), os.path.join(directory, "schemas"))
+    with open(os.path.join(directory, "visit.schema.json"), "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    with open(os.path.join(ROOT, "policies", "demo-files.v1.yaml")) as source:
+        text = source.read().replace("registry.demo.example", sender).replace("benefits.demo.example", recipient)
+    names = ["id", "patientId", "given", "family", "birthDate", "sex", "contact.email", "contact.phone", "address.street", "address.postcode",
+             "address.city", "address.country", "clinic", "arrived", "left", "diagnosis", "severity", "cost", "insured", "notes", "codes"]
+    fields = "".join(f'  - {{ name: {name}, category: "ext:X", action: {"drop" if name in DROPPED else "pass"} }}\n' for name in names)
+    text = text.replace("consent: { model: none }", f"consent: {consent}").replace("demo-files", "visits").replace(
+        "frequency: ongoing }", "frequency: ongoing, identifier: { field: patientId, type: patient } }").replace(
+        'mediaType: "application/octet-stream" }', 'mediaType: "application/x-ndjson", format: ndjson, schema: "schemas/visit.schema.json", '
+        f'schemaSha256: "sha256:{digest}" }}')
+    if "opt-in" in consent:
+        text = text.replace("dpv:PublicInterest", "dpv:Consent")
+    path = os.path.join(directory, "visits.yaml")
+    with open(path, "w") as file:
+        file.write(text + "fields:\n" + fields)
+    return path
+
+
+OPT_IN = ('{ model: opt-in, purposeRef: visits, noticeId: n, maxValidity: P365D, maxStaleness: P1D, onStale: hold, onMissing: withhold-record, '
+          'withdrawalMethod: "by phone", onWithdrawal: { spooled: reseal, delivered: inform } }')
+
+
+def bench_consent(directory, people, count, rounds):
+    """Consent of `people` loaded: look-ups, import, start, a withdrawal, and the whole pass beside the pass without consent."""
+    subprocess.run([os.path.join(os.path.dirname(SALLYPORT), "ConsentBench"), str(people)], check=True)
+    visits.write(directory, count)
+    homes = {}
+    for name, consent in [("with", OPT_IN), ("without", "{ model: none }")]:
+        home = homes[name] = os.path.join(directory, name)
+        subprocess.run([SALLYPORT, "init", "--agency", "sender.example.gov", "--home", home], check=True, capture_output=True)
+        shutil.copytree(os.path.join(directory, "schemas"), os.path.join(home, "policies", "schemas")) if os.path.exists(
+            os.path.join(directory, "schemas")) else None
+        path = visit_agreement(directory, consent=consent)
+        shutil.copy(path, os.path.join(home, "policies"))
+        shutil.copytree(os.path.join(directory, "schemas"), os.path.join(home, "policies", "schemas"), dirs_exist_ok=True)
+        os.system(f"chmod -R go-w {home}/policies")
+    known = set()
+    with open(os.path.join(directory, "visits.ndjson")) as lines:
+        known = {json.loads(line)["patientId"] for line in lines}
+    events = os.path.join(directory, "events.csv")
+    with open(events, "w") as file:
+        file.write("source_event_id,subject_id_type,subject_id,agreement,purpose,event,event_time,valid_until,indicated_by,relation,notice_id,language,"
+                   "method,scope\n")
+        for number, person in enumerate(itertools.chain(known, (f"Q{n:09d}" for n in range(people - len(known))))):
+            file.write(f"{number},,{person},visits,visits,ConsentGiven,2026-10-01T00:00:00Z,,,,,,,\n")
+    start = time.monotonic()
+    subprocess.run([SALLYPORT, "consent", "import", events, "--agreement", "visits", "--source", "bench", "--home", homes["with"]], check=True)
+    print(f"import of {people} people: {time.monotonic() - start:.1f} s")
+    start = time.monotonic()
+    process = subprocess.Popen([SALLYPORT, "run", "--home", homes["with"]], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    print(f"start with {people} people: {time.monotonic() - start:.1f} s")
+    try:
+        times = []
+        for number in range(rounds):
+            out = subprocess.run([SALLYPORT, "consent", "withdraw", f"Q{number:09d}", "--agreement", "visits", "--json", "--home", homes["with"]],
+                                 check=True, capture_output=True, text=True).stdout
+            times.append(json.loads(out)["milliseconds"])
+        print(f"withdrawal acknowledged after {max(times)} ms at most")
+        with open(f"/proc/{process.pid}/status") as file:
+            print("gateway:", next(line.split()[1] for line in file if line.startswith("VmHWM")), "KiB")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["seal", "open", "relay", "small"])
     parser.add_argument("--size", type=int, default=2048, help="MiB for seal and open; relay takes half")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=5000, help="packages for small and queued, fifty times as many records")
+    parser.add_argument("--people", type=int, default=10_000_000, help="people for consent")
     parser.add_argument("--dir", help="where the files go; a temporary directory otherwise")
     options = parser.parse_args()
     for what in options.what:
@@ -400,6 +484,8 @@ def main():
                 bench_small(directory, options.count)
             elif what == "records":
                 bench_records(directory, options.count * 50, options.rounds)
+            elif what == "consent":
+                bench_consent(directory, options.people, options.count * 50, options.rounds)
             elif what == "queued":
                 bench_queued(directory, options.count)
             else:

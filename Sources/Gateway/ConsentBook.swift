@@ -14,10 +14,16 @@ final class ConsentBook: @unchecked Sendable {
 
   func replace(_ agreement: String, with table: ConsentTable) { lock.withLock { tables[agreement] = table } }
 
+  /// Takes a state up. Whatever order they come in, the same one is left as in the ledger: the later act, the negative one of two.
+  ///
+  /// A negative state is set before its commit, so that no sealing that counts itself after it can overlook it; a positive one
+  /// after, so that nobody goes by a grant that was never recorded.
   func set(_ agreement: String, _ subject: SubjectReference, _ word: UInt64) {
+    guard let next = ConsentRecord(word: word) else { return }
     lock.withLock {
       let table = tables[agreement] ?? ConsentTable()
-      table.set(subject, word)
+      let present = ConsentRecord(word: table.words([subject])[0])
+      table.set(subject, ConsentRecord.merged(present, next).word)
       tables[agreement] = table
     }
   }

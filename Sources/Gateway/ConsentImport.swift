@@ -101,7 +101,7 @@ struct ConsentImport: Sendable {
       throw SealingError(.documentInvalid, "\(options.file): \(report.sentence); nothing was taken. First: \(first)")
     }
     let recordedAt = context.now()
-    let (options, key) = (options, journey.key(agreement))
+    let (options, key, consents) = (options, journey.key(agreement), context.consents)
     let changes = NIOLockedValueBox<[(SubjectReference, UInt64, isNegative: Bool)]>([])
     let result = try await context.ledger.write { tx in
       var result = Result()
@@ -169,6 +169,8 @@ struct ConsentImport: Sendable {
             "confirmedBy": .array(options.confirmedBy.map { .string($0) }),
           ]))
       try tx.heard(agreement.id, source: options.source, at: tx.at)
+      // Nothing can fail any more: what is negative counts from here.
+      for (subject, word, isNegative) in changed where isNegative { consents.set(agreement.id, subject, word) }
       changes.withLockedValue { $0 = changed }
       return result
     }

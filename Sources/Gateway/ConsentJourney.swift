@@ -53,6 +53,7 @@ struct ConsentJourney: Sendable {
   {
     let recordedAt = context.now()
     let isNegative = event.state.isNegative
+    let consents = context.consents
     let (sequence, word) = try await context.ledger.write { tx in
       guard try !tx.knows(source: row.source, event: row.sourceEvent) else {
         throw LedgerError.illegal("recording event \(row.sourceEvent) of \(row.source) twice")
@@ -67,7 +68,9 @@ struct ConsentJourney: Sendable {
           ]))
       _ = try tx.add(consentEvent: row, sequence: sequence, ordinal: 0)
       try tx.heard(row.agreement, source: row.source, at: tx.at)
-      return (sequence, try Self.apply(row, event, tx))
+      let word = try Self.apply(row, event, tx)
+      if isNegative { consents.set(row.agreement, row.subject, word) }
+      return (sequence, word)
     }
     context.consents.set(row.agreement, row.subject, word)
     guard isNegative else {
@@ -87,6 +90,16 @@ struct ConsentJourney: Sendable {
     let word = ConsentRecord.merged(present, next).word
     try tx.setConsent(row.agreement, row.subject, word: word)
     return word
+  }
+
+  /// What a crash left without its acknowledgement. Before any stage runs.
+  func settleAfterCrash() async throws {
+    let open = try await context.ledger.read { try $0.negativesWithoutAcknowledgement(ConsentEvent.negativeNames) }
+    for (sequence, rows) in Dictionary(grouping: open, by: \.sequence).sorted(by: { $0.key < $1.key }) {
+      guard let id = rows.first?.agreement, let agreement = context.policies.current(id, at: context.now()) else { continue }
+      let because = rows.first.flatMap { ConsentEvent(rawValue: $0.event) } ?? .withdrawn
+      _ = try await settle(rows.map(\.subject), agreement, because: because, sequence: sequence, recordedAt: context.now())
+    }
   }
 
   // MARK: stopping

@@ -24,7 +24,7 @@ extension Administration {
     try arguments.finish()
     let row = ConsentEventRow(
       agreement: agreement.id, subject: subject, event: event.rawValue, at: at, validUntil: until,
-      source: "command", sourceEvent: sourceEvent, detail: .object(detail))
+      source: Reader.byHand, sourceEvent: sourceEvent, detail: .object(detail))
     return [Self.document(try await journey.record(event, row, agreement))]
   }
 

@@ -221,15 +221,37 @@ extension Reader {
     }
   }
 
+  /// Events with one of `names` whose sequence no `consent.acknowledged` entry names.
+  package func negativesWithoutAcknowledgement(_ names: [String]) throws -> [ConsentEventRow] {
+    var acknowledged: Set<Int64> = []
+    for entry in try audit(kind: "consent.acknowledged", limit: .max) {
+      if case .object(let members) = try entry.document(), case .object(let detail)? = members["detail"],
+        case .integer(let sequence)? = detail["for"]
+      {
+        acknowledged.insert(sequence)
+      }
+    }
+    var found: [ConsentEventRow] = []
+    let wanted = Set(names)
+    try forEachConsentEvent { if wanted.contains($0.event), !acknowledged.contains($0.sequence) { found.append($0) } }
+    return found
+  }
+
   /// All events in order, for an audit.
   package func forEachConsentEvent(_ body: (ConsentEventRow) throws -> Void) throws {
     let rows = try Row.fetchCursor(db, sql: "SELECT * FROM consent_events ORDER BY sequence, ordinal")
     while let row = try rows.next() { try body(ConsentEventRow(row)) }
   }
 
-  /// When the quietest of an agreement's sources was heard last; nil when none ever was.
+  /// The source of events that people enter by hand: it is not expected to speak regularly.
+  package static let byHand = "command"
+
+  /// When the quietest of an agreement's registries was heard last; without one, when somebody entered something by hand; nil for
+  /// never.
   package func consentHeard(_ agreement: String) throws -> Date? {
-    try fetchOne("SELECT min(heard_at) AS at FROM consent_feeds WHERE agreement = ?", [agreement])
+    try fetchOne(
+      "SELECT coalesce(min(CASE WHEN source <> ? THEN heard_at END), max(heard_at)) AS at FROM consent_feeds WHERE agreement = ?",
+      [Self.byHand, agreement])
       .flatMap { ($0["at"] as Int64?).map(Transfer.date) }
   }
 
@@ -243,12 +265,13 @@ extension Reader {
       .map { $0["approver"] }
   }
 
-  /// Whether a package of this agreement was approved before.
-  package func hasApproved(agreement: String) throws -> Bool {
+  /// Whether `count` people approved a package of this agreement before.
+  package func hasApproved(agreement: String, by count: Int64) throws -> Bool {
     try fetchOne(
-      "SELECT 1 FROM approvals AS a JOIN packages AS p ON p.id = a.id WHERE p.agreement_sha256 = ? LIMIT 1", [agreement]
-    )
-      != nil
+      """
+      SELECT 1 FROM approvals AS a JOIN packages AS p ON p.id = a.id WHERE p.agreement_sha256 = ?
+      GROUP BY a.id HAVING count(*) >= ? LIMIT 1
+      """, [agreement, count]) != nil
   }
 }
 

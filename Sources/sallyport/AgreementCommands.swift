@@ -12,8 +12,8 @@ struct AgreementsCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "agreements", abstract: "Data-sharing agreements: look at them, sign them, ask them.",
     subcommands: [
-      List.self, Show.self, Lint.self, Diff.self, Sign.self, Accept.self, Take.self, Approve.self, Explain.self,
-      Test.self, Ask.self, Simulate.self,
+      List.self, Show.self, Lint.self, Diff.self, Sign.self, Accept.self, Take.self, Reload.self, Approve.self,
+      Explain.self, Test.self, Ask.self, Simulate.self,
     ])
 
   struct List: AsyncParsableCommand {
@@ -167,6 +167,16 @@ struct AgreementsCommand: AsyncParsableCommand {
             ["envelope": .string(String(decoding: bytes.last == 10 ? bytes.dropLast() : bytes[...], as: UTF8.self))]),
           options)
       }
+    }
+  }
+
+  struct Reload: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Let the running gateway read policies/ again; a bad file keeps what is in force.")
+    @OptionGroup var options: HomeOptions
+
+    func run() async throws {
+      options.output.rows(try await Session(options).perform(.reload)) { "\($0.text("agreements")) agreements" }
     }
   }
 

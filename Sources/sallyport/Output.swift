@@ -7,6 +7,12 @@ import Sealing
 
 struct Output: Sendable {
   let asJSON: Bool
+  private let descriptor: Int32
+
+  init(asJSON: Bool, to descriptor: Int32 = STDOUT_FILENO) {
+    self.asJSON = asJSON
+    self.descriptor = descriptor
+  }
 
   /// One JSON object a line, or what `human` makes of it.
   func rows(_ rows: [JSON], human: (JSON) -> String) {
@@ -28,7 +34,7 @@ struct Output: Sendable {
 
   /// A reader that went away (a closed pipe), or a full disk behind a redirection, ends the command.
   func line(_ text: String) {
-    guard Self.write("\(text)\n", to: STDOUT_FILENO) else { Glibc.exit(ExitStatus.disk.rawValue) }
+    guard Self.write("\(text)\n", to: descriptor) else { Glibc.exit(ExitStatus.disk.rawValue) }
   }
 
   /// Standard error may be closed or full; that is no reason to stop.

@@ -53,11 +53,15 @@ struct SchemasCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
       abstract: "Check a file's records against a schema. Exit code 65 when some do not fit.",
       discussion:
-        "Findings tell where and which rule, never a value. JSON Schema for ndjson and json, Table Schema for csv, XSD for xml."
+        "Findings tell where and which rule, never a value. JSON Schema for ndjson and json, Table Schema for csv, XSD for xml. With an agreement the file is filtered too, as its gateway would but for consent; pseudonyms are then made with a key that means nothing."
     )
     @Argument(help: "The file; - for standard input.", completion: .file()) var file: String
     @Option(help: "The schema's file; what it refers to stands in the same folder.", completion: .file()) var schema:
-      String
+      String?
+    @Option(help: "An agreement's file: its schema, beside it in schemas/, and what would be left of the records.", completion: .file())
+    var agreement: String?
+    @Option(help: "With an agreement: where to write what is left of the records; - for standard output.", completion: .file())
+    var output: String?
     @OptionGroup var reading: Reading
     @Option(help: "How many findings are shown in full.") var limit = RecordLimits.findingsMax
     @Option(help: "Threads; all cores otherwise.") var workers: Int?
@@ -65,7 +69,12 @@ struct SchemasCommand: AsyncParsableCommand {
     @Flag(help: "No progress bar.") var quiet = false
 
     func run() async throws {
-      let format = try SchemaFolder(schema).compile(try reading.format(of: file), try reading.options())
+      guard (schema == nil) != (agreement == nil), agreement != nil || output == nil else {
+        throw ValidationError("give --schema, or --agreement with or without --output")
+      }
+      let preview = try agreement.map { try FilterPreview($0) }
+      let format =
+        try preview?.format ?? SchemaFolder(schema ?? "").compile(try reading.format(of: file), try reading.options())
       let descriptor = file == "-" ? dup(STDIN_FILENO) : Glibc.open(file, O_RDONLY | O_CLOEXEC)
       guard descriptor >= 0 else { throw DiskError("open", file) }
       let input = File(owning: descriptor, path: file)
@@ -75,14 +84,17 @@ struct SchemasCommand: AsyncParsableCommand {
       var check = RecordCheck(format, workers: min(64, max(1, workers ?? ProcessInfo.processInfo.activeProcessorCount)))
       check.findingsMax = max(0, limit)
       let name = file
-      let report = try check.run({ buffer in
+      let bytes: RecordInput = { buffer in
         while true {
           let got = read(descriptor, buffer.baseAddress!, buffer.count)
           if got < 0, errno == EINTR { continue }
           guard got >= 0 else { throw DiskError("read", name) }
           return got
         }
-      }) { progress.update($0) }
+      }
+      let report =
+        try preview.map { try $0.run(check, bytes, to: output) { progress.update($0) } }
+        ?? check.run(bytes) { progress.update($0) }
       progress.finish()
       withExtendedLifetime(input) {}
       show(report)
@@ -90,10 +102,15 @@ struct SchemasCommand: AsyncParsableCommand {
     }
 
     private func show(_ report: RecordReport) {
-      let output = Output(asJSON: json)
+      // Records go to standard output, the report beside them.
+      let output = Output(asJSON: json, to: self.output == "-" ? STDERR_FILENO : STDOUT_FILENO)
       output.rows(report.findings.map(\.document)) { "\(file): \($0.text("error"))" }
       let more = report.findingCount - Int64(report.findings.count)
       output.row(report.summary, human: "\(file): \(report.sentence)\(more > 0 ? ", \(more) not shown" : "")")
+      guard let filtered = report.filtered, report.isValid, !output.asJSON else { return }
+      output.line("\(file): \(filtered.kept) would go, but for consent")
+      for (code, count) in filtered.withheld.sorted(by: { $0.key < $1.key }) { output.line("  \(count) stay: \(code)") }
+      if let rule = filtered.forbidden { output.line("  the file stays: forbidden by \(rule.isEmpty ? "a rule that cannot be decided" : rule)") }
     }
   }
 

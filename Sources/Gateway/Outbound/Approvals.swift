@@ -18,7 +18,7 @@ struct Approvals: Sendable {
     let (approvers, isFirst) = try await context.ledger.read { reader in
       (
         try reader.approvers(transfer.id, decision: manifest.decision.hex),
-        try !reader.hasApproved(agreement: agreement.digest.hex)
+        try !reader.hasApproved(agreement: agreement.digest.hex, by: approval.approvers)
       )
     }
     let isAsked =

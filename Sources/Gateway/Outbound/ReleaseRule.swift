@@ -87,8 +87,8 @@ struct ReleaseRule: Sendable {
   private static func withdrawn(
     _ package: PackageRow, _ agreement: Agreement, _ tx: Transaction, _ spool: Spool
   ) throws -> Outcome? {
-    let rule = ConsentRule(agreement.consent, at: tx.at)
     let isLate = package.horizon.map { tx.at + GatewayContext.skewSeconds >= $0 } ?? false
+    let rule = ConsentRule(agreement.consent, at: isLate ? tx.at + GatewayContext.skewSeconds : tx.at)
     let changed = isLate ? nil : try tx.reader.subjectsChanged(agreement.id, after: package.judged, limit: changesMax)
     if let changed, changed.isEmpty { return nil }
     // Added up, nobody's record is in it.

@@ -78,7 +78,6 @@ struct Withdrawal: Sendable {
       return nil
     }
     let instant = context.now()
-    let judged = try await context.ledger.read { try $0.auditSize() }
     let row = Transfer(
       direction: .out, sender: context.agency, id: TransferID(), peer: transfer.peer, agreement: transfer.agreement,
       state: .sealed, name: transfer.name, createdAt: instant)
@@ -144,7 +143,8 @@ struct Withdrawal: Sendable {
         manifest: fresh, envelope: envelope, key: made.key.bytes, sealedTo: next.sealedTo, decision: final,
         package: PackageRow(
           id: row.id, agreement: agreement.id, agreementDigest: agreement.digest.hex, recipient: transfer.peer,
-          judged: judged, horizon: package.horizon, records: kept, decision: final.document.canonical,
+          // Nobody was looked up anew: everything since the first judgement still counts.
+          judged: package.judged, horizon: package.horizon, records: kept, decision: final.document.canonical,
           retained: made.retained?.bytes), setAside: [])
       return (sealed, next)
     }
