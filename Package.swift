@@ -106,7 +106,8 @@ let package = Package(
       swiftSettings: strict),
 
     .executableTarget(
-      name: "ConsentBench", dependencies: ["Policies", "Sealing"], path: "Benchmarks/ConsentBench", swiftSettings: strict),
+      name: "ConsentBench", dependencies: ["Policies", "Sealing"], path: "Benchmarks/ConsentBench",
+      swiftSettings: strict),
 
     .testTarget(
       name: "SealingTests",

@@ -31,7 +31,9 @@ let asked = (0..<rounds).map { ids($0 * 7_368_787 % max(1, people - batch)) }
 let clock = ContinuousClock()
 var found = 0
 let all = clock.measure {
-  for (bytes, ends) in asked { found += table.words(key.references(bytes, ends: ends)).reduce(0) { $0 + ($1 == 0 ? 0 : 1) } }
+  for (bytes, ends) in asked {
+    found += table.words(key.references(bytes, ends: ends)).reduce(0) { $0 + ($1 == 0 ? 0 : 1) }
+  }
 }
 precondition(found == rounds * batch)
 let digests = clock.measure { for (bytes, ends) in asked { found += key.references(bytes, ends: ends).count } }

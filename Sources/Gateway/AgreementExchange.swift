@@ -14,6 +14,7 @@ import Transport
 
 struct AgreementExchange: Sendable {
   static let offersMax = 200
+  static let actsOfPartyMax = 100
 
   let context: GatewayContext
 
@@ -57,7 +58,11 @@ struct AgreementExchange: Sendable {
       throw SealingError(.documentSignature, "the act is not signed by \(claimed.party), or in no role of theirs")
     }
     let context = context
-    guard !context.acts.all(of: agreement).contains(claimed) else { return agreement }
+    let known = context.acts.all(of: agreement)
+    guard !known.contains(claimed) else { return agreement }
+    guard known.filter({ $0.party == claimed.party }).count < Self.actsOfPartyMax else {
+      throw AdminError(.refused, "\(claimed.party) acted over \(Self.actsOfPartyMax) times on this agreement")
+    }
     try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
     try await context.ledger.write { tx in
       _ = try tx.append(
@@ -75,17 +80,25 @@ struct AgreementExchange: Sendable {
     return agreement
   }
 
-  /// Makes an offered agreement, named by its digest, one of ours; nil when none is offered under that name.
-  func adopt(_ name: String) throws -> Agreement? {
+  /// An offered agreement, named by its digest; nil when none is offered under that name.
+  func offered(_ name: String) throws -> Agreement? {
     guard let digest = Digest(hex: name), Directory.exists("\(offers)/\(name).yaml") else { return nil }
     let agreement = try PolicyFolder.agreement("\(offers)/\(name).yaml")
-    guard agreement.digest == digest else { return nil }
+    return agreement.digest == digest ? agreement : nil
+  }
+
+  /// Makes an offered agreement one of ours, once it is seen to fit in. Replaces nothing.
+  func adopt(_ agreement: Agreement) throws {
     try PolicyFolder.check(agreement, in: context.home.policies)
-    try Directory.rename(
-      "\(offers)/\(name).yaml", "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
+    do {
+      _ = try PolicySet(context.policies.agreements + [agreement])
+    } catch {
+      throw AdminError(.refused, "\(error)")
+    }
+    try Directory.renameExclusively(
+      "\(offers)/\(agreement.digest.hex).yaml", "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
     try Directory.sync(context.home.policies)
     try context.reloadPolicies()
-    return agreement
   }
 
   // MARK: telling
@@ -98,7 +111,12 @@ struct AgreementExchange: Sendable {
       var pause = 3600.0
       do {
         for agreement in context.policies.agreements where agreement.parties.contains(where: { $0.id == partner }) {
-          try await tell(agreement, to: partner, links, &told)
+          do {
+            try await tell(agreement, to: partner, links, &told)
+          } catch let problem as Problem where problem.kind == .refused {
+            // One that the partner does not want keeps nothing else back.
+            context.logger.notice("agreement \(agreement.id) to \(partner): \(problem)")
+          }
         }
       } catch {
         switch Disposition(error) {
@@ -120,8 +138,9 @@ struct AgreementExchange: Sendable {
       .filter { try AgreementAct($0.unverified()).party == context.agency && !told.contains($0.payloadDigest) }
     guard !own.isEmpty else { return }
     let path = "/v1/agreements/\(agreement.digest.hex)"
-    if told.insert(agreement.digest).inserted {
+    if !told.contains(agreement.digest) {
       try await put(path, agreement.document.canonical, to: partner, links)
+      told.insert(agreement.digest)
     }
     for envelope in own {
       // 404: they have not accepted it yet, and learn of the act when they do.

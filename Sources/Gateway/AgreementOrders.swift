@@ -48,8 +48,9 @@ extension Administration {
     let reason = try arguments.optional("reason") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
     try arguments.finish()
     let context = context
-    let offered = AgreementExchange(context: context)
-    guard let agreement = try offered.adopt(name) ?? held(name) else {
+    let exchange = AgreementExchange(context: context)
+    let offered = try await context.pool.run { try exchange.offered(name) }
+    guard let agreement = offered ?? held(name, for: kind) else {
       throw AdminError(.failed, "no agreement \(name) in \(context.home.policies), and no partner offers one")
     }
     guard let party = agreement.parties.first(where: { $0.id == context.agency }) else {
@@ -61,6 +62,7 @@ extension Administration {
     guard (kind == .register) == (party.role == .registrar) || (kind != .accept && kind != .register) else {
       throw AdminError(.refused, party.role == .registrar ? "a registrar registers" : "only a registrar registers")
     }
+    if offered != nil { try await context.pool.run { try exchange.adopt(agreement) } }
     let act = AgreementAct(
       kind, agreement, party: party.id, role: role, signer: signer, reason: reason, at: context.now(),
       number: 1 + (context.acts.all(of: agreement).filter { $0.party == party.id }.map(\.number).max() ?? 0))
@@ -103,10 +105,12 @@ extension Administration {
   }
 
   /// By id (the version in force, else the highest), or by digest.
-  private func held(_ name: String) -> Agreement? {
+  private func held(_ name: String, for kind: AgreementAct.Kind) -> Agreement? {
     if let digest = Digest(hex: name) { return context.policies.agreement(digest) }
+    // To sign is to look ahead, to stop is to look at what is in force.
     let versions = context.policies.agreements.filter { $0.id == name }
-    return versions.last
+    return kind == .accept || kind == .register || kind == .reject
+      ? versions.last : context.current(name, at: context.now())
   }
 
   func approve(_ arguments: inout DocumentReader) async throws -> [JSON] {

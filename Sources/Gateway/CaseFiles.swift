@@ -116,8 +116,7 @@ private struct World {
     guard let reference = Subject.reference(subject, key) else {
       throw SealingError(.documentInvalid, "\(subject) is no subject's id")
     }
-    let present = ConsentRecord(word: book.words(agreement.id, [reference])[0])
-    book.set(agreement.id, reference, ConsentRecord.merged(present, record).word)
+    book.set(agreement.id, reference, record.word)
   }
 
   private var key: SubjectKey { SubjectKey(master: master, .ledger, context: agreement.id) }

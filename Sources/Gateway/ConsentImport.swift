@@ -19,6 +19,8 @@ struct ConsentImport: Sendable {
     var duplicates: Int64 = 0
     /// People whom a snapshot does not name any more.
     var absent: Int64 = 0
+    /// Events that say no, those without effect too.
+    var negatives: Int64 = 0
     var sequence: Int64 = 0
   }
 
@@ -110,22 +112,32 @@ struct ConsentImport: Sendable {
       var named: Set<SubjectReference> = []
       let digest = StreamingDigest()
       result.sequence = tx.sequence + 1
+      let knownBefore = try tx.reader.consentCount(agreement.id)
       func take(_ event: ConsentEvent, _ row: ConsentEventRow) throws {
         guard try tx.add(consentEvent: row, sequence: result.sequence, ordinal: result.accepted) else {
+          guard try tx.holds(consentEvent: row) else {
+            throw SealingError(
+              .documentInvalid, "row \(result.rows): another event has its id at this source; nothing was taken")
+          }
           result.duplicates += 1
           return
         }
         digest.add(row.line)
         let word = try ConsentJourney.apply(row, event, tx)
-        changed.append((row.subject, word, event.state.isNegative))
+        // What counts is what is left, not what was said: an older withdrawal may stand behind a newer grant.
+        changed.append((row.subject, word, ConsentJourney.isNegative(word)))
+        if event.state.isNegative { result.negatives += 1 }
         result.accepted += 1
       }
       // The reader runs on a thread of its own and hands batches over; the transaction stays on this one.
       let batches = RowQueue()
       let thread = Thread {
         let end = Swift.Result {
-          _ = try RecordCheck(format, workers: 1).run(
+          let again = try RecordCheck(format, workers: 1).run(
             file.file.input, through: filter, nil, now: recordedAt, to: RecordSink(rows: { try batches.put($0) }))
+          guard again.isValid, again.records == report.records, again.bytes == report.bytes else {
+            throw SealingError(.documentInvalid, "\(options.file) changed while it was read; nothing was taken")
+          }
         }
         if case .failure(let error) = end { failure.withLockedValue { $0 = error } }
         batches.close()
@@ -147,7 +159,7 @@ struct ConsentImport: Sendable {
       }
       if let error = failure.withLockedValue({ $0 }) { throw error }
       if options.isSnapshot {
-        let absent = try Self.absent(named, options, agreement, tx, changed: changed.count)
+        let absent = try Self.absent(named, options, agreement, tx, changed: changed.count, knownBefore: knownBefore)
         let event = agreement.consent.model == .optOut ? ConsentEvent.objected : .withdrawn
         for subject in absent {
           try take(
@@ -178,7 +190,7 @@ struct ConsentImport: Sendable {
     for (subject, word, _) in changed { context.consents.set(agreement.id, subject, word) }
     let negatives = changed.filter(\.isNegative).map(\.0)
     let acknowledgement =
-      negatives.isEmpty
+      result.negatives == 0
       ? nil
       : try await journey.settle(
         negatives, agreement, because: .withdrawn, sequence: result.sequence, recordedAt: recordedAt)
@@ -217,7 +229,10 @@ struct ConsentImport: Sendable {
     let (id, sourceEvent, at, until): (String, String, String, String?)
     var detail: [String: JSON] = [:]
     if options.format == .fhir {
-      (id, sourceEvent) = (values[3] ?? "", "\(values[0] ?? "")/\(values[1] ?? "")")
+      // A version is one event; without a number its state and time tell it apart.
+      (id, sourceEvent) = (
+        values[3] ?? "", "\(values[0] ?? "")/\(values[1] ?? "\(values[2] ?? "") \(values[5] ?? values[4] ?? "")")"
+      )
       switch (values[2], values[6]) {
       case ("active", "deny"): event = .refused
       case ("active", _): event = .given
@@ -259,15 +274,17 @@ struct ConsentImport: Sendable {
 
   /// A snapshot withdraws for whoever it does not name; but a cut file must not withdraw for everybody.
   private static func absent(
-    _ named: Set<SubjectReference>, _ options: Options, _ agreement: Agreement, _ tx: Transaction, changed: Int
+    _ named: Set<SubjectReference>, _ options: Options, _ agreement: Agreement, _ tx: Transaction, changed: Int,
+    knownBefore: Int
   ) throws -> [SubjectReference] {
     var absent: [SubjectReference] = []
     try tx.reader.forEachConsent(agreement.id) { subject, word in
       guard let record = ConsentRecord(word: word), !record.state.isNegative, !named.contains(subject) else { return }
       absent.append(subject)
     }
-    let known = try tx.reader.consentCount(agreement.id)
-    let change = Int64(absent.count + changed) * 100 / Int64(max(1, known))
+    // Of those who were known before; the first snapshot changes nobody.
+    let known = knownBefore
+    let change = known == 0 ? 0 : Int64(absent.count + changed) * 100 / Int64(known)
     guard change <= options.changePercentMax || Set(options.confirmedBy).count >= 2 else {
       throw LedgerError.illegal(
         "taking a snapshot that changes \(change) % of the people known, over \(options.changePercentMax) %: two people confirm it with --confirmed-by"

@@ -17,6 +17,8 @@ import Transport
 /// What a withdrawal came to. Promise 3: whoever is not listed here as disclosed cannot read the record, ever.
 package struct ConsentAcknowledgement: Equatable, Sendable {
   package let sequence: Int64
+  /// False when a later act of the person stands against the event.
+  package let hasEffect: Bool
   package let stopped: [TransferID]
   package let disclosed: [PackageRow]
   package let notices: [TransferID]
@@ -38,7 +40,7 @@ struct ConsentJourney: Sendable {
   ///
   /// - Throws: `AdminError` refused, when nobody is asked under it; failed, when it is not here.
   func agreement(_ id: String) throws -> Agreement {
-    guard let agreement = context.policies.current(id, at: context.now()) else {
+    guard let agreement = context.current(id, at: context.now()) else {
       throw AdminError(.failed, "no agreement \(id) in \(context.home.policies)")
     }
     guard agreement.consent.model != .none else {
@@ -55,7 +57,7 @@ struct ConsentJourney: Sendable {
     let isNegative = event.state.isNegative
     let consents = context.consents
     let (sequence, word) = try await context.ledger.write { tx in
-      guard try !tx.knows(source: row.source, event: row.sourceEvent) else {
+      guard try !tx.knows(row.agreement, source: row.source, event: row.sourceEvent) else {
         throw LedgerError.illegal("recording event \(row.sourceEvent) of \(row.source) twice")
       }
       let sequence = try tx.append(
@@ -69,36 +71,56 @@ struct ConsentJourney: Sendable {
       _ = try tx.add(consentEvent: row, sequence: sequence, ordinal: 0)
       try tx.heard(row.agreement, source: row.source, at: tx.at)
       let word = try Self.apply(row, event, tx)
-      if isNegative { consents.set(row.agreement, row.subject, word) }
+      if isNegative {
+        consents.set(row.agreement, row.subject, word)
+        // Nothing follows from an act that a later one stands against.
+        if !Self.isNegative(word) {
+          try tx.append(AuditEvent("consent.acknowledged", ["for": .integer(sequence), "effect": false]))
+        }
+      }
       return (sequence, word)
     }
     context.consents.set(row.agreement, row.subject, word)
-    guard isNegative else {
+    // A withdrawal dated before a newer grant changes nothing: it must not be acknowledged as if it did.
+    let isStopped = Self.isNegative(word)
+    guard isNegative, isStopped else {
       return ConsentAcknowledgement(
-        sequence: sequence, stopped: [], disclosed: [], notices: [], recordedAt: recordedAt,
-        acknowledgedAt: context.now())
+        sequence: sequence, hasEffect: isNegative == isStopped, stopped: [], disclosed: [], notices: [],
+        recordedAt: recordedAt, acknowledgedAt: context.now())
     }
     return try await settle([row.subject], agreement, because: event, sequence: sequence, recordedAt: recordedAt)
   }
 
+  /// How far in the future a grant may be dated: clocks differ.
+  static let futureSecondsMax: TimeInterval = 300
+
   /// The state after an event, stored. Returns its word.
+  ///
+  /// - Throws: `document.invalid` for a grant from the future: it would outlast a withdrawal of today.
   static func apply(_ row: ConsentEventRow, _ event: ConsentEvent, _ tx: Transaction) throws -> UInt64 {
-    // A withdrawal counts from its recording, whatever its date.
-    let at = event.state.isNegative ? min(row.at, tx.at) : row.at
-    let next = ConsentRecord(state: event.state, at: at, validUntil: row.validUntil)
+    guard event.state.isNegative || row.at <= tx.at + futureSecondsMax else {
+      throw SealingError(.documentInvalid, "a \(event.rawValue) is dated in the future: \(Timestamp.format(row.at))")
+    }
     let present = try tx.consentWord(row.agreement, row.subject).flatMap { ConsentRecord(word: $0) }
-    let word = ConsentRecord.merged(present, next).word
+    let word = ConsentRecord.applied(
+      event, at: row.at, validUntil: row.validUntil, recordedAt: tx.at, to: present
+    ).word
     try tx.setConsent(row.agreement, row.subject, word: word)
     return word
   }
+
+  static func isNegative(_ word: UInt64) -> Bool { ConsentRecord(word: word)?.state.isNegative ?? false }
 
   /// What a crash left without its acknowledgement. Before any stage runs.
   func settleAfterCrash() async throws {
     let open = try await context.ledger.read { try $0.negativesWithoutAcknowledgement(ConsentEvent.negativeNames) }
     for (sequence, rows) in Dictionary(grouping: open, by: \.sequence).sorted(by: { $0.key < $1.key }) {
-      guard let id = rows.first?.agreement, let agreement = context.policies.current(id, at: context.now()) else { continue }
+      guard let id = rows.first?.agreement, let agreement = context.current(id, at: context.now()) else { continue }
+      let words = try await context.ledger.read { reader in try rows.map { try reader.consentWord(id, $0.subject) ?? 0 }
+      }
+      let stopped = zip(rows, words).filter { Self.isNegative($0.1) }.map(\.0.subject)
       let because = rows.first.flatMap { ConsentEvent(rawValue: $0.event) } ?? .withdrawn
-      _ = try await settle(rows.map(\.subject), agreement, because: because, sequence: sequence, recordedAt: context.now())
+      _ = try await settle(stopped, agreement, because: because, sequence: sequence, recordedAt: context.now())
     }
   }
 
@@ -106,8 +128,10 @@ struct ConsentJourney: Sendable {
 
   /// Stops what can be stopped, waits for what is on its way, tells those who have it.
   func settle(
-    _ subjects: [SubjectReference], _ agreement: Agreement, because: ConsentEvent, sequence: Int64, recordedAt: Date
+    _ people: [SubjectReference], _ agreement: Agreement, because: ConsentEvent, sequence: Int64, recordedAt: Date
   ) async throws -> ConsentAcknowledgement {
+    let subjects = Set(people)
+    let deadline = context.now() + GatewayContext.leaseSeconds
     var stopped: [TransferID] = []
     var disclosed: [(package: PackageRow, ordinals: [Int64])] = []
     for package in try await context.ledger.read({ try $0.packages(agreement: agreement.id) }) {
@@ -115,21 +139,20 @@ struct ConsentJourney: Sendable {
         guard let index = try context.spool.subjects(of: package.id) else { return [] }
         var found: [Int64] = []
         if subjects.count > Self.searchesMax {
-          let wanted = Set(subjects)
-          try index.forEach { found += $0.filter { wanted.contains($0.subject) }.map(\.ordinal) }
+          try index.forEach { found += $0.filter { subjects.contains($0.subject) }.map(\.ordinal) }
         } else {
           for subject in subjects { found += try index.ordinals(of: subject) }
         }
         return found.sorted()
       }
       guard !ordinals.isEmpty else { continue }
-      if try await stop(package.id, ordinals) {
-        stopped.append(package.id)
-      } else if let now = try await context.ledger.read({ try $0.package(package.id) }), now.released != nil {
-        disclosed.append((now, ordinals))
+      switch try await stop(package.id, ordinals, deadline: deadline) {
+      case .stopped: stopped.append(package.id)
+      case .disclosed(let now): disclosed.append((now, ordinals))
+      case .over: continue
       }
     }
-    let notices = agreement.aggregate == nil ? noticesFor(disclosed, agreement, because, sequence) : []
+    let notices = noticesFor(disclosed, agreement, because, sequence)
     let (ended, gone) = (stopped, disclosed.map(\.package))
     try await context.ledger.write { tx in
       for notice in notices { try tx.put(notice) }
@@ -137,35 +160,56 @@ struct ConsentJourney: Sendable {
         AuditEvent(
           "consent.acknowledged",
           [
-            "for": .integer(sequence), "stopped": .array(ended.map { .string($0.text) }),
-            "disclosed": .array(gone.map { .string($0.id.text) }),
-            "notices": .array(notices.map { .string($0.id.text) }),
+            "for": .integer(sequence), "stopped": Self.list(ended), "disclosed": Self.list(gone.map(\.id)),
+            "notices": Self.list(notices.map(\.id)),
           ]))
     }
     if !notices.isEmpty { context.news.notices.notify() }
     return ConsentAcknowledgement(
-      sequence: sequence, stopped: stopped, disclosed: gone, notices: notices.map(\.id),
+      sequence: sequence, hasEffect: true, stopped: stopped, disclosed: gone, notices: notices.map(\.id),
       recordedAt: recordedAt, acknowledgedAt: context.now())
   }
 
-  /// True when the package was stopped before its key went. A lease that is open is waited for: at most `leaseSeconds`.
-  private func stop(_ id: TransferID, _ ordinals: [Int64]) async throws -> Bool {
+  /// Ids as an entry can hold them: the first ones, how many there are, and the digest of all.
+  private static func list(_ ids: [TransferID]) -> JSON {
+    let all = JSON.array(ids.map { .string($0.text) })
+    guard ids.count > listedMax else { return all }
+    return [
+      "first": .array(ids.prefix(listedMax).map { .string($0.text) }), "count": .integer(Int64(ids.count)),
+      "sha256": .string(Digest(of: all.canonical).hex),
+    ]
+  }
+
+  private static let listedMax = 500
+
+  private enum Stop: Sendable {
+    case stopped
+    case disclosed(PackageRow)
+    /// It ended before, unread.
+    case over
+  }
+
+  /// Stops a package before its key goes. A lease that is open is waited for, until `deadline` at most: then it counts as disclosed.
+  private func stop(_ id: TransferID, _ ordinals: [Int64], deadline: Date) async throws -> Stop {
     while true {
-      guard let transfer = try await context.ledger.read({ try $0.transfer(context.agency, id) }) else { return false }
-      let state = transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state
-      switch state {
-      case .sealed, .queued, .sending, .custody:
-        do {
-          try await Withdrawal(context: context).stop(transfer, ordinals, code: "consent.withdrawn")
-          return true
-        } catch LedgerError.stale {
-          continue
+      let agency = context.agency
+      let (found, row) = try await context.ledger.read { (try $0.package(id), try $0.transfer(agency, id)) }
+      guard let package = found, let transfer = row else { return .over }
+      if package.released != nil {
+        // Whatever its state says: the key may be with the recipient.
+        guard transfer.state == .releasing, let lease = transfer.nextAt, min(lease, deadline) > context.now() else {
+          return .disclosed(package)
         }
-      case .releasing:
-        guard let lease = transfer.nextAt, lease > context.now() else { return false }
         try await Task.sleep(for: .milliseconds(5))
-      case .cancelled, .expired, .refused: return true
-      default: return false
+        continue
+      }
+      let state = transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state
+      guard [.sealed, .queued, .sending, .custody].contains(state) else { return .over }
+      do {
+        try await Withdrawal(context: context).stop(transfer, ordinals, code: "consent.withdrawn")
+        return .stopped
+      } catch LedgerError.stale {
+        continue
       }
     }
   }
@@ -175,16 +219,22 @@ struct ConsentJourney: Sendable {
     _ sequence: Int64
   ) -> [NoticeRow] {
     let now = context.now()
+    let actBy = agreement.consent.actWithin?.after(now) ?? now + 10 * 86400
     return Dictionary(grouping: disclosed, by: { $0.package.recipient }).sorted { $0.key < $1.key }.flatMap {
       recipient, packages in
-      stride(from: 0, to: packages.count, by: WithdrawalNotice.itemsMax).map { start in
+      let items = packages.flatMap { package, ordinals in
+        stride(from: 0, to: ordinals.count, by: WithdrawalNotice.ordinalsMax).map { start in
+          WithdrawalNotice.Item(
+            package: package.id,
+            ordinals: Array(ordinals[start..<min(start + WithdrawalNotice.ordinalsMax, ordinals.count)]))
+        }
+      }
+      return WithdrawalNotice.batches(items).map { items in
         let notice = WithdrawalNotice(
           id: TransferID(), issuer: context.agency, to: recipient,
-          agreement: NamedDigest(id: agreement.id, sha256: agreement.digest),
-          items: packages[start..<min(start + WithdrawalNotice.itemsMax, packages.count)].map {
-            .init(package: $0.package.id, ordinals: Array($0.ordinals.prefix(WithdrawalNotice.ordinalsMax)))
-          }, asked: agreement.consent.asked, because: because.rawValue, sequence: sequence, issuedAt: now,
-          actBy: agreement.consent.actWithin?.after(now) ?? now + 10 * 86400)
+          agreement: NamedDigest(id: agreement.id, sha256: agreement.digest), items: items,
+          asked: agreement.consent.asked,
+          because: because.rawValue, sequence: sequence, issuedAt: now, actBy: actBy)
         return NoticeRow(
           id: notice.id, direction: .out, peer: recipient, agreement: agreement.id,
           envelope: context.sign(notice.document, as: .notice).bytes, nextAt: now, actBy: notice.actBy,
@@ -306,12 +356,13 @@ struct NoticeDesk: Sendable {
   /// A package that has not been delivered yet is stopped here.
   private func stop(_ id: TransferID, of sender: AgencyID) async throws -> Bool {
     guard let transfer = try await context.ledger.read({ try $0.transfer(sender, id) }), transfer.direction == .in,
-      [.received, .opened].contains(transfer.state)
+      [.received, .opened].contains(transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state)
     else { return false }
     do {
-      try await OpenPackage(context: context).quarantine(
-        transfer, code: "consent.withdrawn",
-        note: "a person in it has withdrawn; the sender will send it again without them")
+      let open = OpenPackage(context: context)
+      try await open.quarantine(
+        transfer, code: "consent.withdrawn", note: "a person in it has withdrawn: ask the sender for the rest")
+      try await context.pool.run { try open.removeStaged(transfer) }
       return true
     } catch LedgerError.stale {
       return false

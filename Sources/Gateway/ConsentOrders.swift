@@ -52,8 +52,11 @@ extension Administration {
             "disclosed": .string($0.releasedAt.map(Timestamp.format) ?? ""),
           ]
         }), "notices": .array(ack.notices.map { .string($0.text) }),
+      "effect": .bool(ack.hasEffect),
       "plain": .string(
-        "Recorded. From now on nothing about this person goes under this agreement: \(stopped); \(gone)."),
+        ack.hasEffect
+          ? "Recorded. From now on nothing about this person goes under this agreement: \(stopped); \(gone)."
+          : "Recorded, and without effect: a later act of the person stands against it. See: sallyport consent show"),
     ]
   }
 
@@ -61,7 +64,7 @@ extension Administration {
     let options = ConsentImport.Options(
       file: try arguments.string("file", bytesMax: 4096), format: try arguments.choice("format"),
       agreement: try arguments.string("agreement"), source: try arguments.string("source"),
-      isSnapshot: try arguments.bool("snapshot"), changePercentMax: try arguments.integer("maxChange", 0...1_000_000),
+      isSnapshot: try arguments.bool("snapshot"), changePercentMax: try arguments.integer("maxChange", 0...100),
       confirmedBy: try arguments.strings("confirmedBy", countMax: 8))
     try arguments.finish()
     let (result, ack) = try await ConsentImport(context: context, options: options).run()
@@ -172,7 +175,7 @@ struct ConsentAudit: Sendable {
       var next = 0
       var tables: [String: ConsentTable] = [:]
       var digests: [Int64: [UInt8]] = [:]
-      func replay(upTo sequence: Int64) {
+      func replay(upTo sequence: Int64, recordedAt: Date) {
         while next < waiting.count, waiting[next].sequence <= sequence {
           let row = waiting[next]
           next += 1
@@ -183,8 +186,9 @@ struct ConsentAudit: Sendable {
           let present = ConsentRecord(word: table.words([row.subject])[0])
           table.set(
             row.subject,
-            ConsentRecord.merged(present, ConsentRecord(state: event.state, at: row.at, validUntil: row.validUntil))
-              .word)
+            ConsentRecord.applied(
+              event, at: row.at, validUntil: row.validUntil, recordedAt: recordedAt, to: present
+            ).word)
           tables[row.agreement] = table
         }
       }
@@ -198,11 +202,12 @@ struct ConsentAudit: Sendable {
         after = last.sequence
         for entry in entries {
           guard case .object(let members) = try entry.document(), case .string(let kind)? = members["kind"],
-            case .object(let detail)? = members["detail"]
+            case .object(let detail)? = members["detail"], case .string(let at)? = members["at"],
+            let instant = Timestamp.parse(at)
           else { continue }
           switch kind {
           case "consent.event", "consent.import":
-            replay(upTo: entry.sequence)
+            replay(upTo: entry.sequence, recordedAt: instant)
             let line = digests.removeValue(forKey: entry.sequence) ?? []
             let sum = Digest(of: kind == "consent.event" ? Array(line.dropLast()) : line).hex
             if case .string(let wanted)? = detail["sha256"], wanted != sum {
@@ -211,10 +216,8 @@ struct ConsentAudit: Sendable {
           case "consent.acknowledged":
             if case .integer(let sequence)? = detail["for"] { acknowledged.insert(sequence) }
           case "releasing":
-            replay(upTo: entry.sequence)
-            guard case .string(let text)? = members["id"], let id = TransferID(text),
-              case .string(let at)? = members["at"], let instant = Timestamp.parse(at)
-            else { continue }
+            replay(upTo: entry.sequence, recordedAt: instant)
+            guard case .string(let text)? = members["id"], let id = TransferID(text) else { continue }
             releases += 1
             let found = try judge(id, tables, at: instant, reader)
             subjects += found.subjects
@@ -252,9 +255,15 @@ struct ConsentAudit: Sendable {
     _ id: TransferID, _ tables: [String: ConsentTable], at instant: Date, _ reader: Reader
   ) throws -> (codes: [String], subjects: Int64) {
     guard let package = try reader.package(id), let digest = Digest(hex: package.agreementDigest),
-      let agreement = context.policies.agreement(digest) ?? context.policies.current(package.agreement, at: instant),
-      agreement.consent.model != .none, agreement.aggregate == nil, let index = try context.spool.subjects(of: id)
-    else { return ([], 0) }
+      let agreement = context.policies.agreement(digest) ?? context.policies.current(package.agreement, at: instant)
+    else {
+      // Opaque payloads have no row: nobody was looked up for them. Anything else that is gone proves nothing.
+      return (try reader.package(id) == nil ? [] : ["the agreement is not here any more: it cannot be proved"], 0)
+    }
+    guard agreement.consent.model != .none, agreement.aggregate == nil else { return ([], 0) }
+    guard let index = try context.spool.subjects(of: id) else {
+      return (["the index of its subjects is missing: it cannot be proved"], 0)
+    }
     let rule = ConsentRule(agreement.consent, at: instant)
     var codes: [String] = []
     var count: Int64 = 0

@@ -43,7 +43,7 @@ extension Administration {
   /// The decision that would be made now, records and consent included. Nothing is sealed, nothing is recorded.
   private func explain(_ file: String, under id: String) async throws -> JSON {
     let instant = context.now()
-    let agreement = context.policies.current(id, at: instant)
+    let agreement = context.current(id, at: instant)
     let original = try await context.pool.run { try Original(file) }
     let recipient = agreement?.parties.first { $0.role == .recipient }?.id ?? context.agency
     let draft = Draft(

@@ -103,6 +103,18 @@ package final class GatewayContext: Sendable {
   func enforcement(of agreement: Agreement) -> Enforcement? {
     policyBox.withLockedValue { $0.enforcements[agreement.digest] }
   }
+  /// The version of an agreement to go by: the highest that is in force for this agency, else the highest in its time.
+  package func current(_ id: String, at instant: Date) -> Agreement? {
+    let versions = policies.agreements.filter { $0.id == id }
+    let book = acts
+    let valid = versions.last { agreement in
+      agreement.parties.contains {
+        book.standing(of: agreement, between: agency, $0.id, at: instant).state == .valid && $0.id != agency
+          && ($0.role == .provider || $0.role == .recipient)
+      }
+    }
+    return valid ?? policies.current(id, at: instant)
+  }
   /// Where an agreement stands between this agency and a peer.
   func standing(of agreement: Agreement, with peer: AgencyID, at instant: Date) -> AgreementStanding {
     actBook.withLockedValue { $0 }.standing(of: agreement, between: agency, peer, at: instant)

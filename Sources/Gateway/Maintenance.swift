@@ -47,6 +47,9 @@ struct Maintenance: Service {
         try Directory.remove(isBody ? context.spool.body(place) : context.spool.part(place))
       }
     }
+    let indexed = try await context.pool.run { try context.spool.indexed() }
+    let strays = try await context.ledger.read { reader in try indexed.filter { try reader.package($0) == nil } }
+    try await context.pool.run { for id in strays { try context.spool.removeSubjects(id) } }
   }
 
   /// Outcome files are not synced when they are written; those of the last minutes before a stop are written again.

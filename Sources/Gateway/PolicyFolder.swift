@@ -115,7 +115,10 @@ package enum PolicyFolder {
   package static func envelopes(of agreement: Agreement, in folder: String) throws -> [Envelope] {
     let path = actFolder(agreement, in: folder)
     guard Directory.exists(path) else { return [] }
-    return try Directory.names(path, countMax: actsMax).sorted().filter { $0.hasSuffix(".json") && !$0.hasPrefix(".") }
+    let names = try Directory.names(path, countMax: actsMax + 1)
+    // A file left out might be the one that stops it.
+    guard names.count <= actsMax else { throw ConfigurationError("\(path) holds over \(actsMax) files") }
+    return try names.sorted().filter { $0.hasSuffix(".json") && !$0.hasPrefix(".") }
       .map { name in
         let bytes = try File.contents("\(path)/\(name)", bytesMax: Envelope.bytesMax)
         do {

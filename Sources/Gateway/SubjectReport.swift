@@ -13,7 +13,6 @@ struct SubjectReport: Sendable {
   func run(_ id: String) async throws -> [JSON] {
     guard SubjectName.isID(id) else { throw AdminError(.badData, "that is no id: 1 to 100 printable ASCII characters") }
     var rows: [(at: Date, row: JSON)] = []
-    var exempt: Int64 = 0
     let journey = ConsentJourney(context: context)
     var seen: Set<String> = []
     for agreement in context.policies.agreements where agreement.party(context.agency, as: .provider) != nil {
@@ -24,23 +23,25 @@ struct SubjectReport: Sendable {
         $0.released != nil
       }
       if agreement.aggregate != nil || agreement.transparency.report == .aggregateOnly {
-        if let first = released.compactMap(\.releasedAt).min(), let last = released.last {
-          rows.append((first, try await entry(agreement, last, at: first, record: nil)))
+        if agreement.transparency.report != .exempt, let first = released.compactMap(\.releasedAt).min(),
+          let last = released.last
+        {
+          rows.append((first, try await entry(agreement, last, at: first, records: nil)))
         }
         continue
       }
       for package in released {
-        let count = try await context.pool.run { [context] in
-          try context.spool.subjects(of: package.id)?.ordinals(of: subject).count ?? 0
+        let ordinals = try await context.pool.run { [context] in
+          try context.spool.subjects(of: package.id)?.ordinals(of: subject) ?? []
         }
-        guard count > 0 else { continue }
+        guard !ordinals.isEmpty else { continue }
         let version = Digest(hex: package.agreementDigest).flatMap { context.policies.agreement($0) } ?? agreement
-        guard version.transparency.report != .exempt else {
-          exempt += 1
-          continue
-        }
+        guard version.transparency.report != .exempt else { continue }
         rows.append(
-          (package.releasedAt ?? .distantPast, try await entry(version, package, at: package.releasedAt, record: count))
+          (
+            package.releasedAt ?? .distantPast,
+            try await entry(version, package, at: package.releasedAt, records: ordinals)
+          )
         )
       }
       rows += try await lookUps(agreement, subject)
@@ -57,12 +58,13 @@ struct SubjectReport: Sendable {
     ]
   }
 
-  private func entry(_ agreement: Agreement, _ package: PackageRow, at: Date?, record: Int?) async throws -> JSON {
+  private func entry(_ agreement: Agreement, _ package: PackageRow, at: Date?, records: [Int64]?) async throws -> JSON {
     let recipient = agreement.parties.first { $0.id == package.recipient }
     let transfer = try await context.ledger.read { try $0.transfer(context.agency, package.id) }
-    let withdrawn = try await context.ledger.read { try $0.notices(.out) }.contains { row in
-      let notice = try? WithdrawalNotice(Envelope(parsing: row.envelope, as: .notice).unverified())
-      return notice?.items.contains { $0.package == package.id } ?? false
+    let withdrawn = try await context.ledger.read({ try $0.notices(.out) }).contains { row in
+      try WithdrawalNotice(Envelope(parsing: row.envelope, as: .notice).unverified()).items.contains {
+        $0.package == package.id && !Set($0.ordinals).isDisjoint(with: records ?? [])
+      }
     }
     let state: String =
       switch transfer?.state {
@@ -84,7 +86,8 @@ struct SubjectReport: Sendable {
       "keptUntil": .string(at.map { Timestamp.format(agreement.retention.recipientDeleteAfter.after($0)) } ?? ""),
       "onward": .string(agreement.onward.isAllowed ? agreement.onward.to.joined(separator: ", ") : "none"),
       "state": .string(
-        record == nil ? "added up with others" : state + (withdrawn ? "; the recipient was told of the withdrawal" : "")
+        records == nil
+          ? "added up with others" : state + (withdrawn ? "; the recipient was told of the withdrawal" : "")
       ),
       "yourChoices": [
         "withdraw": .string(agreement.consent.withdrawalMethod ?? "not possible: the law asks for it"),

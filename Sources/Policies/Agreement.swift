@@ -286,9 +286,8 @@ package struct Agreement: Equatable, Sendable {
       throw dataset.invalid("recordsAt", "expected a JSON pointer or the path of an XML element, beginning with /")
     }
     let delimiter = try dataset.text("delimiter") ?? ","
-    guard delimiter.utf8.count == 1, let byte = delimiter.utf8.first, byte == 9 || (32..<127).contains(byte), byte != 34
-    else {
-      throw dataset.invalid("delimiter", "expected one ASCII character")
+    guard [",", ";", "|", "\t"].contains(delimiter), let byte = delimiter.utf8.first else {
+      throw dataset.invalid("delimiter", "expected a comma, a semicolon, a bar or a tab")
     }
     let encoding = try dataset.text("encoding") ?? "utf-8"
     guard ["utf-8", "windows-1252", "utf-16le", "utf-16be"].contains(encoding) else {

@@ -90,7 +90,15 @@ package struct ConsentRecord: Equatable, Sendable {
     validUntil = end == Self.noEnd ? nil : Date(timeIntervalSince1970: Double(end * 60))
   }
 
-  /// The state after one more event became known.
+  /// The state after an event: the one rule for journey, audit and case files. A negative event counts from its recording at the
+  /// latest; a positive one dated later than its recording is refused before it comes here.
+  package static func applied(
+    _ event: ConsentEvent, at: Date, validUntil: Date?, recordedAt: Date, to present: ConsentRecord?
+  ) -> ConsentRecord {
+    merged(present, ConsentRecord(state: event.state, at: min(at, recordedAt), validUntil: validUntil))
+  }
+
+  /// The later act; of two at one instant the negative one. Whatever their order, the same is left.
   package static func merged(_ present: ConsentRecord?, _ next: ConsentRecord) -> ConsentRecord {
     guard let present else { return next }
     if next.at != present.at { return next.at > present.at ? next : present }

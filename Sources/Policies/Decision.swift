@@ -123,6 +123,15 @@ package struct Circumstances: Equatable, Sendable {
   }
 }
 
+extension Circumstances {
+  /// The same on a day without packages.
+  package var countingNone: Circumstances {
+    Circumstances(
+      instant: instant, partner: partner, recipientKinds: recipientKinds, packagesToday: 0, standing: standing,
+      consentHeard: consentHeard)
+  }
+}
+
 /// What the pass over the records came to.
 package struct RecordCounts: Equatable, Sendable {
   package let read: Int64
@@ -187,6 +196,14 @@ package struct Decision: Equatable, Sendable {
     Decision(
       outcome: .refuse, codes: [code], agreement: agreement,
       trace: trace + [Step(rule: code.rawValue, passed: false, detail: sentence)], sentence: "Refused: \(sentence).")
+  }
+
+  /// A hold is no reason not to seal again what was sealed before: it holds at the release.
+  package var unlessRefused: Decision {
+    guard outcome == .hold else { return self }
+    var decision = Decision(outcome: .permit, codes: [], agreement: agreement, trace: trace, sentence: sentence)
+    (decision.records, decision.terms, decision.horizon) = (records, terms, horizon)
+    return decision
   }
 
   /// Digest that a manifest carries: salted, so that nobody guesses a decision from it.

@@ -19,6 +19,24 @@ package struct WithdrawalNotice: Equatable, Sendable {
 
   package static let itemsMax = 500
   package static let ordinalsMax = 1000
+  /// Of a notice's items as they are written: what is left of a signed document's 64 KiB is for the rest.
+  static let itemBytesMax = 48 << 10
+
+  /// Cuts items so that each batch fits one notice.
+  package static func batches(_ items: [Item]) -> [[Item]] {
+    var batches: [[Item]] = []
+    var (batch, bytes): ([Item], Int) = ([], 0)
+    for item in items {
+      let size = 64 + item.ordinals.reduce(0) { $0 + String($1).utf8.count + 1 }
+      if !batch.isEmpty, batch.count == itemsMax || bytes + size > itemBytesMax {
+        batches.append(batch)
+        (batch, bytes) = ([], 0)
+      }
+      batch.append(item)
+      bytes += size
+    }
+    return batch.isEmpty ? batches : batches + [batch]
+  }
 
   package let id: TransferID
   package let issuer: AgencyID

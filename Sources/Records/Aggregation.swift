@@ -22,25 +22,27 @@ struct DecimalSum: Sendable {
     if isNegative { units = -units }
   }
 
-  static func + (a: DecimalSum, b: DecimalSum) -> DecimalSum {
-    var (a, b) = (a, b)
-    a.rescale(max(a.scale, b.scale))
-    b.rescale(a.scale)
-    a.units += b.units
-    return a
+  /// nil beyond 127 bits.
+  static func sum(_ a: DecimalSum, _ b: DecimalSum) -> DecimalSum? {
+    guard var left = a.rescaled(max(a.scale, b.scale)), let right = b.rescaled(left.scale) else { return nil }
+    let (units, overflow) = left.units.addingReportingOverflow(right.units)
+    left.units = units
+    return overflow ? nil : left
   }
 
-  private mutating func rescale(_ wanted: Int) {
-    while scale < wanted {
-      units *= 10
-      scale += 1
-    }
-  }
-
-  /// The mean of `count` numbers, to six places more, half away from zero.
-  func divided(by count: Int) -> DecimalSum {
+  private func rescaled(_ wanted: Int) -> DecimalSum? {
     var result = self
-    result.rescale(scale + 6)
+    while result.scale < wanted {
+      let (units, overflow) = result.units.multipliedReportingOverflow(by: 10)
+      guard !overflow else { return nil }
+      (result.units, result.scale) = (units, result.scale + 1)
+    }
+    return result
+  }
+
+  /// The mean of `count` numbers, to six places more where there is room, half away from zero.
+  func divided(by count: Int) -> DecimalSum {
+    var result = rescaled(scale + 6) ?? self
     let half = Int128(count) / 2
     result.units = (result.units + (result.units < 0 ? -half : half)) / Int128(count)
     return result
@@ -74,9 +76,13 @@ struct GroupTable {
 
   /// False when a limit is reached.
   mutating func add(_ entry: GroupEntry) -> Bool {
-    guard groups.count < Self.groupsMax, distinctCount < Self.distinctMax else { return false }
+    guard distinctCount < Self.distinctMax else { return false }
     var group = groups.removeValue(forKey: entry.key) ?? Group()
-    if let value = DecimalSum(entry.measure) { group.sum = group.sum + value }
+    guard group.count > 0 || groups.count < Self.groupsMax else { return false }
+    if let value = DecimalSum(entry.measure) {
+      guard let sum = DecimalSum.sum(group.sum, value) else { return false }
+      group.sum = sum
+    }
     group.count += 1
     if group.distinct.insert(entry.distinct).inserted { distinctCount += 1 }
     groups[entry.key] = group

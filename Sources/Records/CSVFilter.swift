@@ -89,8 +89,9 @@ struct CSVFilter: ~Copyable {
       return
     }
     if let subject = filter.subject {
-      let isID = fields[columns.captured[Int(subject)]].text(bytes).withUnsafeBufferPointer {
-        SubjectID.canonical($0, into: &id)
+      let place = columns.captured[Int(subject)]
+      let isID = fields[place].text(bytes).withUnsafeBufferPointer {
+        !schema.columns[place].isMissing($0) && SubjectID.canonical($0, into: &id)
       }
       guard isID else { return outcome.withheld[WithheldCode.error, default: 0] += 1 }
     }
@@ -181,7 +182,11 @@ struct CSVFilter: ~Copyable {
       guard let text = value(aggregate.measure), DecimalSum(text) != nil else { return nil }
       measure = text
     }
-    guard let distinct = value(aggregate.distinct) else { return nil }
+    // As people are told apart, so that one is not counted twice for a blank or a letter's case.
+    var distinct: [UInt8] = []
+    guard let text = value(aggregate.distinct),
+      text.withUnsafeBufferPointer({ SubjectID.canonical($0, into: &distinct) })
+    else { return nil }
     return GroupEntry(key: Array(parts.joined(separator: [delimiter])), measure: measure, distinct: distinct)
   }
 }

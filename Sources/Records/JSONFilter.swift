@@ -15,6 +15,8 @@ final class JSONFields: @unchecked Sendable {
     var isKept = false
     /// Index into `actions`; -1: it only leads to others.
     var action: Int32 = -1
+    /// The action is to pass: asked for every field, so not looked up.
+    var passes = false
     /// Index of the value for conditions and the subject; -1: nobody asks.
     var capture: Int32 = -1
     var keyStart: Int32 = 0
@@ -36,6 +38,7 @@ final class JSONFields: @unchecked Sendable {
       nodes[place].capture = Int32(source.capture ?? -1)
       if let action = source.action {
         nodes[place].action = Int32(actions.count)
+        nodes[place].passes = action == .pass
         actions.append(action)
       }
       nodes[place].firstChild = Int32(nodes.count)
@@ -156,15 +159,17 @@ struct JSONFilter: ~Copyable {
   // MARK: decisions
 
   private mutating func decide(_ base: UnsafePointer<UInt8>, _ nodes: UnsafePointer<JSONNode>) -> CompiledFilter.Fate {
-    let captured = captured
-    let fate = filter.decide { slot, visit in
-      for found in captured where found.slot == slot {
-        let node = nodes[Int(found.node)]
-        if node.kindBits == JSONKind.null.rawValue { continue }
-        if !Self.operand(node, base, visit) { return }
+    if filter.hasConditions {
+      let captured = captured
+      let fate = filter.decide { slot, visit in
+        for found in captured where found.slot == slot {
+          let node = nodes[Int(found.node)]
+          if node.kindBits == JSONKind.null.rawValue { continue }
+          if !Self.operand(node, base, visit) { return }
+        }
       }
+      guard case .goes = fate else { return fate }
     }
-    guard case .goes = fate else { return fate }
     if failed { return .withheld(WithheldCode.error) }
     guard let subject = filter.subject else { return .goes }
     // Exactly one id, whatever the record looks like.
@@ -226,8 +231,12 @@ struct JSONFilter: ~Copyable {
       measure = Array(UnsafeBufferPointer(start: base + Int(node.start), count: Int(node.end - node.start)))
       guard DecimalSum(measure) != nil else { return nil }
     }
-    guard let node = single(aggregate.distinct, nodes) else { return nil }
-    return GroupEntry(key: key, measure: measure, distinct: withText(node, base) { Array($0) })
+    // As people are told apart, so that one is not counted twice for a blank, a letter's case or a number's spelling.
+    var distinct: [UInt8] = []
+    guard let node = single(aggregate.distinct, nodes), node.kind == .string || node.isIntegerLiteral,
+      withText(node, base, { SubjectID.canonical($0, into: &distinct) })
+    else { return nil }
+    return GroupEntry(key: key, measure: measure, distinct: distinct)
   }
 
   /// The numbers that totals add up, with commas between.
@@ -253,8 +262,10 @@ struct JSONFilter: ~Copyable {
     _ node: JSONNode, _ action: RecordPlan.Action, _ base: UnsafePointer<UInt8>
   ) -> [UInt8]? {
     guard case .generalise(let granularity) = action else {
-      return action == .pass
-        ? Array(UnsafeBufferPointer(start: base + Int(node.start), count: Int(node.end - node.start))) : nil
+      guard action == .pass else { return nil }
+      // Escapes are undone: one value has one spelling.
+      if node.kind == .string { return JSONText.quoted(withText(node, base) { Array($0) }) }
+      return Array(UnsafeBufferPointer(start: base + Int(node.start), count: Int(node.end - node.start)))
     }
     var coarse: [UInt8] = []
     guard withText(node, base, { Transform.generalise($0, to: granularity, into: &coarse) }) else { return nil }
@@ -270,7 +281,7 @@ struct JSONFilter: ~Copyable {
     let node = nodes[index]
     let rule = writer[Int(place)]
     if node.kindBits == JSONKind.array.rawValue {
-      if emits, rule.action >= 0, fields.actions[Int(rule.action)] == .pass {
+      if emits, rule.passes {
         emit(Int(node.start), Int(node.end), base, &output)
         if rule.capture >= 0 || rule.children > 0 {
           elements(index, place, emits: false, base, nodes, &output)
@@ -281,7 +292,11 @@ struct JSONFilter: ~Copyable {
     }
     if rule.capture >= 0 { captured.append((rule.capture, Int32(index))) }
     if rule.action >= 0, emits {
-      write(node, fields.actions[Int(rule.action)], base, &output)
+      if rule.passes {
+        emit(Int(node.start), Int(node.end), base, &output)
+      } else {
+        write(node, fields.actions[Int(rule.action)], base, &output)
+      }
       if rule.children > 0 { walkMembers(index, rule, emits: false, base, nodes, &output) }
       return
     }
@@ -407,7 +422,7 @@ struct JSONFilter: ~Copyable {
   private mutating func write(
     _ node: JSONNode, _ action: RecordPlan.Action, _ base: UnsafePointer<UInt8>, _ output: inout BatchWriter
   ) {
-    if action == .pass || node.kindBits == JSONKind.null.rawValue {
+    if node.kindBits == JSONKind.null.rawValue {
       return emit(Int(node.start), Int(node.end), base, &output)
     }
     // What is made coarser is one value; a whole object would come through in parts.

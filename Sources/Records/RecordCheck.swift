@@ -294,7 +294,9 @@ struct FilterJoiner {
           report.add(
             Finding(
               fault: "group.limit",
-              expected: "at most \(GroupTable.groupsMax) groups with \(GroupTable.distinctMax) subjects", record: 0,
+              expected:
+                "at most \(GroupTable.groupsMax) groups with \(GroupTable.distinctMax) subjects, and sums of at most 38 digits",
+              record: 0,
               line: 1,
               byteOffset: report.bytes), findingsMax: findingsMax)
           outcome.isFatal = true
@@ -302,7 +304,15 @@ struct FilterJoiner {
         }
       } else {
         for (place, text) in entry.measure.split(separator: 44).enumerated() {
-          if let value = DecimalSum(text) { sums[place] = sums[place] + value }
+          guard let value = DecimalSum(text), let sum = DecimalSum.sum(sums[place], value) else {
+            report.add(
+              Finding(
+                fault: "totals.range", expected: "a total of at most 38 digits", record: 0, line: 1,
+                byteOffset: report.bytes), findingsMax: findingsMax)
+            outcome.isFatal = true
+            return
+          }
+          sums[place] = sum
         }
       }
     }
@@ -381,7 +391,10 @@ struct FilterJoiner {
       }
       guard let found = object[total.member] else { continue }
       switch total.rule {
-      case .leave: value = found.text
+      case .leave:
+        // Nothing but a number was declared.
+        guard found.kind == .number else { continue }
+        value = found.text
       case .recompute: break
       case .refuse:
         let wanted = Array(value.utf8).withUnsafeBufferPointer { ExactNumber($0) }

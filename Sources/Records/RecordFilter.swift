@@ -125,10 +125,20 @@ final class FieldTree: Sendable {
   let root = Node()
   /// Names by capture.
   let captures: [String]
+  /// XML: paths from the document's root that go beside the records, `/visits/sent` or `/visits/@version`.
+  let outside: Set<String>
 
   init(_ plan: RecordPlan, _ layout: RecordLayout) throws(SchemaError) {
     var captures: [String] = []
+    var outside: Set<String> = []
     for field in plan.fields {
+      if layout == .xml, field.name.hasPrefix("/") {
+        guard field.action == .pass || field.action == .drop else {
+          throw SchemaError(location: "fields", reason: "\(field.name): outside of records values pass or stay")
+        }
+        if field.action == .pass { outside.insert(field.name) }
+        continue
+      }
       let path = try FieldPath(field.name, in: layout)
       var node = root
       for step in path.steps {
@@ -161,6 +171,7 @@ final class FieldTree: Sendable {
       }
     }
     self.captures = captures
+    self.outside = outside
   }
 
   func slot(_ name: String) -> Int32 { Int32(captures.firstIndex(of: name) ?? -1) }
@@ -218,7 +229,7 @@ final class CompiledFilter: Sendable {
       plan.forbid.map {
         (tree.slot($0.condition.field), compiled($0.condition, all: false), .forbid($0.id))
       }
-      + plan.include.map { (tree.slot($0.field), compiled($0, all: true), .include($0.field)) }
+      + plan.include.map { (tree.slot($0.field), compiled($0, all: $0.comparison != .hasAny), .include($0.field)) }
       + plan.exclude.map { (tree.slot($0.field), compiled($0, all: false), .exclude($0.field)) }
     required = plan.fields.filter { $0.isRequired && $0.action != .drop }.compactMap { field in
       // `exists` takes no values, so it cannot be refused.
@@ -226,6 +237,8 @@ final class CompiledFilter: Sendable {
       return (tree.slot(field.name), compiled(exists, all: false))
     }
   }
+
+  var hasConditions: Bool { !conditions.isEmpty || !required.isEmpty }
 
   /// - Parameter values: visits the values of a slot until told to stop.
   func decide(_ values: (Int32, (CompiledCondition.Operand) -> Bool) -> Void) -> Fate {

@@ -1,5 +1,6 @@
 // A plan on XML records: each is written anew from the parser's events, in UTF-8, its comments and processing instructions left
-// out. Elements match by local name, in the record's own namespace or none; what else stands in a record does not go.
+// out. Elements match by local name, in the record's own namespace or none, attributes without a namespace; what else stands in a
+// record does not go. Outside of records only the way to them goes, and what a field names from the document's root.
 
 import CXML2
 import Glibc
@@ -14,6 +15,11 @@ final class XMLFilter {
   /// What stands around records and is not handed over yet. It and `writer` never hold bytes at once.
   private var around = ByteBuffer(capacity: 1 << 12)
   private let put: (OutputPiece, [SubjectDigest]) -> Void
+  private let recordPath: [String]
+  /// Namespaces that the schema knows: a declaration of another could say anything.
+  private let namespaces: Set<[UInt8]>
+  /// Open elements outside of records, and whether each goes with all that is in it.
+  private var outer: [(path: String, isWhole: Bool, emits: Bool)] = []
 
   // The record that is open.
   private var mark: BatchWriter.Mark?
@@ -35,8 +41,13 @@ final class XMLFilter {
   }
 
   /// - Parameter put: finished bytes, with the subjects of the records in them.
-  init(_ filter: CompiledFilter, put: @escaping (OutputPiece, [SubjectDigest]) -> Void) {
+  init(
+    _ filter: CompiledFilter, recordPath: [String], namespaces: Set<[UInt8]>,
+    put: @escaping (OutputPiece, [SubjectDigest]) -> Void
+  ) {
     self.filter = filter
+    self.recordPath = recordPath
+    self.namespaces = namespaces
     self.put = put
     tree = filter.filter.tree
     writer = BatchWriter(filter.gate)
@@ -58,9 +69,7 @@ final class XMLFilter {
       return
     }
     guard mark != nil, let above = stack.last else {
-      flushRecords()
-      tag.write(attributes: { _ in true }, into: &around)
-      return
+      return startOutside(tag)
     }
     var node: FieldTree.Node?
     if tag.namespace == nil || tag.namespace == namespace { node = above.node?.child(named: tag.name) }
@@ -74,22 +83,41 @@ final class XMLFilter {
         node: node, isWhole: isWhole, emits: emits, wantsText: isTransformed || node?.capture != nil))
   }
 
+  private func startOutside(_ tag: XMLTag) {
+    let path = (outer.last?.path ?? "") + "/" + tag.name
+    let isWhole = outer.last?.isWhole ?? false || tree.outside.contains(path) || filter.keepsAll
+    // The way to the records: their ancestors, the root where no path is declared.
+    let depth = outer.count
+    let isOnWay =
+      recordPath.isEmpty
+      ? depth == 0 : depth < recordPath.count - 1 && path == "/" + recordPath[...depth].joined(separator: "/")
+    let emits = isWhole || (isOnWay && outer.allSatisfy(\.emits))
+    outer.append((path, isWhole, emits))
+    guard emits else { return }
+    flushRecords()
+    tag.write(
+      attributes: { isWhole || tree.outside.contains("\(path)/@\($0)") }, namespaces: namespaces, into: &around)
+  }
+
   private func open(_ tag: XMLTag, _ place: Place) {
     stack.append(place)
-    for attribute in tag.attributes {
+    for attribute in tag.attributes where attribute.isLocal {
       guard let child = place.node?.child(named: "@" + attribute.name), let capture = child.capture else { continue }
       values[capture].append(attribute.value)
     }
     guard place.emits else { return }
     let node = place.node
     tag.write(
-      attributes: { name in place.isWhole || node?.child(named: "@" + name)?.action == .pass }, into: &writer.buffer)
+      attributes: { name in place.isWhole || node?.child(named: "@" + name)?.action == .pass },
+      namespaces: namespaces, into: &writer.buffer)
   }
 
   func text(_ bytes: UnsafeBufferPointer<UInt8>) {
     guard mark != nil, let last = stack.indices.last else {
       // Blanks between records would pile up where some are left out.
-      guard !bytes.allSatisfy({ $0 == 32 || $0 == 9 || $0 == 10 || $0 == 13 }) else { return }
+      guard outer.last?.isWhole ?? false, !bytes.allSatisfy({ $0 == 32 || $0 == 9 || $0 == 10 || $0 == 13 }) else {
+        return
+      }
       flushRecords()
       XMLTag.escape(bytes, into: &around)
       return
@@ -100,6 +128,7 @@ final class XMLFilter {
 
   func end(_ name: [UInt8]) {
     guard mark != nil, let place = stack.popLast() else {
+      guard outer.popLast()?.emits ?? false else { return }
       flushRecords()
       around.append(Array("</".utf8) + name + [62, 10])
       return
@@ -197,11 +226,15 @@ struct XMLTag {
   let name: String
   let qualified: [UInt8]
   let namespace: [UInt8]?
-  let attributes: [(name: String, qualified: [UInt8], value: [UInt8])]
+  /// `isLocal`: in no namespace.
+  let attributes: [(name: String, qualified: [UInt8], value: [UInt8], isLocal: Bool)]
   /// Declarations: prefix, empty for the default, and URI.
   let declarations: [(prefix: [UInt8], uri: [UInt8])]
 
   typealias Text = UnsafePointer<xmlChar>
+
+  /// What a schema judges a value by, and nothing else of that namespace: `xsi:schemaLocation` could say anything.
+  private static let kept: Set<[UInt8]> = [Array("xsi:type".utf8), Array("xsi:nil".utf8)]
 
   init(
     _ name: Text, prefix: Text?, uri: Text?, namespaces: UnsafeMutablePointer<Text?>?, namespaceCount: Int,
@@ -217,7 +250,7 @@ struct XMLTag {
       let (start, end) = (attributes![place * 5 + 3]!, attributes![place * 5 + 4]!)
       return (
         String(cString: attributes![place * 5]!), Self.qualified(attributes![place * 5 + 1], attributes![place * 5]!),
-        Self.value(UnsafeBufferPointer(start: start, count: end - start))
+        Self.value(UnsafeBufferPointer(start: start, count: end - start)), attributes![place * 5 + 1] == nil
       )
     }
   }
@@ -243,15 +276,16 @@ struct XMLTag {
     return output
   }
 
-  func write(attributes wanted: (String) -> Bool, into output: inout ByteBuffer) {
+  func write(attributes wanted: (String) -> Bool, namespaces: Set<[UInt8]>, into output: inout ByteBuffer) {
     output.append(60)
     output.append(qualified)
-    for declaration in declarations {
+    for declaration in declarations where namespaces.contains(declaration.uri) {
       output.append(Array((declaration.prefix.isEmpty ? " xmlns" : " xmlns:").utf8) + declaration.prefix + [61, 34])
       declaration.uri.withUnsafeBufferPointer { Self.escape($0, into: &output, inAttribute: true) }
       output.append(34)
     }
-    for attribute in attributes where wanted(attribute.name) {
+    for attribute in attributes
+    where attribute.isLocal ? wanted(attribute.name) : Self.kept.contains(attribute.qualified) {
       output.append([32] + attribute.qualified + [61, 34])
       attribute.value.withUnsafeBufferPointer { Self.escape($0, into: &output, inAttribute: true) }
       output.append(34)

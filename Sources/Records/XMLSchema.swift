@@ -11,6 +11,7 @@ package final class XMLSchema: @unchecked Sendable {
   private let schema: xmlSchemaPtr
   /// Element and attribute names of the schema: only these may appear in a finding.
   private let knownNames: Set<String>
+  private let namespaces: Set<[UInt8]>
   /// Local names from the root to a record; empty: each child of the root is one.
   private let recordPath: [String]
 
@@ -30,8 +31,16 @@ package final class XMLSchema: @unchecked Sendable {
     }
     self.recordPath = recordPath.split(separator: "/").map(String.init)
     var names = Set<String>()
-    for text in [bytes] + documents.values { names.formUnion(try Self.vet(text)) }
+    // Declared on every xsi:type and xsi:nil.
+    var namespaces: Set<[UInt8]> = [Array("http://www.w3.org/2001/XMLSchema-instance".utf8)]
+    for text in [bytes] + documents.values {
+      names.formUnion(try Self.vet(text))
+      for (_, attribute, value) in LibXML.attributes(text) ?? [] where attribute == "targetNamespace" {
+        namespaces.insert(Array(value.utf8))
+      }
+    }
     knownNames = names
+    self.namespaces = namespaces
     schema = try LibXML.compile(bytes, documents)
   }
 
@@ -62,7 +71,9 @@ package final class XMLSchema: @unchecked Sendable {
   func check(
     _ input: RecordInput, findingsMax: Int, _ filtering: Filtering?, onProgress: (@Sendable (Int64) -> Void)?
   ) throws -> RecordReport {
-    let joiner = filtering.map { XMLJoiner($0, validating: newRun(findingsMax: 1)) }
+    let joiner = filtering.map {
+      XMLJoiner($0, recordPath: recordPath, namespaces: namespaces, validating: newRun(findingsMax: 1))
+    }
     let run = newRun(findingsMax: findingsMax)
     run.filter = joiner?.filter
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 16, alignment: 16)
@@ -94,10 +105,12 @@ private final class XMLJoiner {
   private let validation: XMLRun
   private var pieces: [(OutputPiece, [SubjectDigest])] = []
 
-  init(_ filtering: Filtering, validating: XMLRun) {
+  init(_ filtering: Filtering, recordPath: [String], namespaces: Set<[UInt8]>, validating: XMLRun) {
     sink = filtering.sink
     validation = validating
-    filter = XMLFilter(filtering.filter) { [unowned self] piece, subjects in pieces.append((piece, subjects)) }
+    filter = XMLFilter(filtering.filter, recordPath: recordPath, namespaces: namespaces) {
+      [unowned self] piece, subjects in pieces.append((piece, subjects))
+    }
   }
 
   func handOn(_ report: RecordReport) throws {

@@ -27,8 +27,9 @@ package struct ConsentEventRow: Equatable, Sendable {
     self.agreement = agreement
     self.subject = subject
     self.event = event
-    self.at = at
-    self.validUntil = validUntil
+    // Whole seconds, as they are written and hashed.
+    self.at = Date(timeIntervalSince1970: at.timeIntervalSince1970.rounded(.down))
+    self.validUntil = validUntil.map { Date(timeIntervalSince1970: $0.timeIntervalSince1970.rounded(.down)) }
     self.source = source
     self.sourceEvent = sourceEvent
     self.detail = detail
@@ -131,11 +132,19 @@ extension Transaction {
     return db.changesCount == 1
   }
 
-  /// Whether a source told this event before.
-  package func knows(source: String, event: String) throws -> Bool {
+  /// Whether a source told just this event before.
+  package func holds(consentEvent row: ConsentEventRow) throws -> Bool {
+    let held = try Row.fetchOne(
+      db.cachedStatement(sql: "SELECT * FROM consent_events WHERE agreement = ? AND source = ? AND source_event = ?"),
+      arguments: [row.agreement, row.source, row.sourceEvent])
+    return try held.map { try ConsentEventRow($0).line == row.line } ?? false
+  }
+
+  /// Whether a source told an event of this id before.
+  package func knows(_ agreement: String, source: String, event: String) throws -> Bool {
     try Bool.fetchOne(
-      db.cachedStatement(sql: "SELECT 1 FROM consent_events WHERE source = ? AND source_event = ?"),
-      arguments: [source, event]) ?? false
+      db.cachedStatement(sql: "SELECT 1 FROM consent_events WHERE agreement = ? AND source = ? AND source_event = ?"),
+      arguments: [agreement, source, event]) ?? false
   }
 
   /// A sign of life of a consent registry; never moved back.
@@ -251,8 +260,9 @@ extension Reader {
   package func consentHeard(_ agreement: String) throws -> Date? {
     try fetchOne(
       "SELECT coalesce(min(CASE WHEN source <> ? THEN heard_at END), max(heard_at)) AS at FROM consent_feeds WHERE agreement = ?",
-      [Self.byHand, agreement])
-      .flatMap { ($0["at"] as Int64?).map(Transfer.date) }
+      [Self.byHand, agreement]
+    )
+    .flatMap { ($0["at"] as Int64?).map(Transfer.date) }
   }
 
   /// Agreements under which anything is known about anybody.

@@ -58,7 +58,7 @@ enum Schema {
             sequence INTEGER NOT NULL, ordinal INTEGER NOT NULL, agreement TEXT NOT NULL, subject BLOB NOT NULL,
             event TEXT NOT NULL, event_at INTEGER NOT NULL, valid_until INTEGER, source TEXT NOT NULL,
             source_event TEXT NOT NULL, detail BLOB NOT NULL, PRIMARY KEY (sequence, ordinal)) WITHOUT ROWID;
-          CREATE UNIQUE INDEX consent_source ON consent_events (source, source_event);
+          CREATE UNIQUE INDEX consent_source ON consent_events (agreement, source, source_event);
           CREATE INDEX consent_subject ON consent_events (agreement, subject);
           CREATE INDEX consent_order ON consent_events (agreement, sequence);
 

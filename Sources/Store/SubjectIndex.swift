@@ -178,6 +178,12 @@ extension Spool {
     return try SubjectIndex(file)
   }
 
+  /// Packages that have an index, or the beginning of one.
+  package func indexed() throws(DiskError) -> [TransferID] {
+    guard Directory.exists(subjects) else { return [] }
+    return try Directory.names(subjects).compactMap { TransferID(String($0.prefix { $0 != "." })) }
+  }
+
   /// Removes what was begun and, when `isWhole`, the index itself.
   package func removeSubjects(_ id: TransferID, isWhole: Bool = true) throws {
     try Directory.remove("\(subjects)/\(id.text).part")

@@ -75,6 +75,8 @@ package final class Transaction {
     next.note = ""
     change(&next)
     try update(next, from: transfer.state)
+    // What will never be sealed again leaves its sender no way into it.
+    if next.direction == .out, next.state.isEnd || next.state == .releasing { try forgetRetained(next.id) }
     var detail = detail
     detail["from"] = .string(transfer.state.rawValue)
     if !next.code.isEmpty { detail["code"] = .string(next.code) }

@@ -58,9 +58,13 @@ struct SchemasCommand: AsyncParsableCommand {
     @Argument(help: "The file; - for standard input.", completion: .file()) var file: String
     @Option(help: "The schema's file; what it refers to stands in the same folder.", completion: .file()) var schema:
       String?
-    @Option(help: "An agreement's file: its schema, beside it in schemas/, and what would be left of the records.", completion: .file())
+    @Option(
+      help: "An agreement's file: its schema, beside it in schemas/, and what would be left of the records.",
+      completion: .file())
     var agreement: String?
-    @Option(help: "With an agreement: where to write what is left of the records; - for standard output.", completion: .file())
+    @Option(
+      help: "With an agreement: where to write what is left of the records; - for standard output.", completion: .file()
+    )
     var output: String?
     @OptionGroup var reading: Reading
     @Option(help: "How many findings are shown in full.") var limit = RecordLimits.findingsMax
@@ -110,7 +114,9 @@ struct SchemasCommand: AsyncParsableCommand {
       guard let filtered = report.filtered, report.isValid, !output.asJSON else { return }
       output.line("\(file): \(filtered.kept) would go, but for consent")
       for (code, count) in filtered.withheld.sorted(by: { $0.key < $1.key }) { output.line("  \(count) stay: \(code)") }
-      if let rule = filtered.forbidden { output.line("  the file stays: forbidden by \(rule.isEmpty ? "a rule that cannot be decided" : rule)") }
+      if let rule = filtered.forbidden {
+        output.line("  the file stays: forbidden by \(rule.isEmpty ? "a rule that cannot be decided" : rule)")
+      }
     }
   }
 

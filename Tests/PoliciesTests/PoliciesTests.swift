@@ -319,6 +319,29 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
   }
 }
 
+@Suite struct NoticeTests {
+  /// A signed document has at most 64 KiB.
+  @Test func noticesAreCutSoThatEachCanBeSigned() throws {
+    let items =
+      (0..<40).map { _ in
+        WithdrawalNotice.Item(package: TransferID(), ordinals: Array(1_000_000_000_000..<1_000_000_001_000))
+      } + (0..<2000).map { WithdrawalNotice.Item(package: TransferID(), ordinals: [Int64($0)]) }
+    let batches = WithdrawalNotice.batches(items)
+    #expect(batches.flatMap { $0 } == items)
+    for batch in batches {
+      let notice = WithdrawalNotice(
+        id: TransferID(), issuer: AgencyID("a.gov")!, to: AgencyID("b.gov")!,
+        agreement: NamedDigest(id: String(repeating: "x", count: 64), sha256: Digest(of: [])), items: batch,
+        asked: .delete,
+        because: "ConsentWithdrawn", sequence: 1, issuedAt: Date(timeIntervalSince1970: 0),
+        actBy: Date(timeIntervalSince1970: 0))
+      #expect(notice.document.canonical.count <= Envelope.payloadBytesMax)
+      #expect(try WithdrawalNotice(notice.document) == notice)
+    }
+    #expect(WithdrawalNotice.batches([]).isEmpty)
+  }
+}
+
 @Suite struct DiffTests {
   @Test(arguments: [
     ("maxBytes: 1000", "maxBytes: 2000", "more permissive"), ("maxBytes: 1000", "maxBytes: 500", "less permissive"),

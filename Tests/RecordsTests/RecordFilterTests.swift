@@ -234,6 +234,46 @@ private func plan(
         == "[\n{\"street\":\"Long, \\\"1\\\"\",\"v\":0.1},\n{\"street\":\"Short\",\"v\":7}\n]\n")
   }
 
+  @Test func onePersonSpelledInSeveralWaysIsOnePersonOfAGroup() throws {
+    let schema =
+      #"{"type":"object","properties":{"s":{"type":"string"},"v":{"type":"number"},"id":{"type":["string","integer"]}}}"#
+    var plan = plan([("s", .pass), ("v", .pass)])
+    plan.aggregate = .init(by: ["s"], measure: "v", function: .sum, groupSizeMin: 2, distinct: "id", distinctAs: nil)
+    for ids in [[#""ab1""#, #""AB1""#, #"" ab1""#], [#""1""#, "1"], [#""\u0041""#, #""a""#]] {
+      let text = ids.map { #"{"s":"x","v":1,"id":\#($0)}"# }.joined(separator: "\n")
+      #expect(try filter(.ndjson, schema, plan, text).report.filtered?.kept == 0, "\(ids)")
+    }
+    // Two spellings of one group's name are one group.
+    let text = #"{"s":"x","v":1,"id":"1"}"# + "\n" + #"{"s":"\u0078","v":1,"id":"2"}"#
+    #expect(try filter(.ndjson, schema, plan, text).text == "{\"s\":\"x\",\"v\":2}\n")
+  }
+
+  @Test func sumsThatHaveNoRoomRefuseTheFile() throws {
+    let schema = #"{"type":"object","properties":{"s":{"type":"string"},"v":{"type":"number"},"id":{"type":"string"}}}"#
+    var plan = plan([("s", .pass), ("v", .pass)])
+    let large = "999999999999999999.999999999999999999"
+    for function in RecordPlan.Aggregate.Function.allCases {
+      plan.aggregate = .init(
+        by: ["s"], measure: "v", function: function, groupSizeMin: 1, distinct: "id", distinctAs: nil)
+      let text = (0..<400).map { #"{"s":"x","v":\#(large),"id":"\#($0)"}"# }.joined(separator: "\n")
+      let result = try filter(.ndjson, schema, plan, text)
+      #expect(result.report.findings.map(\.keyword) == (function == .count ? [] : ["group.limit"]))
+    }
+    plan.aggregate = .init(by: ["s"], measure: "v", function: .mean, groupSizeMin: 1, distinct: "id", distinctAs: nil)
+    #expect(
+      try filter(.ndjson, schema, plan, #"{"s":"x","v":\#(large),"id":"1"}"#).text.hasPrefix(
+        "{\"s\":\"x\",\"v\":99999999"))
+  }
+
+  @Test func anIncludeWithHasAnyWantsOneOfTheValues() throws {
+    let text =
+      #"{"id":"1","name":"n","visit":{"at":"x"},"tags":["a","b"]}"# + "\n"
+      + #"{"id":"2","name":"n","visit":{"at":"x"},"tags":["c"]}"#
+    let result = try filter(
+      .ndjson, visit, plan([("id", .pass)], include: [Condition(field: "tags", .hasAny, [.text("a")])]), text)
+    #expect(result.text == "{\"id\":\"1\"}\n")
+  }
+
   @Test func totalsAreRecomputedLeftOrRefuse() throws {
     let schema = #"{"type":"object","properties":{"id":{"type":"string"},"sum":{"type":"number"}}}"#
     let text =
@@ -282,6 +322,14 @@ private func plan(
     #expect(try RecordCheck(result.derived, workers: 1).run(input(Array(result.text.utf8))).isValid)
   }
 
+  @Test func aMissingValueIsNobody() throws {
+    let text = "id,name,born,n,note\nNA,x,,,\nb,x,,,\n"
+    let marked = schema.replacing("\"primaryKey\":\"id\"", with: "\"missingValues\":[\"\",\"NA\"]").replacing(
+      "\"required\":true,", with: "")
+    let result = try filter(.csv, marked, plan([("id", .pass)], subject: "id"), text)
+    #expect(result.text == "id\nb\n" && result.report.filtered?.withheld == ["record.error": 1])
+  }
+
   @Test func rowsAreChosenByColumn() throws {
     let text = "id,name,born,n,note\na,x,1980-04-03,5,\nb,x,,50,\nc,y,2001-01-01,007,\n"
     let result = try filter(
@@ -309,14 +357,16 @@ private func plan(
 
   @Test func elementsAreKeptAndValuesEscapedAgain() throws {
     let text = """
-      <v:visits xmlns:v="urn:v"><v:sent>a &amp; b</v:sent>
-      <v:visit ward="A&amp;&lt;&quot;&#10;" no="1"><v:id>1</v:id><v:name>S&lt;ECRET</v:name><v:born>1980-04-03</v:born></v:visit>
+      <v:visits xmlns:v="urn:v" xmlns:s="urn:SECRET"><v:sent>a &amp; b</v:sent>
+      <v:visit xmlns:t="urn:SECRET" ward="A&amp;&lt;&quot;&#10;" no="1"><v:id>1</v:id><v:name>S&lt;ECRET</v:name><v:born>1980-04-03</v:born></v:visit>
       <v:visit ward="B"><v:id> c </v:id></v:visit><v:visit><v:id><![CDATA[2&]]></v:id><x:name xmlns:x="urn:x">S</x:name></v:visit>
       </v:visits>
       """
     let result = try filter(
       .xml("/visits/visit"), schema,
-      plan([("id", .pass), ("@ward", .pass), ("born", .generalise(.year)), ("name", .drop)], subject: "id"), text,
+      plan(
+        [("id", .pass), ("@ward", .pass), ("born", .generalise(.year)), ("name", .drop), ("/visits/sent", .pass)],
+        subject: "id"), text,
       gate: gate(withholding: [digest(Array("C".utf8))]))
     #expect(
       result.text == """

@@ -179,6 +179,26 @@ import Testing
     #expect(ledger.range(of: Data("Q150".utf8)) == nil)
   }
 
+  @Test func anActThatChangesNothingIsNotAcknowledgedAsIfItDid() throws {
+    let agencies = try TestAgencies(Self.options())
+    func consent(_ verb: String, _ person: String, _ more: String...) throws -> CommandResult {
+      try Command.sallyport(
+        ["consent", verb, person, "--agreement", TestAgencies.agreement, "--json", "--home", agencies.sender.home]
+          + more)
+    }
+    #expect(try consent("grant", "P1", "--at", "2026-02-01T00:00:00Z").status == 0)
+    #expect(try consent("withdraw", "P1", "--at", "2026-01-01T00:00:00Z").text.contains("\"effect\":false"))
+    #expect(try consent("show", "P1").text.contains("\"goes\":true"))
+    // A grant from the future would outlast a withdrawal of today.
+    #expect(try consent("grant", "P2", "--at", "2096-01-01T00:00:00Z").status == 65)
+    // A withdrawal counts from now at the latest.
+    #expect(try consent("withdraw", "P1", "--at", "2096-01-01T00:00:00Z").text.contains("\"effect\":true"))
+    #expect(try consent("show", "P1").text.contains("\"goes\":false"))
+    #expect(try consent("withdraw", "P3", "--event-id", "e1").status == 0)
+    #expect(try consent("withdraw", "P4", "--event-id", "e1").status == 1)
+    #expect(try agencies.sender.sallyport("consent", "audit").status == 0)
+  }
+
   @Test func anAgreementIsOfferedAcceptedSuspendedAndResumed() throws {
     var options = TestAgencies.Options()
     options.isSigned = false

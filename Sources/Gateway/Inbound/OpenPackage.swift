@@ -21,6 +21,8 @@ struct OpenPackage: Sendable {
 
   private func staged(_ transfer: Transfer) -> String { "\(context.home.staging)/\(transfer.sender),\(transfer.id)" }
 
+  func removeStaged(_ transfer: Transfer) throws { try Directory.remove(staged(transfer)) }
+
   // MARK: open
 
   /// Work of the stage `received`: rows that have their key.

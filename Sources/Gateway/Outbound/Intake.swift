@@ -146,7 +146,7 @@ struct Intake: Service {
   }
 
   private func record(_ claims: [Claim], _ folder: Folder) async throws {
-    guard !claims.isEmpty, let agreement = context.policies.current(folder.agreement, at: context.now()) else { return }
+    guard !claims.isEmpty, let agreement = context.current(folder.agreement, at: context.now()) else { return }
     let recipients = agreement.parties.filter { $0.role == .recipient && $0.id != context.agency }
     guard let recipient = recipients.first else { return }
     try await withThrowingTaskGroup { group in

@@ -41,7 +41,7 @@ struct Seal: Sendable {
       return
     }
     let instant = context.now()
-    let agreement = context.policies.current(transfer.agreement, at: instant)
+    let agreement = context.current(transfer.agreement, at: instant)
     let draft = Draft(
       sender: context.agency, recipient: transfer.peer, name: transfer.name,
       mediaType: agreement?.mediaType ?? "application/octet-stream", payloadBytes: original.bytes)
@@ -77,6 +77,13 @@ struct Seal: Sendable {
   }
 
   private func commit(_ sealed: SealedPackage, _ transfer: Transfer, _ claim: String) async throws {
+    if !sealed.setAside.isEmpty {
+      // Before the commit: after it the original may go.
+      try await context.pool.run {
+        try outcomes.setAside(
+          sealed.setAside, name: "\(transfer.name)~\(transfer.id.text.prefix(8))", agreement: transfer.agreement)
+      }
+    }
     let row = try await context.ledger.write { tx in
       let row = try tx.advance(
         transfer, to: .sealed,
@@ -98,11 +105,6 @@ struct Seal: Sendable {
       if let package = sealed.package { try tx.put(package) }
       try tx.countPackage(agreement: transfer.agreement, peer: transfer.peer)
       return row
-    }
-    if !sealed.setAside.isEmpty {
-      try await context.pool.run {
-        try outcomes.setAside(sealed.setAside, name: transfer.name, agreement: transfer.agreement)
-      }
     }
     try await queue(row)
     try await context.pool.run { try Directory.remove(claim) }

@@ -64,8 +64,10 @@ struct SealingPass: Sendable {
         result = try pass.seal(records.source, to: FileSink(part), payloadKey: payloadKey, wholePrefix: prefix)
       } catch {
         records.source.abandon()
-        // The disk failed, or the input did: what the check threw first is the cause.
-        _ = try records.source.report()
+        // The check then ends because nobody takes its records; what it threw by itself is the cause.
+        do { _ = try records.source.report() } catch let cause where !(cause is RecordSource.Abandoned) {
+          throw cause
+        } catch {}
         throw error
       }
       let report = try records.source.report()
@@ -104,7 +106,7 @@ struct SealingPass: Sendable {
         package: filtered.map {
           PackageRow(
             id: transfer.id, agreement: agreement.id, agreementDigest: agreement.digest.hex, recipient: transfer.peer,
-            judged: judged, horizon: [$0.gate.horizon, final.horizon].compactMap { $0 }.min(), records: $0.counts.kept,
+            judged: judged, horizon: $0.gate.horizon, records: $0.counts.kept,
             decision: final.document.canonical, retained: retained?.bytes)
         }, setAside: filtered?.setAside ?? []))
   }

@@ -26,14 +26,14 @@ struct Withdrawal: Sendable {
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     var next: (SealedPackage, Transfer)?
     if let agreement, agreement.consent.onWithdrawal == .reseal, Int64(ordinals.count) < manifest.records ?? 0 {
-      next = try await reseal(transfer, manifest, agreement, Set(ordinals))
+      next = try await resealed(transfer, manifest, agreement, Set(ordinals))
     }
     let replacement = next
     let report = TakeBack(
       id: transfer.id, sender: transfer.sender, recipient: transfer.peer,
       manifest: Digest(hex: transfer.manifestDigest)!,
       reason: code, at: context.now())
-    let (old, new) = try await context.ledger.write { tx in
+    let (old, new) = try await committing(replacement?.1.id) { tx in
       var detail: [String: JSON] = ["withheld": .integer(Int64(ordinals.count))]
       if let replacement { detail["replacedBy"] = .string(replacement.1.id.text) }
       let old = try tx.advance(transfer, to: .cancelled, detail) {
@@ -45,7 +45,15 @@ struct Withdrawal: Sendable {
         try tx.add(document: context.sign(report.document, as: kind), sender: old.sender, id: old.id)
       }
       try tx.forgetRetained(old.id)
-      guard let (sealed, row) = replacement else { return (old, nil as Transfer?) }
+      guard let (sealed, fresh) = replacement else { return (old, nil as Transfer?) }
+      var row = fresh
+      if transfer.state == .held {
+        // An administrator's hold holds what takes its place.
+        row.state = .held
+        row.heldFrom = .sealed
+        row.nextAt = nil
+        row.code = "held"
+      }
       try tx.insert(row, ["replaces": .string(old.id.text), "manifest": .string(row.manifestDigest)])
       if let package = sealed.package { try tx.put(package) }
       return (old, row)
@@ -55,7 +63,7 @@ struct Withdrawal: Sendable {
       try context.spool.remove(old.place)
     }
     context.news.takeBacks.notify()
-    if let new { try await Seal(context: context).queue(new) }
+    if let new, new.state == .sealed { try await Seal(context: context).queue(new) }
     context.logger.notice("transfer \(old.id) is taken back: \(old.note) [\(code)]")
   }
 
@@ -69,7 +77,38 @@ struct Withdrawal: Sendable {
     }
   }
 
-  /// nil when there is no way back to the payload.
+  /// A replacement that is not committed leaves nothing behind.
+  private func committing<Value: Sendable>(
+    _ id: TransferID?, _ body: @escaping @Sendable (Transaction) throws -> Value
+  ) async throws -> Value {
+    do {
+      return try await context.ledger.write(body)
+    } catch {
+      if let id { try await context.pool.run { try discard(id) } }
+      throw error
+    }
+  }
+
+  private func discard(_ id: TransferID) throws {
+    try context.spool.remove(.out(id))
+    try context.spool.removeSubjects(id)
+  }
+
+  /// One package that cannot be sealed again must not keep the others from being stopped: it is cancelled.
+  private func resealed(
+    _ transfer: Transfer, _ manifest: Manifest, _ agreement: Agreement, _ dropped: Set<Int64>
+  ) async throws -> (SealedPackage, Transfer)? {
+    do {
+      return try await reseal(transfer, manifest, agreement, dropped)
+    } catch is CancellationError {
+      throw CancellationError()
+    } catch  where StoreFailure(error) != .unknown {
+      context.logger.error("transfer \(transfer.id) cannot be sealed again and is cancelled: \(error)")
+      return nil
+    }
+  }
+
+  /// nil when there is no way back to the payload, or when it would not be permitted.
   private func reseal(
     _ transfer: Transfer, _ manifest: Manifest, _ agreement: Agreement, _ dropped: Set<Int64>
   ) async throws -> (SealedPackage, Transfer)? {
@@ -84,8 +123,9 @@ struct Withdrawal: Sendable {
     let draft = Draft(
       sender: context.agency, recipient: transfer.peer, name: transfer.name, mediaType: agreement.mediaType,
       payloadBytes: transfer.payloadBytes)
-    let decision = Evaluation.outbound(
-      draft, under: agreement, try await context.circumstances(transfer.peer, agreement))
+    // What holds is looked at when it is released; today's count has it already.
+    let now = try await context.circumstances(transfer.peer, agreement)
+    let decision = Evaluation.outbound(draft, under: agreement, now.countingNone).unlessRefused
     guard decision.outcome == .permit else { return nil }
     let work = SealingPass(context: context, transfer: row, agreement: agreement, draft: draft, instant: instant)
     return try await context.pool.run {
@@ -117,8 +157,10 @@ struct Withdrawal: Sendable {
         throw error
       }
       let report = try source.report()
-      guard report.isValid, let kept = report.filtered?.kept, kept > 0 else {
-        try context.spool.remove(place)
+      guard report.isValid, let kept = report.filtered?.kept, kept > 0,
+        kept == (manifest.records ?? 0) - Int64(dropped.count)
+      else {
+        try discard(row.id)
         return nil
       }
       try part.syncData()
@@ -127,8 +169,11 @@ struct Withdrawal: Sendable {
       let final = Evaluation.completed(
         decision, draft, under: agreement,
         RecordCounts(
-          read: report.records, kept: kept, withheld: ["consent.withdrawn": Int64(dropped.count)], forbidden: nil))
-      guard final.outcome == .permit else { return nil }
+          read: report.records, kept: kept, withheld: [:], forbidden: nil))
+      guard final.outcome == .permit else {
+        try discard(row.id)
+        return nil
+      }
       let fresh = work.manifest(result, made.key, records: kept, final, replaces: transfer.id)
       let envelope = context.sign(fresh.document, as: .manifest)
       var next = row
