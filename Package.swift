@@ -129,7 +129,8 @@ let package = Package(
     .testTarget(
       name: "GatewayTests",
       dependencies: [
-        "Gateway", "Policies", "Records", "TestSupport", .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
+        "Gateway", "Policies", "Records", "Sealing", "TestSupport",
+        .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
       ],
       swiftSettings: strict),
     .testTarget(name: "ScriptTests", dependencies: ["sallyport", "TestSupport"], swiftSettings: strict),
