@@ -19,6 +19,15 @@ extension File {
   }
 }
 
+extension File {
+  /// What is wrong with a payload that nobody looks into; nil when nothing is.
+  func opaqueReport(mediaType: String, bytes: Int64) throws -> RecordReport? {
+    let (descriptor, path) = (descriptor, path)
+    let check = OpaqueCheck(mediaType: mediaType, bytes: bytes) { try File.read(descriptor, path, into: $0, at: $1) }
+    return try check.fault().map { RecordReport(fault: $0, bytes: bytes) }
+  }
+}
+
 extension Finding {
   /// A unit of the "basic" output of JSON Schema 2020-12 core §12.4.2, with where its record stands.
   package var document: JSON {
@@ -48,7 +57,8 @@ extension RecordReport {
 
   /// One sentence for a person.
   package var sentence: String {
-    isValid
+    if records == 0, let first = findings.first, isCutShort { return "expected \(first.expected) (\(first.keyword))" }
+    return isValid
       ? "\(records) records, all valid"
       : "\(invalidRecords) of \(records) records invalid, \(findingCount) findings"
   }

@@ -80,6 +80,13 @@ package struct RecordReport: Sendable, Equatable {
 
   package init() {}
 
+  /// Of a file that is wrong as a whole.
+  package init(fault: Finding, bytes: Int64) {
+    self.bytes = bytes
+    isCutShort = true
+    add(fault, findingsMax: 1)
+  }
+
   package var isValid: Bool { countsByRule.isEmpty }
   package var findingCount: Int64 { countsByRule.values.reduce(0, +) }
 

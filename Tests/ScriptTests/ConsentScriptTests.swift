@@ -5,33 +5,6 @@ import TestSupport
 import Testing
 
 @Suite struct ConsentScriptTests {
-  private static func options(approval: String = "{ mode: automatic }", spooled: String = "reseal")
-    -> TestAgencies.Options
-  {
-    var options = TestAgencies.Options()
-    options.dataset = #", format: ndjson, schema: "schemas/test.schema", schemaSha256: "sha256:SHA256""#
-    options.schema =
-      #"{"type":"object","required":["person","claim"],"additionalProperties":false,"properties":{"person":{"type":"string"},"claim":{"type":"string"},"name":{"type":"string"}}}"#
-    options.terms =
-      #"fields: [ { name: person, category: "pd:OfficialID", action: pseudonymise, necessity: required }, { name: claim, category: "pd:OfficialID", action: pass }, { name: name, category: "pd:Name", action: drop } ]"#
-    options.subjects =
-      "{ classes: [patients], impetus: data-subject, frequency: ongoing, identifier: { field: person, type: health-number } }"
-    options.consent =
-      "{ model: opt-in, purposeRef: claims, noticeId: n1, maxValidity: P365D, maxStaleness: PT24H, onStale: hold, onMissing: withhold-record, withdrawalMethod: \"by phone\", onWithdrawal: { spooled: \(spooled), delivered: restrict, actWithin: P10D } }"
-    options.approval = approval
-    return options
-  }
-
-  private static func records(_ people: [String]) -> Data {
-    Data(people.map { #"{"person":"\#($0)","claim":"C-\#($0)","name":"SECRET"}"# + "\n" }.joined().utf8)
-  }
-
-  private func claims(_ data: Data?) -> [String] {
-    String(decoding: data ?? Data(), as: UTF8.self).split(separator: "\n").compactMap {
-      $0.firstMatch(of: /"claim":"C-([^"]+)"/).map { String($0.1) }
-    }
-  }
-
   private func grant(_ agencies: TestAgencies, _ people: [String]) throws {
     for person in people {
       let result = try agencies.sender.sallyport("consent", "grant", person, "--agreement", TestAgencies.agreement)
@@ -40,17 +13,17 @@ import Testing
   }
 
   @Test func onlyWhoAgreedGoesAndEverybodyCanSeeIt() throws {
-    let agencies = try TestAgencies(Self.options())
+    let agencies = try TestAgencies(TestAgencies.Options.optIn())
     try agencies.start()
     let agreement = TestAgencies.agreement
     // Nothing was heard of the registry yet: the file waits.
-    try agencies.sender.drop("first.ndjson", Self.records(["P1", "P2", "P3"]))
+    try agencies.sender.drop("first.ndjson", TestRecords.of(["P1", "P2", "P3"]))
     #expect(
       eventually { agencies.sender.log.isEmpty || true } && agencies.sender.outcome("first.ndjson") != "delivered")
     try grant(agencies, ["P1", "p3"])
     #expect(eventually { agencies.sender.outcome("first.ndjson") == "delivered" })
     let arrived = agencies.recipient.inbox(from: agencies.sender, "first.ndjson")
-    #expect(claims(arrived) == ["P1", "P3"])
+    #expect(TestRecords.claims(arrived) == ["P1", "P3"])
     let text = String(decoding: arrived ?? Data(), as: UTF8.self)
     #expect(
       !text.contains("SECRET") && !text.contains("\"P1\"") && text.firstMatch(of: /"person":"[a-z2-7]{26}"/) != nil)
@@ -75,9 +48,9 @@ import Testing
     let answer = try agencies.recipient.sallyport(
       "consent", "answer", String(notice?.1 ?? ""), "--state", "actioned")
     #expect(answer.status == 0, "\(answer.errors)")
-    try agencies.sender.drop("second.ndjson", Self.records(["P1", "P3"]))
+    try agencies.sender.drop("second.ndjson", TestRecords.of(["P1", "P3"]))
     #expect(eventually { agencies.sender.outcome("second.ndjson") == "delivered" })
-    #expect(claims(agencies.recipient.inbox(from: agencies.sender, "second.ndjson")) == ["P3"])
+    #expect(TestRecords.claims(agencies.recipient.inbox(from: agencies.sender, "second.ndjson")) == ["P3"])
     let audit = try agencies.sender.sallyport("consent", "audit")
     #expect(audit.status == 0 && audit.text.contains("the release rule held"), "\(audit.text)")
     try agencies.stop()
@@ -87,10 +60,11 @@ import Testing
   @Test(arguments: ["reseal", "cancel-package"])
   func aWithdrawalBetweenSealingAndReleaseIsRespected(spooled: String) throws {
     let agencies = try TestAgencies(
-      Self.options(approval: "{ mode: every-package, approvers: 2, expiresAfter: P5D }", spooled: spooled))
+      TestAgencies.Options.optIn(approval: "{ mode: every-package, approvers: 2, expiresAfter: P5D }", spooled: spooled)
+    )
     try agencies.start()
     try grant(agencies, ["P1", "P2", "P3"])
-    try agencies.sender.drop("a.ndjson", Self.records(["P1", "P2", "P3"]))
+    try agencies.sender.drop("a.ndjson", TestRecords.of(["P1", "P2", "P3"]))
     #expect(eventually { agencies.sender.outcome("a.ndjson", "code") == "approval.pending" })
     let id = agencies.sender.outcome("a.ndjson", "id") ?? ""
     let ack = try agencies.sender.sallyport(
@@ -107,7 +81,7 @@ import Testing
       #expect(agencies.recipient.inboxNames(from: agencies.sender).isEmpty)
       #expect(try agencies.sender.sallyport("agreements", "approve", next, "--by", "Bo").status == 0)
       #expect(eventually { agencies.sender.outcome("a.ndjson") == "delivered" })
-      #expect(claims(agencies.recipient.inbox(from: agencies.sender, "a.ndjson")) == ["P1", "P3"])
+      #expect(TestRecords.claims(agencies.recipient.inbox(from: agencies.sender, "a.ndjson")) == ["P1", "P3"])
       #expect(try agencies.sender.sallyport("report", "P2", "--json").lines.count == 1)
       #expect(try agencies.sender.sallyport("report", "P3", "--json").lines.count == 2)
     } else {
@@ -120,7 +94,7 @@ import Testing
   }
 
   @Test func aRegistryIsImportedWholeOrNotAtAll() throws {
-    let agencies = try TestAgencies(Self.options())
+    let agencies = try TestAgencies(TestAgencies.Options.optIn())
     let agreement = TestAgencies.agreement
     let header =
       "source_event_id,subject_id_type,subject_id,agreement,purpose,event,event_time,valid_until,indicated_by,relation,notice_id,language,method,scope\n"
@@ -180,7 +154,7 @@ import Testing
   }
 
   @Test func anActThatChangesNothingIsNotAcknowledgedAsIfItDid() throws {
-    let agencies = try TestAgencies(Self.options())
+    let agencies = try TestAgencies(TestAgencies.Options.optIn())
     func consent(_ verb: String, _ person: String, _ more: String...) throws -> CommandResult {
       try Command.sallyport(
         ["consent", verb, person, "--agreement", TestAgencies.agreement, "--json", "--home", agencies.sender.home]

@@ -49,7 +49,7 @@ struct OpenPackage: Sendable {
     do {
       let format = agreement.flatMap { context.enforcement(of: $0)?.output }
       let report = try await context.pool.run { try unseal(transfer, manifest, bytes, format) }
-      guard report?.isValid ?? true, report?.records == manifest.records else {
+      guard report?.isValid ?? true, format == nil || report?.records == manifest.records else {
         try await context.pool.run { try Directory.remove(staged(transfer)) }
         return try await quarantine(
           transfer, code: ReasonCode.inputSchema.rawValue,
@@ -99,7 +99,9 @@ struct OpenPackage: Sendable {
     guard fchmod(payload.descriptor, mode_t(context.configuration.inboxFileMode)) == 0 else {
       throw DiskError("fchmod", path)
     }
-    let report = try format.map { try RecordCheck($0, workers: context.workers).run(payload.input) }
+    let report =
+      try format.map { try RecordCheck($0, workers: context.workers).run(payload.input) }
+      ?? payload.opaqueReport(mediaType: manifest.mediaType, bytes: manifest.payloadBytes)
     try payload.syncData()
     try context.stagingSync.sync()
     return report

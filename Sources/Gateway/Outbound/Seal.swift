@@ -66,7 +66,8 @@ struct Seal: Sendable {
       case .invalid(let report):
         let code = ReasonCode.inputSchema
         try await refuse(
-          transfer, claim, code: code.rawValue, detail: "\(report.sentence) (schema \(agreement!.records!.schema))",
+          transfer, claim, code: code.rawValue,
+          detail: report.sentence + (agreement?.records.map { " (schema \($0.schema))" } ?? ""),
           next: code.nextStep, report: report)
       case .refused(let decision):
         let code = decision.codes.first ?? .recordsNone

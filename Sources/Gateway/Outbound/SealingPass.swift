@@ -45,9 +45,14 @@ struct SealingPass: Sendable {
 
   /// - Parameter judged: the ledger's sequence before consent is looked at.
   func run(_ original: Original, _ decision: Decision, judged: Int64) throws -> Outcome {
+    let enforcement = context.enforcement(of: agreement)
+    if enforcement == nil,
+      let report = try original.file.opaqueReport(mediaType: agreement.mediaType, bytes: original.bytes)
+    {
+      return try original.isUnchanged() ? .invalid(report) : .changed
+    }
     let (recipients, (key, payloadKey, retained)) = try freshKey()
     let place = Spool.Place.out(transfer.id)
-    let enforcement = context.enforcement(of: agreement)
     let geometry = try BodyGeometry(plainBytes: original.bytes)
     // What is filtered may become shorter: only what goes as it is has its room reserved.
     let part = try context.spool.create(place, bytes: enforcement == nil ? geometry.sealedBytes : 0)
