@@ -175,6 +175,11 @@ package struct Administration: Sendable {
       members["kind"] = "partner"
       return .object(members)
     }
+    rows += try await notices().filter { $0.isOverdue }.map { row in
+      guard case .object(var members) = row else { return row }
+      members["kind"] = "notice-overdue"
+      return .object(members)
+    }
     let cards = [context.keys.card.card] + context.partners.all.compactMap(\.card?.card)
     for expiry in cards.flatMap({ KeyExpiry.due($0, at: instant) }) {
       rows.append([

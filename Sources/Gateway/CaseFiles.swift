@@ -2,7 +2,7 @@
 //
 //   suite, agreement (a file in the folder), clock
 //   given:  consent [{subject, event, at, validUntil?}], heard (when the registry was heard of), packagesToday, standing
-//   cases:  name, file | text, then?: [{withdraw: SUBJECT}], given?, clock?, as? (the file's name)
+//   cases:  name, file | text, then?: [{withdraw: SUBJECT}], given?, clock?, as? (the file's name), to? (the recipient)
 //           expect: outcome, codes, kept, withheld {code: n}, output, lacks [text], release (opened | withdrawn)
 
 import Foundation

@@ -99,12 +99,10 @@ final class ConsentGate: @unchecked Sendable {
 
   /// When the first of those let through may go no more.
   var horizon: Date? {
-    guard consent.model == .optIn else { return nil }
     let (end, grant) = lock.withLock { (earliestEnd, earliestGrant) }
     guard grant != .max else { return nil }
-    let ends = end == (1 << 29) - 1 ? nil : Date(timeIntervalSince1970: Double(end * 60))
-    let oldest = consent.validityMax?.after(Date(timeIntervalSince1970: Double(grant)))
-    return [ends, oldest].compactMap { $0 }.min()
+    // The earliest of both make a record that ends no later than any.
+    return rule.end(UInt64(ConsentState.granted.rawValue) | end << 3 | grant << 32)
   }
 }
 

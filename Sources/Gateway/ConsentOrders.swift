@@ -152,6 +152,11 @@ extension Administration {
 }
 
 extension JSON {
+  var isOverdue: Bool {
+    guard case .object(let members) = self else { return false }
+    return members["overdue"] == true
+  }
+
   fileprivate var items: JSON {
     guard case .object(let members) = self else { return .array([]) }
     return members["items"] ?? .array([])

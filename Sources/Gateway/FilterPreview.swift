@@ -23,7 +23,7 @@ package struct FilterPreview: Sendable {
 
   package var format: RecordFormat { enforcement.input }
 
-  /// - Parameter output: a file that is written anew, "-" for standard output, nil for nowhere. Removed again when the input is not
+  /// - Parameter output: a file that is written anew, "-" for standard output, nil for nowhere. It appears only when the input is
   ///   sound to its end.
   package func run(
     _ check: RecordCheck, _ input: @escaping RecordInput, to output: String?,
@@ -35,17 +35,19 @@ package struct FilterPreview: Sendable {
     }
     var descriptor: Int32 = -1
     if let output {
-      descriptor = output == "-" ? dup(STDOUT_FILENO) : open(output, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+      descriptor =
+        output == "-" ? dup(STDOUT_FILENO) : open("\(output).part", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
       guard descriptor >= 0 else { throw DiskError("open", output) }
     }
+    var isSound = false
+    defer { if let output, output != "-", !isSound { unlink("\(output).part") } }
     let target = descriptor
     defer { if target >= 0 { close(target) } }
     let report = try check.run(
       input, through: enforcement.filter, RecordGate(subjects: digests, pseudonyms: digests), now: Date(),
       to: RecordSink(write: { if target >= 0 { try StreamSink.writeAll(target, $0.bytes) } }), onProgress: onProgress)
-    if let output, output != "-", report.isCutShort || !report.isValid || report.filtered?.forbidden != nil {
-      try Directory.remove(output)
-    }
+    isSound = !report.isCutShort && report.isValid && report.filtered?.forbidden == nil
+    if let output, output != "-", isSound { try Directory.rename("\(output).part", output) }
     return report
   }
 }

@@ -65,13 +65,14 @@ package enum PolicyFolder {
     return Enforceable(set: set, enforcements: enforcements, acts: acts)
   }
 
-  /// Compiles what an agreement in `folder` asks for; nil when its payload is opaque.
+  /// Sees whether an agreement in `folder` can be enforced.
   ///
-  /// - Throws: `ConfigurationError`.
+  /// - Throws: `ConfigurationError` saying why not.
   package static func check(_ agreement: Agreement, in folder: String) throws {
     _ = try enforcement(of: agreement, in: folder)
   }
 
+  /// nil when its payload is opaque.
   static func enforcement(of agreement: Agreement, in folder: String) throws -> Enforcement? {
     guard let records = agreement.records else { return nil }
     let path = "\(folder)/schemas/\(records.schema)"

@@ -86,7 +86,7 @@ package struct AgreementStanding: Equatable, Sendable {
 
   /// - Parameters:
   ///   - acts: verified ones over this agreement's digest, in any order.
-  ///   - supersededBy: digests that a valid later version replaces.
+  ///   - superseded: digests that a valid later version replaces.
   package init(
     _ agreement: Agreement, _ acts: [AgreementAct], between provider: AgencyID, _ recipient: AgencyID, at instant: Date,
     superseded: Set<Digest> = []

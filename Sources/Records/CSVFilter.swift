@@ -48,7 +48,6 @@ struct CSVFilter: ~Copyable {
   private let filter: CompiledFilter
   private let columns: CSVColumns
   private let delimiter: UInt8
-  private var scratch: [UInt8] = []
   private var coarse: [UInt8] = []
   private var id: [UInt8] = []
 

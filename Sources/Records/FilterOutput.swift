@@ -140,7 +140,7 @@ struct BatchWriter: ~Copyable {
     for (place, range) in candidates.enumerated() {
       defer { seen += 1 }
       if let gate, gate.dropping.contains(seen) {
-        outcome.withheld["consent.withdrawn", default: 0] += 1
+        outcome.withheld[gate.droppingCode, default: 0] += 1
         continue
       }
       if let verdict = verdicts?[place], verdict != 0, let gate {

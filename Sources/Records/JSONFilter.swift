@@ -92,7 +92,6 @@ struct JSONFilter: ~Copyable {
   private let isArray: Bool
   private var captured: [(slot: Int32, node: Int32)] = []
   private var pending = 0..<0
-  private var scratch: [UInt8] = []
   private var unescaped: [UInt8] = []
   private var id: [UInt8] = []
   private var failed = false

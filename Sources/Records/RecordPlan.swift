@@ -31,7 +31,7 @@ package struct FieldPath: Hashable, Sendable {
 /// The shapes that field names differ by.
 package enum RecordLayout: Sendable { case json, csv, xml }
 
-/// See above. A value; `RecordFormat.filtered` compiles it.
+/// See above. A value; `RecordFilter` compiles it.
 package struct RecordPlan: Sendable, Equatable {
   package enum Action: Sendable, Equatable {
     case pass
@@ -220,6 +220,8 @@ package struct RecordGate: Sendable {
   package let reasons: [String]
   /// Records by their place among those that the plan lets through, from 0; left out. Only with one worker.
   package var dropping: Set<Int64> = []
+  /// The code that they are counted by.
+  package var droppingCode = ""
 
   package init(
     subjects: @escaping @Sendable (TextList) -> [SubjectDigest],

@@ -128,8 +128,6 @@ package struct SubjectIndex: ~Copyable, Sendable {
     return found.sorted()
   }
 
-  package func contains(_ subject: SubjectReference) throws -> Bool { try !ordinals(of: subject).isEmpty }
-
   private func entry(_ place: Int64) throws -> (subject: SubjectReference, ordinal: Int64) {
     try entries(from: place, count: 1)[0]
   }
@@ -184,9 +182,9 @@ extension Spool {
     return try Directory.names(subjects).compactMap { TransferID(String($0.prefix { $0 != "." })) }
   }
 
-  /// Removes what was begun and, when `isWhole`, the index itself.
-  package func removeSubjects(_ id: TransferID, isWhole: Bool = true) throws {
+  /// Removes an index, and what was begun of it.
+  package func removeSubjects(_ id: TransferID) throws {
     try Directory.remove("\(subjects)/\(id.text).part")
-    if isWhole { try Directory.remove("\(subjects)/\(id.text).index") }
+    try Directory.remove("\(subjects)/\(id.text).index")
   }
 }

@@ -37,6 +37,47 @@ import Testing
     #expect(try agencies.findings() == [])
   }
 
+  @Test func invalidRecordsAreSetAsideForTheSenderAlone() throws {
+    var options = Self.options
+    options.dataset += ", onInvalid: set-aside"
+    let agencies = try TestAgencies(options)
+    try agencies.start()
+    try agencies.sender.drop("a.ndjson", Data("{\"id\":\"1\"}\n{\"id\":\"SECRET\"}\n{\"id\":\"2\"}\n".utf8))
+    #expect(eventually { agencies.sender.outcome("a.ndjson") == "delivered" })
+    #expect(
+      agencies.recipient.inbox(from: agencies.sender, "a.ndjson") == Data("{\"id\":\"1\"}\n{\"id\":\"2\"}\n".utf8))
+    let returned = "\(agencies.sender.home)/returned/\(TestAgencies.agreement)"
+    let kept = try FileManager.default.contentsOfDirectory(atPath: returned).filter { $0.hasSuffix(".set-aside.age") }
+    #expect(kept.count == 1)
+    let sealed = try Data(contentsOf: URL(fileURLWithPath: "\(returned)/\(kept.first ?? "")"))
+    #expect(sealed.range(of: Data("SECRET".utf8)) == nil)
+    let identity = "\(agencies.scratch.path)/identity"
+    #expect(try agencies.sender.sallyport("keys", "export", "--output", identity).status == 0)
+    let opened = try Command.sallyport(["open", "\(returned)/\(kept.first ?? "")", "-i", identity, "-o", "-"])
+    #expect(opened.text == "{\"id\":\"SECRET\"}\n", "\(opened.errors)")
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  @Test func aFileThatIsNotItsMediaTypeComesBack() throws {
+    let agencies = try TestAgencies()
+    for agency in [agencies.sender, agencies.recipient] {
+      let path = "\(agency.home)/policies/\(TestAgencies.agreement).yaml"
+      let text = try String(contentsOfFile: path, encoding: .utf8)
+      try text.replacing("application/octet-stream", with: "application/pdf").write(
+        toFile: path, atomically: true, encoding: .utf8)
+    }
+    try agencies.signAgain()
+    try agencies.start()
+    try agencies.sender.drop("a.pdf", Data("MZ not a document".utf8))
+    try agencies.sender.drop("b.pdf", Data("%PDF-1.7\n".utf8))
+    #expect(
+      eventually { agencies.sender.outcome("b.pdf") == "delivered" && agencies.sender.outcome("a.pdf") == "refused" })
+    #expect(agencies.sender.outcome("a.pdf", "code") == "input.schema")
+    #expect(agencies.sender.outcome("a.pdf", "detail")?.contains("opaque.media-type") ?? false)
+    try agencies.stop()
+  }
+
   @Test func aSchemaThatIsNotTheAgreedOneKeepsTheGatewayFromStarting() throws {
     let agencies = try TestAgencies(Self.options)
     try Data("{}".utf8).write(to: URL(fileURLWithPath: "\(agencies.sender.home)/policies/schemas/test.schema"))

@@ -210,6 +210,11 @@ public final class TestAgencies {
     """
   }
 
+  /// After the agreement's file was changed in both homes.
+  public func signAgain() throws {
+    try sign(Agreement(yaml: String(contentsOfFile: "\(sender.home)/policies/\(Self.agreement).yaml", encoding: .utf8)))
+  }
+
   /// Cards exchanged and approved, on the stopped homes.
   private func introduce() throws {
     for (agency, other) in [(sender, recipient), (recipient, sender)] {

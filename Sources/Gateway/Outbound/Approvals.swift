@@ -33,6 +33,13 @@ struct Approvals: Sendable {
     return "\(approvers.count) of \(approval.approvers) people have approved it"
   }
 
+  /// Whether nobody may approve a package any more.
+  func hasExpired(_ transfer: Transfer) throws -> Bool {
+    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let span = context.policies.agreement(manifest.agreement.sha256)?.approval.expiresAfter
+    return span.map { context.now() >= $0.after(manifest.createdAt) } ?? false
+  }
+
   /// Records one person's approval.
   ///
   /// - Throws: `LedgerError.illegal` when nothing waits for one, or it waited too long.
@@ -41,11 +48,8 @@ struct Approvals: Sendable {
       throw LedgerError.illegal("approving \(transfer.id), which waits for no approval")
     }
     let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
-    if let span = context.policies.agreement(manifest.agreement.sha256)?.approval.expiresAfter,
-      context.now() >= span.after(manifest.createdAt)
-    {
-      throw LedgerError.illegal(
-        "approving \(transfer.id): it waited longer than \(span); cancel it and drop the file again")
+    guard try !hasExpired(transfer) else {
+      throw LedgerError.illegal("approving \(transfer.id): it waited too long; drop the file again")
     }
     let decision = manifest.decision.hex
     try await context.ledger.write { tx in

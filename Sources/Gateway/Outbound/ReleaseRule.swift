@@ -2,7 +2,7 @@
 //
 // It re-checks: the body is with the recipient (its signed receipt is in the ledger), the agreement is in force, the
 // package has not expired (clocks may differ by 5 minutes), the partner is active, a key that it was sealed to is
-// unrevoked, and our clock is not behind the ledger. the consent of everybody in it, against the ledger as it is in this
+// unrevoked, our clock is not behind the ledger, and the consent of everybody in it, against the ledger as it is in this
 // transaction. Anything unclear refuses or waits: fail closed.
 
 import Foundation

@@ -116,6 +116,12 @@ struct Seal: Sendable {
   func queue(_ transfer: Transfer) async throws {
     let waits = try await Approvals(context: context).missing(for: transfer)
     guard waits == nil else {
+      if try Approvals(context: context).hasExpired(transfer) {
+        let code = ReasonCode.approvalExpired
+        _ = try await Ending(context: context).end(
+          transfer, .cancelled, code: code.rawValue, note: "nobody approved it in time. \(code.nextStep)")
+        return
+      }
       let row = try await context.ledger.write { tx in
         try tx.amend(transfer) {
           $0.nextAt = tx.at + 60

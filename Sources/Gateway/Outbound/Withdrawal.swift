@@ -142,6 +142,7 @@ struct Withdrawal: Sendable {
       let filter = try RecordFilter(plan, enforcement.output, schema: enforcement.filter.derivedSchema)
       var gate = RecordGate(subjects: { _ in [] }, pseudonyms: { _ in [] })
       gate.dropping = dropped
+      gate.droppingCode = "consent.withdrawn"
       let dropping = gate
       let source = RecordSource.start { source in
         try RecordCheck(enforcement.output, workers: 1).run(
