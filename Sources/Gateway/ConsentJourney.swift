@@ -122,6 +122,8 @@ struct ConsentJourney: Sendable {
       let because = rows.first.flatMap { ConsentEvent(rawValue: $0.event) } ?? .withdrawn
       _ = try await settle(stopped, agreement, because: because, sequence: sequence, recordedAt: context.now())
     }
+    // Only what comes from here on is looked at next time.
+    try await context.ledger.write { try $0.setConsentSettled() }
   }
 
   // MARK: stopping

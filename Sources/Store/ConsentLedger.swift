@@ -156,6 +156,13 @@ extension Transaction {
       """, [agreement, source, Transfer.milliseconds(instant)])
   }
 
+  /// All consent events up to now have their acknowledgement.
+  package func setConsentSettled() throws {
+    try execute(
+      "INSERT INTO meta (name, value) VALUES ('consent-settled', ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+      [sequence])
+  }
+
   package func put(_ package: PackageRow) throws {
     try execute(
       """
@@ -230,8 +237,11 @@ extension Reader {
     }
   }
 
-  /// Events with one of `names` whose sequence no `consent.acknowledged` entry names.
+  /// Events with one of `names` whose sequence no `consent.acknowledged` entry names. Looks only at what came after the last time
+  /// that everything was settled.
   package func negativesWithoutAcknowledgement(_ names: [String]) throws -> [ConsentEventRow] {
+    let settled: Int64 =
+      try fetchOne("SELECT value FROM meta WHERE name = 'consent-settled'", []).map { $0["value"] } ?? 0
     var acknowledged: Set<Int64> = []
     for entry in try audit(kind: "consent.acknowledged", limit: .max) {
       if case .object(let members) = try entry.document(), case .object(let detail)? = members["detail"],
@@ -241,8 +251,15 @@ extension Reader {
       }
     }
     var found: [ConsentEventRow] = []
-    let wanted = Set(names)
-    try forEachConsentEvent { if wanted.contains($0.event), !acknowledged.contains($0.sequence) { found.append($0) } }
+    let rows = try Row.fetchCursor(
+      db,
+      sql: """
+        SELECT * FROM consent_events WHERE sequence > ? AND event IN (\(names.map { _ in "?" }.joined(separator: ", ")))
+        ORDER BY sequence, ordinal
+        """, arguments: [settled] + StatementArguments(names))
+    while let row = try rows.next() {
+      if !acknowledged.contains(row["sequence"]) { found.append(try ConsentEventRow(row)) }
+    }
     return found
   }
 
