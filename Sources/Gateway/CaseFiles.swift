@@ -236,15 +236,11 @@ private struct World {
       to: RecordSink(
         write: { piece in found.withLockedValue { $0.text += Array(piece.bytes) } },
         subjects: { list in found.withLockedValue { $0.subjects += list.map { SubjectReference($0) } } }))
-    let kept = report.filtered ?? FilterReport()
-    guard kept.forbidden != nil || (!report.isCutShort && (report.isValid || agreement.records?.onInvalid == .setAside))
-    else {
+    guard let counts = report.counts(under: agreement) else {
       let refused = decision.refused(.inputSchema, "\(report.sentence); \(report.findings.first?.text ?? "")")
       return (refused, "", [])
     }
-    let final = Evaluation.completed(
-      decision, draft, under: agreement,
-      RecordCounts(read: report.records, kept: kept.kept, withheld: kept.withheld, forbidden: kept.forbidden))
+    let final = Evaluation.completed(decision, draft, under: agreement, counts)
     let (text, subjects) = found.withLockedValue { $0 }
     return (final, final.outcome == .permit ? String(decoding: text, as: UTF8.self) : "", subjects)
   }

@@ -59,15 +59,10 @@ extension Administration {
       try RecordCheck(enforcement.input, workers: context.workers).run(
         original.file.input, through: enforcement.filter, gate.gate, now: instant, to: RecordSink())
     }
-    let kept = report.filtered ?? FilterReport()
-    guard kept.forbidden != nil || (!report.isCutShort && (report.isValid || agreement.records?.onInvalid == .setAside))
-    else {
+    guard let counts = report.counts(under: agreement) else {
       return decision.refused(.inputSchema, "\(report.sentence) (schema \(agreement.records?.schema ?? ""))").document
     }
-    return Evaluation.completed(
-      decision, draft, under: agreement,
-      RecordCounts(read: report.records, kept: kept.kept, withheld: kept.withheld, forbidden: kept.forbidden)
-    ).document
+    return Evaluation.completed(decision, draft, under: agreement, counts).document
   }
 
   /// For a refusal because nothing matches: the agreement that would come next, and what it fails on.

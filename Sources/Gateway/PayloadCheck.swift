@@ -2,6 +2,7 @@
 
 import Foundation
 import NIOConcurrencyHelpers
+import Policies
 import Records
 import Sealing
 import Store
@@ -17,9 +18,7 @@ extension File {
       return got
     }
   }
-}
 
-extension File {
   /// What is wrong with a payload that nobody looks into; nil when nothing is.
   func opaqueReport(mediaType: String, bytes: Int64) throws -> RecordReport? {
     let (descriptor, path) = (descriptor, path)
@@ -43,6 +42,16 @@ extension Finding {
 }
 
 extension RecordReport {
+  /// What the pass came to, for the decision on the whole file; nil when its findings refuse the file under `agreement`. A
+  /// rule that forbids the file comes before any finding.
+  func counts(under agreement: Agreement) -> RecordCounts? {
+    let kept = filtered ?? FilterReport()
+    guard kept.forbidden != nil || (!isCutShort && (isValid || agreement.records?.onInvalid == .setAside)) else {
+      return nil
+    }
+    return RecordCounts(read: records, kept: kept.kept, withheld: kept.withheld, forbidden: kept.forbidden)
+  }
+
   /// The report without its findings.
   package var summary: JSON {
     var members: [String: JSON] = [

@@ -76,17 +76,12 @@ struct SealingPass: Sendable {
         throw error
       }
       let report = try records.source.report()
-      let kept = report.filtered ?? FilterReport()
-      guard
-        kept.forbidden != nil || (!report.isCutShort && (report.isValid || agreement.records?.onInvalid == .setAside))
-      else {
+      guard let counts = report.counts(under: agreement) else {
         try discard()
         return try original.isUnchanged() ? .invalid(report) : .changed
       }
-      final = Evaluation.completed(
-        decision, draft, under: agreement,
-        RecordCounts(read: report.records, kept: kept.kept, withheld: kept.withheld, forbidden: kept.forbidden))
-      records.counts = kept
+      final = Evaluation.completed(decision, draft, under: agreement, counts)
+      records.counts = report.filtered ?? FilterReport()
     } else {
       result = try pass.seal(
         FileSource(original.file, bytes: original.bytes, layout: .plain), to: FileSink(part), payloadKey: payloadKey,
