@@ -94,6 +94,8 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
+      // The description of the partner API, served as it stands.
+      resources: [.embedInCode("Inbound/openapi.json")],
       swiftSettings: strict),
     .executableTarget(
       name: "sallyport",
@@ -143,7 +145,8 @@ let package = Package(
       ],
       exclude: ["Shim"], swiftSettings: strict),
     .target(
-      name: "TestSupport", dependencies: ["Gateway", "Policies", "Sealing", "Store"], path: "Tests/TestSupport",
+      name: "TestSupport", dependencies: ["Gateway", "Policies", "Sealing", "Store", "Transport"],
+      path: "Tests/TestSupport",
       swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6],

@@ -11,23 +11,28 @@ package struct ActBook: Sendable {
 
   init() {}
 
-  /// - Parameter cards: of partners whose fingerprint was approved, and our own. Acts of others count for nothing.
-  init(_ set: PolicySet, _ envelopes: [Digest: [Envelope]], cards: [Card]) {
+  /// - Parameters:
+  ///   - cards: of partners whose fingerprint was approved. Acts of others count for nothing.
+  ///   - own: our card; it signs for partners without a gateway too.
+  init(_ set: PolicySet, _ envelopes: [Digest: [Envelope]], cards: [Card], own: Card) {
     policies = set.agreements
     for agreement in set.agreements {
-      acts[agreement.digest] = (envelopes[agreement.digest] ?? []).compactMap { Self.verified($0, agreement, cards) }
+      acts[agreement.digest] = (envelopes[agreement.digest] ?? []).compactMap {
+        Self.verified($0, agreement, cards, own: own)
+      }
     }
   }
 
-  /// nil unless its party signed it with a key that was valid when it says it was signed.
-  static func verified(_ envelope: Envelope, _ agreement: Agreement, _ cards: [Card]) -> AgreementAct? {
+  /// nil unless its party signed it with a key that was valid when it says it was signed; for a party without a gateway we did.
+  static func verified(_ envelope: Envelope, _ agreement: Agreement, _ cards: [Card], own: Card) -> AgreementAct? {
     do {
       let act = try AgreementAct(envelope.unverified())
       guard act.agreement.sha256 == agreement.digest,
         let party = agreement.parties.first(where: { $0.id == act.party }),
-        party.roles.contains(act.role), let card = cards.first(where: { $0.agency == act.party })
+        party.roles.contains(act.role), let card = (cards + [own]).first(where: { $0.agency == act.party }),
+        card.hasGateway == (act.evidence == nil)
       else { return nil }
-      _ = try envelope.verify(card.signers(at: act.at))
+      _ = try envelope.verify((card.hasGateway ? card : own).signers(at: act.at))
       return act
     } catch {
       return nil

@@ -11,9 +11,10 @@ import Transport
 /// The verbs of administration. Each returns rows: JSON objects, one per line on the wire.
 package struct Administration: Sendable {
   package enum Verb: String, Sendable, CaseIterable {
-    case status, queue, trace, hold, resume, retry, cancel, check, poke, reload
+    case status, queue, trace, hold, resume, retry, cancel, check, poke, reload, collect
     case partnersList = "partners.list"
     case partnersAdd = "partners.add"
+    case partnersDescribe = "partners.describe"
     case partnersApprove = "partners.approve"
     case partnersSet = "partners.set"
     case ledgerShow = "ledger.show"
@@ -80,6 +81,10 @@ package struct Administration: Sendable {
     case .queue: return try await queue(&arguments)
     case .trace: return try await trace(try arguments.transfer("id"))
     case .hold, .resume, .retry, .cancel: return [try await order(verb, try arguments.transfer("id"))]
+    case .collect:
+      let partner = try arguments.optional("partner") { (r, n) throws(SealingError) in try r.agency(n) }
+      try arguments.finish()
+      return try await CollectRound(context: context, links: links).run(partner)
     case .check:
       let isDeep = try arguments.bool("deep")
       return try await check(isDeep: isDeep)
@@ -94,6 +99,11 @@ package struct Administration: Sendable {
       return [["reloaded": true, "agreements": .integer(Int64(context.policies.agreements.count))]]
     case .partnersList: return try await partners()
     case .partnersAdd: return [try await addPartner(try arguments.string("card", bytesMax: Envelope.bytesMax))]
+    case .partnersDescribe:
+      let agency = try arguments.agency("agency")
+      let pin = try arguments.digest("pin")
+      let recipient = try Recipient(try arguments.string("recipient", bytesMax: 4096))
+      return [try await shown(agency, Partners(context: context).describe(agency, pin: pin, recipient: recipient))]
     case .partnersApprove:
       let agency = try arguments.agency("agency")
       try await Partners(context: context).approve(agency, Fingerprint(try arguments.string("fingerprint")))
@@ -143,7 +153,7 @@ package struct Administration: Sendable {
       "sender": .string(transfer.sender.text), "peer": .string(transfer.peer.text),
       "agreement": .string(transfer.agreement),
       "state": .string(transfer.state.rawValue), "name": .string(transfer.name),
-      "bytes": .integer(transfer.payloadBytes),
+      "bytes": .integer(transfer.payloadBytes), "bodyBytes": .integer(transfer.bodyBytes),
       "createdAt": .string(Timestamp.format(transfer.createdAt)),
       "updatedAt": .string(Timestamp.format(transfer.updatedAt)),
       "attempts": .integer(Int64(transfer.attempts)), "code": .string(transfer.code), "note": .string(transfer.note),
@@ -198,7 +208,13 @@ package struct Administration: Sendable {
     let limit = Int(try arguments.integer("limit", 1...Int64(Self.rowsMax)))
     return try await context.ledger.read {
       try $0.queue(state: state, peer: peer, agreement: agreement, openOnly: !all && state == nil, limit: limit)
-    }.map(Self.row)
+    }.map { transfer in
+      guard let arrived = context.arriving.of(transfer), case .object(var members) = Self.row(transfer) else {
+        return Self.row(transfer)
+      }
+      members["arrivedBytes"] = .integer(arrived)
+      return .object(members)
+    }
   }
 
   private func trace(_ id: TransferID) async throws -> [JSON] {
@@ -307,6 +323,10 @@ package struct Administration: Sendable {
 
   private func addPartner(_ card: String) async throws -> JSON {
     let (agency, outcome) = try await Partners(context: context).offer(Array(card.utf8))
+    return try await shown(agency, outcome)
+  }
+
+  private func shown(_ agency: AgencyID, _ outcome: CardOutcome) async throws -> JSON {
     let record = try await context.ledger.read { try $0.partner(agency) }
     guard let record else { throw LedgerError.notFound(agency.text) }
     let shown = try SignedCard(own: record.pendingCard ?? record.card).card

@@ -54,7 +54,7 @@ struct AgreementExchange: Sendable {
     guard let agreement = context.policies.agreement(claimed.agreement.sha256) else {
       throw AdminError(.failed, "the agreement \(claimed.agreement.id) of this act is not held here: accept it first")
     }
-    guard ActBook.verified(envelope, agreement, context.partners.cards + [context.keys.card.card]) != nil else {
+    guard ActBook.verified(envelope, agreement, context.partners.cards, own: context.keys.card.card) != nil else {
       throw SealingError(.documentSignature, "the act is not signed by \(claimed.party), or in no role of theirs")
     }
     let context = context

@@ -46,15 +46,26 @@ extension Administration {
     let role = try arguments.string("role", bytesMax: 64)
     let signer = try arguments.string("signer")
     let reason = try arguments.optional("reason") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
+    let absent = try arguments.optional("for") { (r, n) throws(SealingError) in try r.agency(n) }
+    let evidence = try arguments.optional("evidence") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
     try arguments.finish()
+    if let absent {
+      guard let card = context.partners[absent]?.card?.card, !card.hasGateway else {
+        throw AdminError(.refused, "\(absent) signs for itself: only a partner without a gateway is signed for")
+      }
+    }
+    guard (absent == nil) == (evidence == nil) else {
+      throw AdminError(.usage, "who is signed for, and the paper that shows it, belong together")
+    }
     let context = context
     let exchange = AgreementExchange(context: context)
     let offered = try await context.pool.run { try exchange.offered(name) }
     guard let agreement = offered ?? held(name, for: kind) else {
       throw AdminError(.failed, "no agreement \(name) in \(context.home.policies), and no partner offers one")
     }
-    guard let party = agreement.parties.first(where: { $0.id == context.agency }) else {
-      throw AdminError(.refused, "\(context.agency) is no party to \(agreement.id)")
+    let signing = absent ?? context.agency
+    guard let party = agreement.parties.first(where: { $0.id == signing }) else {
+      throw AdminError(.refused, "\(signing) is no party to \(agreement.id)")
     }
     guard party.roles.contains(role) else {
       throw AdminError(.refused, "\(party.id) signs in the roles \(party.roles.joined(separator: ", ")), not \(role)")
@@ -65,7 +76,8 @@ extension Administration {
     if offered != nil { try await context.pool.run { try exchange.adopt(agreement) } }
     let act = AgreementAct(
       kind, agreement, party: party.id, role: role, signer: signer, reason: reason, at: context.now(),
-      number: 1 + (context.acts.all(of: agreement).filter { $0.party == party.id }.map(\.number).max() ?? 0))
+      number: 1 + (context.acts.all(of: agreement).filter { $0.party == party.id }.map(\.number).max() ?? 0),
+      evidence: evidence)
     let envelope = context.sign(act.document, as: .agreementAct)
     try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
     try await context.ledger.write { tx in
@@ -73,8 +85,8 @@ extension Administration {
         AuditEvent(
           "agreement.\(kind.rawValue)",
           [
-            "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "role": .string(role),
-            "signer": .string(signer), "act": .string(envelope.payloadDigest.hex),
+            "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "party": .string(signing.text),
+            "role": .string(role), "signer": .string(signer), "act": .string(envelope.payloadDigest.hex),
           ]))
     }
     try context.reloadPolicies()

@@ -31,6 +31,7 @@ package enum ExitStatus: Int32, Sendable, CaseIterable {
       default: self = .badData
       }
     case is ConfigurationError: self = .configuration
+    case is TLSIdentity.PEMError: self = .badData
     case is PolicyError, is SchemaError: self = .badData
     case is RelayError: self = .unreachable
     case is Problem: self = .protocolError

@@ -33,6 +33,8 @@ package final class GatewayContext: Sendable {
   private let partnerBox = NIOLockedValueBox(PartnerDirectory())
   private let actBook = NIOLockedValueBox(ActBook())
   let consents = ConsentBook()
+  let downloads = Downloads()
+  let arriving = Arriving()
   private let lock: HomeLock
   /// Fetches the passphrase again, for `reload`.
   private let passphrase: @Sendable () throws -> Secret
@@ -45,11 +47,23 @@ package final class GatewayContext: Sendable {
     let custody = Signal()
     let takeBacks = Signal()
     let keys = Signal()
-    let receipts = Signal()
     let released = Signal()
     let partners = Signal()
     let notices = Signal()
     let acts = Signal()
+    /// Something that we collect has to be fetched, or its sender to be told.
+    let collected = Signal()
+    /// A partner's list has something new; many poll at once, and each is woken for its own news alone.
+    private let mailboxes = NIOLockedValueBox<[AgencyID: Signal]>([:])
+
+    func mail(to partner: AgencyID) -> Signal {
+      mailboxes.withLockedValue { all in
+        if let signal = all[partner] { return signal }
+        let signal = Signal()
+        all[partner] = signal
+        return signal
+      }
+    }
   }
 
   /// Opens a home for one process: takes its lock, opens the ledger, loads partners and policies.
@@ -119,6 +133,13 @@ package final class GatewayContext: Sendable {
   func standing(of agreement: Agreement, with peer: AgencyID, at instant: Date) -> AgreementStanding {
     actBook.withLockedValue { $0 }.standing(of: agreement, between: agency, peer, at: instant)
   }
+  /// Whether an agreement in force lets packages wait for us at `partner`.
+  func collects(from partner: AgencyID) -> Bool {
+    policies.agreements.contains {
+      $0.delivery == .collect && $0.party(agency, as: .recipient) != nil && $0.party(partner, as: .provider) != nil
+        && standing(of: $0, with: partner, at: now()).state == .valid
+    }
+  }
   package var acts: ActBook { actBook.withLockedValue { $0 } }
   package var partners: PartnerDirectory { partnerBox.withLockedValue { $0 } }
 
@@ -141,7 +162,7 @@ package final class GatewayContext: Sendable {
   /// Signatures are judged when agreements or cards change, not for each package.
   private func verifyActs() {
     let acts = policyBox.withLockedValue { $0 }.acts
-    let book = ActBook(policies, acts, cards: partners.cards + [keys.card.card])
+    let book = ActBook(policies, acts, cards: partners.cards, own: keys.card.card)
     actBook.withLockedValue { $0 = book }
   }
 

@@ -44,6 +44,7 @@ struct Maintenance: Service {
     }
     try await context.pool.run {
       for (place, isBody) in garbage {
+        if case .out = place, isBody || !context.spool.has(place) { try Directory.remove(context.spool.tree(place)) }
         try Directory.remove(isBody ? context.spool.body(place) : context.spool.part(place))
       }
     }

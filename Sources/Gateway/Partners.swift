@@ -22,8 +22,27 @@ package struct Partners: Sendable {
   ///
   /// - Throws: `document.*`, `card.succession`; `key.invalid` when one of its TLS keys is on another partner's card.
   package func offer(_ bytes: [UInt8]) async throws -> (agency: AgencyID, outcome: CardOutcome) {
+    try await offer(SignedCard(selfSigned: bytes, at: context.now()))
+  }
+
+  /// How long what we say of a partner without a gateway holds.
+  static let descriptionSeconds: TimeInterval = 366 * 86400
+
+  /// Takes note of a partner that has no gateway, by the certificate of its TLS client and its age recipient.
+  ///
+  /// - Throws: `key.invalid` when the key is on another partner's card.
+  package func describe(_ agency: AgencyID, pin: Digest, recipient: Recipient) async throws -> CardOutcome {
     let instant = context.now()
-    let card = try SignedCard(selfSigned: bytes, at: instant)
+    let held = try await context.ledger.read { try $0.partner(agency) }
+    let serial = try held.map { try SignedCard(own: $0.card).card.serial + 1 } ?? 1
+    let card = Card(
+      agency: agency, serial: serial, previous: nil, issuedAt: instant, signingKeys: [],
+      recipients: [CardKey(key: recipient, notBefore: instant, notAfter: instant + Self.descriptionSeconds)],
+      tlsPins: [pin], endpoint: nil)
+    return try await offer(SignedCard(describing: card, with: context.keys.signers(at: instant))).outcome
+  }
+
+  private func offer(_ card: SignedCard) async throws -> (agency: AgencyID, outcome: CardOutcome) {
     let agency = card.card.agency
     guard agency != context.agency else { throw SealingError(.cardSuccession, "that is this agency's own card") }
     let outcome = try await context.ledger.write { tx -> CardOutcome in
@@ -44,7 +63,13 @@ package struct Partners: Sendable {
         try tx.put(record)
         return .pending
       }
-      switch try SignedCard(own: record.card).succession(of: card, at: tx.at) {
+      let held = try SignedCard(own: record.card)
+      let succession: SignedCard.Succession =
+        held.card.hasGateway && card.card.hasGateway
+        ? try held.succession(of: card, at: tx.at)
+        // Nobody's key says that this follows what is held: a person does.
+        : .needsApproval(reason: "it is described anew by an administrator")
+      switch succession {
       case .same: return .unchanged
       case .accepted:
         record.card = card.envelope.bytes

@@ -31,7 +31,8 @@ package struct RunningGateway: Service {
     let group = MultiThreadedEventLoopGroup(numberOfThreads: 2)
     let fatal = FatalStop()
     let port = PartnerPort(
-      context: context, receive: Receive(context: context, sessions: Sessions()), onFatal: { fatal.raise($0) })
+      context: context, receive: Receive(context: context, sessions: Sessions()),
+      mailbox: Mailbox(context: context, onFatal: { fatal.raise($0) }), onFatal: { fatal.raise($0) })
     let context = context
     // The server reports every cancelled connection as an error; what matters is logged here.
     var serverLogger = context.logger
@@ -69,7 +70,6 @@ package struct RunningGateway: Service {
   private var stages: [any Service] {
     let context = context
     let seal = Seal(context: context)
-    let open = OpenPackage(context: context)
     let takeBack = TakeBackStage(context: context, links: links)
     return [
       Stage(context: context, direction: .out, state: .claimed, concurrency: 24, news: context.news.claimed) {
@@ -78,17 +78,8 @@ package struct RunningGateway: Service {
       Stage(context: context, direction: .out, state: .sealed, concurrency: 4, news: context.news.claimed) {
         try await seal.queue($0)
       },
-      Stage(context: context, direction: .in, state: .received, concurrency: 24, news: context.news.keys) {
-        try await open.open($0)
-      },
-      Stage(context: context, direction: .in, state: .opened, concurrency: 4, news: context.news.keys) {
-        try await open.deliver($0)
-      },
-      Stage(context: context, direction: .in, state: .delivering, concurrency: 4, news: context.news.keys) {
-        try await open.finish($0)
-      },
       Loop { try await takeBack.expire() },
-    ]
+    ] + OpenPackage(context: context).stages
   }
 }
 
@@ -173,9 +164,18 @@ private struct Lanes: Service {
     ) {
       let stage = Stage(
         context: context, direction: .out, state: state, peer: partner, concurrency: concurrency, news: news,
-        work: work,
-        notBefore: { links.pausedUntil(partner) })
+        work: work, notBefore: { links.pausedUntil(partner) })
       run { try await stage.loop() }
+    }
+    /// What goes to a partner by itself waits until its card says where.
+    func reaching(_ work: @escaping @Sendable () async throws -> Void) {
+      run {
+        while !links.canReach(partner) {
+          try Task.checkCancellation()
+          await context.news.partners.wait(after: context.news.partners.generation, for: .seconds(60))
+        }
+        try await work()
+      }
     }
     stage(.queued, Self.concurrency, context.news.sealed) { try await relay.send($0) }
     stage(.custody, 4, context.news.custody) { try await relay.release($0) }
@@ -192,11 +192,13 @@ private struct Lanes: Service {
         }
       }
     }
+    let collect = Collect(context: context, links: links)
+    for stage in collect.stages(of: partner) { run { try await stage.loop() } }
     let cards = CardExchange(context: context, links: links)
-    run { try await cards.run(partner) }
-    run { try await Notices(context: context, links: links).run(partner) }
-    run { try await AgreementExchange(context: context).run(partner, links) }
-    let confirm = Confirm(context: context, links: links, receipts: receipts)
-    run { try await confirm.run(partner) }
+    reaching { try await cards.run(partner) }
+    reaching { try await Notices(context: context, links: links).run(partner) }
+    reaching { try await AgreementExchange(context: context).run(partner, links) }
+    let confirm = Confirm(context: context, links: links, receipts: receipts, collect: collect)
+    reaching { try await confirm.run(partner) }
   }
 }

@@ -14,6 +14,8 @@ struct Stage: Service {
   let state: TransferState
   /// Only transfers with this peer; nil for all.
   var peer: AgencyID?
+  /// Only transfers with a key, or without one; nil for both.
+  var hasKey: Bool?
   let concurrency: Int
   let news: Signal
   /// Moves the transfer along; what it throws is sorted by `Disposition`.
@@ -43,7 +45,7 @@ struct Stage: Service {
         }
         let limit = concurrency * 2 + busy.withLockedValue { $0.count }
         let due = try await context.ledger.read {
-          try $0.due(direction, state, peer: peer, at: instant, limit: limit)
+          try $0.due(direction, state, peer: peer, hasKey: hasKey, at: instant, limit: limit)
         }.filter { transfer in !busy.withLockedValue { $0.contains(Key(transfer)) } }
         for transfer in due {
           while true {
@@ -166,4 +168,12 @@ func untilShutdown(_ body: @escaping @Sendable () async throws -> Void) async th
   } catch is CancellationError {
     return
   }
+}
+
+/// Waits for news on behalf of a partner's long poll: at most `limit`, and no longer than the gateway runs.
+///
+/// - Returns: false when the gateway shuts down, so that the poll is answered with what there is.
+func waitForNews(_ signal: Signal, after seen: UInt64, for limit: Duration) async -> Bool {
+  await cancelWhenGracefulShutdown { await signal.wait(after: seen, for: limit) }
+  return !Task.isShuttingDownGracefully && !Task.isCancelled
 }

@@ -77,6 +77,8 @@ package struct Agreement: Equatable, Sendable {
   /// Kinds of key that a package may be sealed to.
   package let recipientKinds: [RecipientKind]
   package let wholeFileSHA256: Bool
+  /// For a partner without a gateway: the download of all bytes counts as its receipt.
+  package let downloadCounts: Bool
   package let retention: Retention
   package let onward: Onward
   package let transparency: Transparency
@@ -186,6 +188,10 @@ package struct Agreement: Equatable, Sendable {
     }
     timeToLive = .seconds(span.days * 86400 + span.seconds)
     wholeFileSHA256 = try delivery.flag("wholeFileSha256")
+    downloadCounts = try delivery.flag("downloadCounts")
+    guard !downloadCounts || self.delivery == .collect else {
+      throw delivery.invalid("downloadCounts", "only for mode: collect")
+    }
     try delivery.finish()
 
     var kinds: [RecipientKind] = []

@@ -25,12 +25,15 @@ package struct AgreementAct: Equatable, Sendable {
   package let at: Date
   /// Counts the party's acts over this agreement: seconds are too coarse to order them.
   package let number: Int64
+  /// Where the party has no gateway and so no key: which paper this agency vouches for with its own.
+  package let evidence: String?
 
   package init(
     _ kind: Kind, _ agreement: Agreement, party: AgencyID, role: String, signer: String, reason: String?, at: Date,
-    number: Int64 = 1
+    number: Int64 = 1, evidence: String? = nil
   ) {
     self.number = number
+    self.evidence = evidence
     self.kind = kind
     self.agreement = NamedDigest(id: agreement.id, sha256: agreement.digest)
     version = agreement.version
@@ -51,6 +54,7 @@ package struct AgreementAct: Equatable, Sendable {
       "at": .string(Timestamp.format(at)), "number": .integer(number),
     ]
     members["reason"] = reason.map { .string($0) }
+    members["evidence"] = evidence.map { .string($0) }
     return .object(members)
   }
 
@@ -69,6 +73,7 @@ package struct AgreementAct: Equatable, Sendable {
     reason = try reader.text("reason", bytesMax: 1024)
     at = try reader.date("at")
     number = try reader.integer("number", 1...1_000_000)
+    evidence = try reader.text("evidence", bytesMax: 1024)
     try reader.finish()
   }
 }

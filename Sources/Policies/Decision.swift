@@ -73,7 +73,7 @@ package enum ReasonCode: String, Sendable, CaseIterable {
     case .partnerUnknown: "Add the partner's card: sallyport partners add CARD"
     case .partnerPending: "Compare fingerprints by telephone, then: sallyport partners approve"
     case .partnerSuspended: "Resume the partner: sallyport partners resume"
-    case .deliveryMode: "Use an agreement whose delivery mode is relay."
+    case .deliveryMode: "Deliver it as the agreement says: relay or collect."
     }
   }
 }
@@ -345,7 +345,7 @@ package enum Evaluation {
 
   /// Decides for the recipient, about a manifest that names `agreement`.
   package static func inbound(
-    _ manifest: Manifest, under agreement: Agreement?, _ now: Circumstances
+    _ manifest: Manifest, under agreement: Agreement?, _ now: Circumstances, by delivery: Agreement.Delivery
   ) -> Decision {
     let draft = Draft(
       sender: manifest.sender, recipient: manifest.recipient, name: manifest.name,
@@ -357,6 +357,8 @@ package enum Evaluation {
         sentence: "Refused: this gateway does not hold the agreement that the manifest names.")
     }
     var rules = common(draft, agreement, now)
+    rules.append(
+      Rule(.deliveryMode, passed: agreement.delivery == delivery, "the agreement's delivery is \(delivery.rawValue)"))
     let lifetime = Duration.seconds(manifest.expiresAt.timeIntervalSince(manifest.createdAt))
     rules.append(
       Rule(.limitTimeToLive, passed: lifetime <= agreement.timeToLive, "the package lives no longer than agreed"))
@@ -417,7 +419,6 @@ package enum Evaluation {
         .inputName, passed: FileName.fault(draft.name) == nil && agreement.allows(name: draft.name),
         "the name is safe and fits \(agreement.namePattern)"),
       Rule(.inputMediaType, passed: draft.mediaType == agreement.mediaType, "the media type is \(agreement.mediaType)"),
-      Rule(.deliveryMode, passed: agreement.delivery == .relay, "the agreement's delivery is relay"),
       Rule(.inputEmpty, passed: draft.payloadBytes > 0, "the payload is not empty"),
       Rule(
         .limitBytes, passed: draft.payloadBytes <= agreement.bytesMax,

@@ -68,6 +68,10 @@ public struct Card: Equatable, Sendable {
     self.endpoint = endpoint
   }
 
+  /// Whether the agency signs for itself. One that does not has no gateway: it collects with stock tools, and what stands here is
+  /// its partner's description of it.
+  public var hasGateway: Bool { !signingKeys.isEmpty }
+
   /// Keys whose signatures count at `instant`.
   public func signers(at instant: Date) -> SignerPolicy {
     SignerPolicy(signingKeys.filter { $0.isValid(at: instant) }.map(\.key))
@@ -115,6 +119,10 @@ public struct Card: Equatable, Sendable {
 
   /// - Throws: `document.invalid`.
   public init(_ document: JSON) throws(SealingError) {
+    try self.init(document, signsItself: true)
+  }
+
+  private init(_ document: JSON, signsItself: Bool) throws(SealingError) {
     var reader = try DocumentReader(document, at: "card")
     try reader.version(1)
     agency = try reader.agency("agency")
@@ -148,13 +156,19 @@ public struct Card: Equatable, Sendable {
       return text
     }
     try reader.finish()
-    guard signingKeys.contains(where: { $0.key.algorithm == .ed25519 }), !recipients.isEmpty,
-      !pins.isEmpty
-    else { throw reader.invalid("signingKeys", "a card has an Ed25519 key, a recipient and a pin") }
+    let signs = signsItself ? signingKeys.contains { $0.key.algorithm == .ed25519 } : signingKeys.isEmpty
+    guard signs, !recipients.isEmpty, !pins.isEmpty else {
+      throw reader.invalid("signingKeys", "a card has an Ed25519 key, a recipient and a pin")
+    }
     guard Set(signingKeys.map(\.key)).count == signingKeys.count, Set(pins).count == pins.count,
       Set(recipients.map(\.key)).count == recipients.count
     else { throw reader.invalid("signingKeys", "a key stands twice on the card") }
   }
+
+  /// A partner without a gateway, as its partner describes it.
+  ///
+  /// - Throws: `document.invalid`.
+  static func described(_ document: JSON) throws(SealingError) -> Card { try Card(document, signsItself: false) }
 
   private static func cardKey<Key>(
     _ key: Key, _ reader: inout DocumentReader
@@ -189,6 +203,14 @@ public struct SignedCard: Equatable, Sendable {
     envelope = Envelope(signing: card.document, as: .card, with: keys)
   }
 
+  /// Signs what is known of a partner without a gateway, with keys of one's own.
+  ///
+  /// - Throws: `document.invalid` for a card with signing keys of its own.
+  public init(describing card: Card, with keys: [SigningKey]) throws(SealingError) {
+    self.card = try Card.described(card.document)
+    envelope = Envelope(signing: card.document, as: .description, with: keys)
+  }
+
   /// A card as it comes from outside, signed by its own keys: who it is from is for a person to compare.
   ///
   /// - Throws: `document.json`, `document.invalid`, `document.signature`.
@@ -200,12 +222,17 @@ public struct SignedCard: Equatable, Sendable {
     self.envelope = envelope
   }
 
-  /// Our own card from our own key directory, whose keys may have expired by now.
+  /// A card or description that we stored ourselves, whose keys may have expired by now.
   ///
   /// - Throws: `document.json`, `document.invalid`.
   package init(own bytes: [UInt8]) throws(SealingError) {
-    envelope = try Envelope(parsing: bytes, as: .card)
-    card = try Card(try envelope.unverified())
+    if let description = try? Envelope(parsing: bytes, as: .description) {
+      envelope = description
+      card = try Card.described(try description.unverified())
+    } else {
+      envelope = try Envelope(parsing: bytes, as: .card)
+      card = try Card(try envelope.unverified())
+    }
   }
 
   /// What follows from offering `successor` for this held card.

@@ -8,6 +8,10 @@
 /// The kinds of signed document.
 public enum DocumentKind: String, Sendable, CaseIterable {
   case manifest, card, receipt, head
+  /// What an agency says of a partner that has no gateway, in place of a card.
+  case description
+  /// What a sender says of a package that such a partner collected: never called a receipt.
+  case collected
   case takeBack = "take-back"
   case nonDelivery = "non-delivery"
   case acknowledgement

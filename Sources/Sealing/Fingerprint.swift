@@ -10,13 +10,18 @@ public struct Fingerprint: Hashable, Sendable, CustomStringConvertible {
   /// The fingerprint of what a person vouches for on a card: the agency's name and its unrevoked signing keys.
   ///
   /// Other keys and pins may change under those signatures; so a successor of a card keeps its fingerprint while its
-  /// signing keys stay.
+  /// signing keys stay. Where there are none, the partner has no gateway: then it is of the recipients and TLS pins.
   public init(_ card: Card) {
-    let keys = card.signingKeys.filter { $0.state != .revoked }.map(\.key.id).sorted()
-    let document: JSON = [
-      "agency": .string(card.agency.text), "signingKeys": .array(keys.map { .string($0) }),
+    func strings(_ values: [String]) -> JSON { .array(values.sorted().map { .string($0) }) }
+    var document: [String: JSON] = [
+      "agency": .string(card.agency.text),
+      "signingKeys": strings(card.signingKeys.filter { $0.state != .revoked }.map(\.key.id)),
     ]
-    digest = Digest(of: document.canonical)
+    if !card.hasGateway {
+      document["recipients"] = strings(card.recipients.filter { $0.state != .revoked }.map(\.key.description))
+      document["tlsPins"] = strings(card.tlsPins.map(\.hex))
+    }
+    digest = Digest(of: JSON.object(document).canonical)
   }
 
   public var description: String {

@@ -3,6 +3,7 @@
 //   receipts  received → delivered | refused(code); each kind at most once, each naming the receipt before it
 //   take-back the sender's: what is not released yet shall never be
 //   non-delivery the sender's own record that a transfer ended unreleased
+//   collected the sender's own record that a partner without a gateway has a package
 
 import Foundation
 
@@ -177,6 +178,60 @@ public struct TakeBackAnswer: Equatable, Sendable {
     takeBack = try reader.digest("takeBack")
     outcome = try reader.choice("outcome")
     at = try reader.date("at")
+    try reader.finish()
+  }
+}
+
+/// The sender's record that a partner without a gateway has a package: what was seen on its connection, or what it said there.
+public struct Collected: Equatable, Sendable {
+  public enum Evidence: String, Sendable, CaseIterable {
+    /// Every byte of body and key went out on connections of the partner.
+    case download
+    /// The partner said so.
+    case statement
+  }
+
+  public let id: TransferID
+  public let sender: AgencyID
+  public let recipient: AgencyID
+  public let manifest: Digest
+  public let evidence: Evidence
+  public let at: Date
+  public let head: LedgerHead
+
+  public init(
+    id: TransferID, sender: AgencyID, recipient: AgencyID, manifest: Digest, evidence: Evidence, at: Date,
+    head: LedgerHead
+  ) {
+    self.id = id
+    self.sender = sender
+    self.recipient = recipient
+    self.manifest = manifest
+    self.evidence = evidence
+    self.at = at
+    self.head = head
+  }
+
+  public var document: JSON {
+    [
+      "version": 1, "id": .string(id.text), "sender": .string(sender.text), "recipient": .string(recipient.text),
+      "manifest": .string(manifest.hex), "evidence": .string(evidence.rawValue), "at": .string(Timestamp.format(at)),
+      "head": head.document,
+    ]
+  }
+
+  /// - Throws: `document.invalid`.
+  public init(_ document: JSON) throws(SealingError) {
+    var reader = try DocumentReader(document, at: "collected")
+    try reader.version(1)
+    id = try reader.transfer("id")
+    sender = try reader.agency("sender")
+    recipient = try reader.agency("recipient")
+    manifest = try reader.digest("manifest")
+    evidence = try reader.choice("evidence")
+    at = try reader.date("at")
+    var head = try reader.object("head")
+    self.head = try LedgerHead(fields: &head)
     try reader.finish()
   }
 }

@@ -30,6 +30,13 @@ public struct VerifyingKey: Hashable, Sendable {
   /// Algorithm and hex SHA-256 of the raw key. A hint that tells a verifier where to look, never proof.
   public var id: String { "\(algorithm.rawValue):\(Digest(of: bytes).hex)" }
 
+  /// SubjectPublicKeyInfo in PEM, as openssl reads it (RFC 8410 §4); nil for ML-DSA, which openssl 3.0 does not know.
+  public var pem: String? {
+    guard algorithm == .ed25519 else { return nil }
+    let prefix: [UInt8] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00]
+    return "-----BEGIN PUBLIC KEY-----\n\(Base64.encode(prefix + bytes))\n-----END PUBLIC KEY-----"
+  }
+
   /// Whether `signature` is this key's over `message`.
   public func verifies(_ signature: [UInt8], of message: [UInt8]) -> Bool {
     guard signature.count == algorithm.signatureBytes else { return false }

@@ -32,11 +32,7 @@ extension Ledger {
       try db.execute(sql: put, arguments: ["epoch", epoch])
       try db.execute(sql: put, arguments: ["restored-at", Transfer.milliseconds(instant)])
       // Partners' cursors into our receipts went on after the backup; new receipts must come after all of them.
-      try db.execute(
-        sql:
-          "INSERT INTO sqlite_sequence (name, seq) SELECT 'receipts', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'receipts')"
-      )
-      try db.execute(sql: "UPDATE sqlite_sequence SET seq = seq + 4294967296 WHERE name = 'receipts'")
+      _ = try MailSequence.advance(db, by: 1 << 32)
     }
     try target.close()
     try File(fresh, O_RDWR).syncData()

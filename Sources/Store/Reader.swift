@@ -18,14 +18,16 @@ package struct Reader {
     try fetchAll("SELECT \(Transfer.columns) FROM transfers WHERE id = ?", [id.text]).map(Transfer.init)
   }
 
-  /// Transfers in `state` that are due, oldest first, at most `limit`; of one peer where one is given.
+  /// Transfers in `state` that are due, oldest first, at most `limit`; of one peer, and with or without a key, where that is given.
   package func due(
-    _ direction: Direction, _ state: TransferState, peer: AgencyID? = nil, at instant: Date, limit: Int
+    _ direction: Direction, _ state: TransferState, peer: AgencyID? = nil, hasKey: Bool? = nil, at instant: Date,
+    limit: Int
   ) throws -> [Transfer] {
     try fetchAll(
       """
       SELECT \(Transfer.columns) FROM transfers
       WHERE direction = ? AND state = ? \(peer == nil ? "" : "AND peer = ?") AND next_at <= ?
+        \(hasKey.map { "AND key IS \($0 ? "NOT NULL" : "NULL")" } ?? "")
       ORDER BY next_at LIMIT ?
       """,
       StatementArguments([direction.rawValue, state.rawValue]) + (peer.map { [$0.text] } ?? [])
@@ -41,11 +43,11 @@ package struct Reader {
     ).flatMap { ($0["at"] as Int64?).map(Transfer.date) }
   }
 
-  /// Whether any transfer with `peer` is in `state`.
-  package func has(_ direction: Direction, _ state: TransferState, peer: AgencyID) throws -> Bool {
+  /// Whether any transfer with `peer`, collected or relayed, is in `state`.
+  package func has(_ direction: Direction, _ state: TransferState, peer: AgencyID, collected: Bool) throws -> Bool {
     try fetchOne(
-      "SELECT 1 FROM transfers WHERE direction = ? AND state = ? AND peer = ? LIMIT 1",
-      [direction.rawValue, state.rawValue, peer.text]) != nil
+      "SELECT 1 FROM transfers WHERE direction = ? AND state = ? AND peer = ? AND collected = ? LIMIT 1",
+      [direction.rawValue, state.rawValue, peer.text, collected]) != nil
   }
 
   /// Peers that have transfers in one of `states`.
@@ -130,6 +132,16 @@ package struct Reader {
     ).map(Transfer.init)
   }
 
+  /// Collected transfers of ours that are under way, or that ended after `instant`.
+  package func collecting(from peer: AgencyID, since instant: Date) throws -> [Transfer] {
+    try fetchAll(
+      """
+      SELECT \(Transfer.columns) FROM transfers WHERE direction = 'in' AND collected = 1 AND peer = ?
+        AND (updated_at >= ? OR next_at IS NOT NULL) ORDER BY created_at, id
+      """, [peer.text, Transfer.milliseconds(instant)]
+    ).map(Transfer.init)
+  }
+
   package func counts() throws -> [(direction: Direction, state: TransferState, count: Int64, oldest: Date)] {
     try fetchAll(
       "SELECT direction, state, count(*) AS n, min(updated_at) AS oldest FROM transfers GROUP BY direction, state", []
@@ -162,9 +174,23 @@ package struct Reader {
     ).map { ($0["sequence"], Array($0["envelope"] as Data)) }
   }
 
+  /// Collected transfers to `peer` of which it is told after `cursor`, in the state they are in now.
+  package func offers(to peer: AgencyID, after cursor: Int64, limit: Int) throws -> [(
+    sequence: Int64, transfer: Transfer
+  )] {
+    let columns = Transfer.columns(of: "t")
+    return try fetchAll(
+      """
+      SELECT o.sequence AS sequence, \(columns) FROM offers AS o JOIN transfers AS t ON t.sender = o.sender AND t.id = o.id
+      WHERE o.peer = ? AND o.sequence > ? AND t.peer = o.peer AND t.state NOT IN ('confirmed', 'purged', 'held', 'sealed')
+      ORDER BY o.sequence LIMIT ?
+      """, [peer.text, cursor, limit]
+    ).map { ($0["sequence"], try Transfer($0)) }
+  }
+
   /// Delivered transfers of `sender` whose delivered receipt stands at or before `cursor`.
   package func delivered(to sender: AgencyID, receiptsUpTo cursor: Int64, limit: Int) throws -> [Transfer] {
-    let columns = Transfer.columns.split(separator: ",").map { "t.\($0.drop { $0 == " " })" }.joined(separator: ", ")
+    let columns = Transfer.columns(of: "t")
     return try fetchAll(
       """
       SELECT \(columns) FROM transfers AS t JOIN receipts AS r ON r.sender = t.sender AND r.id = t.id AND r.kind = 'delivered'

@@ -81,6 +81,18 @@ enum Schema {
             envelope BLOB NOT NULL, answer BLOB, next_at INTEGER, act_by INTEGER, sequence INTEGER NOT NULL) WITHOUT ROWID;
           """)
     }
+    migrator.registerMigration("4 collecting") { db in
+      // An offer takes its number from the counter of the receipts: both stand in one list under one cursor.
+      try db.execute(
+        sql: """
+          ALTER TABLE transfers ADD COLUMN collected INTEGER NOT NULL DEFAULT 0;
+
+          CREATE TABLE offers (
+            sender TEXT NOT NULL, id TEXT NOT NULL, peer TEXT NOT NULL, sequence INTEGER NOT NULL,
+            PRIMARY KEY (sender, id)) WITHOUT ROWID;
+          CREATE INDEX offers_peer ON offers (peer, sequence);
+          """)
+    }
     return migrator
   }
 }

@@ -1,6 +1,7 @@
 // The spool: durable bodies, ciphertext only.
 //
 //   HOME/spool/out/ID.body        HOME/spool/in/SENDER/ID.body        ….part while it is being written
+//   HOME/spool/out/ID.tree        of a body that its recipient collects: SHA-256 of the body, then the root of each segment
 //
 // A body becomes durable so:
 //   open(ID.part, O_CREAT|O_EXCL|O_NOFOLLOW, 0600)  pwrite…  fdatasync  close  rename(ID.part, ID.body)  fsync(directory)
@@ -44,6 +45,23 @@ package final class Spool: Sendable {
 
   package func body(_ place: Place) -> String { "\(base(place)).body" }
   package func part(_ place: Place) -> String { "\(base(place)).part" }
+  package func tree(_ place: Place) -> String { "\(base(place)).tree" }
+
+  /// Writes the side file of a body, before its row says that it is there. Durable when it returns.
+  package func putTree(_ place: Place, bodySHA256: Digest, roots: [Digest]) throws(DiskError) {
+    var bytes = bodySHA256.bytes
+    bytes.reserveCapacity(32 * (roots.count + 1))
+    for root in roots { bytes += root.bytes }
+    try DurableFile.write(bytes, to: tree(place))
+  }
+
+  /// The side file's content; nil when there is none.
+  package func treeFile(_ place: Place, segments: Int64) throws(DiskError) -> (bodySHA256: Digest, roots: [UInt8])? {
+    guard Directory.exists(tree(place)) else { return nil }
+    let bytes = try File.contents(tree(place), bytesMax: Int(32 * (segments + 1)))
+    guard bytes.count == Int(32 * (segments + 1)) else { throw DiskError("read", tree(place), errno: ENODATA) }
+    return (Digest(bytes[..<32]), Array(bytes[32...]))
+  }
 
   /// A fresh, empty part, with room for `bytes` reserved.
   package func create(_ place: Place, bytes: Int64) throws(DiskError) -> File {
@@ -74,21 +92,25 @@ package final class Spool: Sendable {
 
   package func open(_ place: Place) throws(DiskError) -> File { try File(body(place), O_RDONLY) }
 
-  /// Removes body and part. Called only after the commit of a state that needs neither.
+  /// Removes body, part and side file. Called only after the commit of a state that needs none of them.
   package func remove(_ place: Place) throws(DiskError) {
+    // First, so that a side file is never alone.
+    if case .out = place { try Directory.remove(tree(place)) }
     try Directory.remove(body(place))
     try Directory.remove(part(place))
   }
 
   package func has(_ place: Place) -> Bool { Directory.exists(body(place)) }
 
-  /// Every file in the spool, with whether it is a finished body.
+  /// Every body and part in the spool, with whether it is a finished body.
   package func inventory() throws(DiskError) -> [(place: Place, isBody: Bool)] {
     var found: [(Place, Bool)] = []
     func scan(_ directory: String, _ make: (TransferID) -> Place) throws(DiskError) {
       for name in try Directory.names(directory) {
         let parts = name.split(separator: ".")
-        guard parts.count == 2, let id = TransferID(String(parts[0])) else { continue }
+        guard parts.count == 2, parts[1] == "body" || parts[1] == "part", let id = TransferID(String(parts[0])) else {
+          continue
+        }
         found.append((make(id), parts[1] == "body"))
       }
     }

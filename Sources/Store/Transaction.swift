@@ -99,7 +99,7 @@ package final class Transaction {
       """
       UPDATE transfers SET state = ?, name = ?, payload_bytes = ?, body_bytes = ?, manifest = ?, manifest_sha256 = ?,
         key = ?, durable_bytes = ?, expires_at = ?, next_at = ?, attempts = ?, code = ?, note = ?, held_from = ?, sealed_to = ?,
-        inbox_name = ?, updated_at = ?
+        inbox_name = ?, collected = ?, updated_at = ?
       WHERE sender = ? AND id = ? AND state = ?
       """,
       [
@@ -107,7 +107,7 @@ package final class Transaction {
         next.key.map { Data($0) }, next.durableBytes, next.expiresAt.map(Transfer.milliseconds),
         next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue,
         next.sealedTo,
-        next.inboxName, Transfer.milliseconds(at), next.sender.text, next.id.text, state.rawValue,
+        next.inboxName, next.isCollected, Transfer.milliseconds(at), next.sender.text, next.id.text, state.rawValue,
       ])
     guard db.changesCount == 1 else { throw LedgerError.stale("transfer \(next.id)") }
   }
@@ -117,6 +117,15 @@ package final class Transaction {
     try execute(
       "INSERT INTO receipts (sender, id, kind, envelope) VALUES (?, ?, ?, ?)",
       [receipt.sender.text, receipt.id.text, receipt.kind.rawValue, Data(envelope.bytes)])
+  }
+
+  /// Puts a collected transfer at the end of what its partner is told about: that it waits, or how it ended.
+  package func offer(_ transfer: Transfer) throws {
+    try execute(
+      """
+      INSERT INTO offers (sender, id, peer, sequence) VALUES (?, ?, ?, ?)
+      ON CONFLICT DO UPDATE SET sequence = excluded.sequence
+      """, [transfer.sender.text, transfer.id.text, transfer.peer.text, try MailSequence.advance(db, by: 1)])
   }
 
   /// Stores another signed document about a transfer (take-back, its answer, non-delivery report); the first one stays.

@@ -37,6 +37,8 @@ package struct Transfer: Equatable, Sendable {
   package var sealedTo: String
   /// Recipient: the name in the inbox.
   package var inboxName: String
+  /// The recipient pulls it (delivery mode collect): the sender's own stages leave it alone.
+  package var isCollected = false
   package var updatedAt: Date
 
   package var place: Spool.Place { direction == .out ? .out(id) : .incoming(sender, id) }
@@ -75,7 +77,11 @@ package struct Transfer: Equatable, Sendable {
 extension Transfer {
   static let columns =
     "direction, sender, id, peer, agreement, state, name, payload_bytes, body_bytes, manifest, manifest_sha256, "
-    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, sealed_to, inbox_name, updated_at"
+    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, sealed_to, inbox_name, collected, updated_at"
+
+  static func columns(of table: String) -> String {
+    columns.split(separator: ",").map { "\(table).\($0.drop { $0 == " " })" }.joined(separator: ", ")
+  }
 
   init(_ row: Row) throws {
     guard let direction = Direction(rawValue: row["direction"]), let sender = AgencyID(row["sender"]),
@@ -96,6 +102,7 @@ extension Transfer {
     heldFrom = (row["held_from"] as String?).flatMap(TransferState.init)
     sealedTo = row["sealed_to"]
     inboxName = row["inbox_name"]
+    isCollected = row["collected"]
     updatedAt = Self.date(row["updated_at"])
   }
 
@@ -108,7 +115,7 @@ extension Transfer {
       direction.rawValue, sender.text, id.text, peer.text, agreement, state.rawValue, name, payloadBytes,
       bodyBytes, Data(manifest), manifestDigest, key.map { Data($0) }, durableBytes, Self.milliseconds(createdAt),
       expiresAt.map(Self.milliseconds), nextAt.map(Self.milliseconds), attempts, code, note,
-      heldFrom?.rawValue, sealedTo, inboxName, Self.milliseconds(updatedAt),
+      heldFrom?.rawValue, sealedTo, inboxName, isCollected, Self.milliseconds(updatedAt),
     ]
   }
 }

@@ -4,6 +4,7 @@
 //             sending → queued (a cut, to be tried again)          releasing → releasing (a new check, a new lease)
 //             a receipt moves releasing, released and unconfirmed to confirmed or refused, whatever came between
 //             released → unconfirmed → confirmed                   held ⇄ claimed … custody
+//             collected: queued → custody (its `received`); released, unconfirmed → releasing (it asks for the key again)
 //             ends: refused, expired, cancelled, corrupt; expired and cancelled never after releasing
 // Recipient   receiving → received → opened → delivering → delivered → acknowledged → purged
 //             delivering → delivering (the name was taken)
@@ -51,12 +52,12 @@ package enum TransferState: String, Sendable, CaseIterable {
   private static let outArrows: [TransferState: Set<TransferState>] = [
     .claimed: [.sealed, .refused, .held, .cancelled, .corrupt],
     .sealed: [.queued, .refused, .held, .cancelled, .expired, .corrupt],
-    .queued: [.sending, .held, .cancelled, .expired, .refused, .corrupt],
+    .queued: [.sending, .custody, .held, .cancelled, .expired, .refused, .corrupt],
     .sending: [.queued, .custody, .held, .cancelled, .expired, .refused, .corrupt],
     .custody: [.releasing, .held, .cancelled, .expired, .refused, .corrupt],
     .releasing: [.releasing, .released, .confirmed, .refused, .unconfirmed],
-    .released: [.confirmed, .unconfirmed, .refused],
-    .unconfirmed: [.confirmed, .refused],
+    .released: [.releasing, .confirmed, .unconfirmed, .refused],
+    .unconfirmed: [.releasing, .confirmed, .refused],
     .held: [.claimed, .sealed, .queued, .custody, .cancelled, .expired, .refused],
     .confirmed: [.purged], .refused: [.purged], .expired: [.purged], .cancelled: [.purged],
   ]

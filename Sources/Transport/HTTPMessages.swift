@@ -1,6 +1,7 @@
 // What both ends of the wire speak of: replies, problems (RFC 9457), header names, and the routes of the partner API.
 
 import Foundation
+import NIOCore
 import Sealing
 
 /// A reply, on either side.
@@ -9,6 +10,10 @@ package struct HTTPReply: Sendable {
   /// Names in lower case.
   package var headers: [String: String]
   package var body: [UInt8]
+  /// What follows `body`, read while it is sent. Only on the serving side.
+  package var stream: BodyStream?
+  /// Called once when the reply went out whole (true), or its connection ended before (false). Only on the serving side.
+  package var onEnd: (@Sendable (Bool) async -> Void)?
 
   package init(_ status: Int, headers: [String: String] = [:], body: [UInt8] = []) {
     self.status = status
@@ -29,11 +34,23 @@ package struct HTTPReply: Sendable {
   }
 }
 
+/// A body that is read piece by piece at the pace of its reader's connection.
+package struct BodyStream: Sendable {
+  package let bytes: Int64
+  /// `count` bytes from `offset` on, counted from the stream's beginning; suspends, and never blocks its thread.
+  package let read: @Sendable (_ offset: Int64, _ count: Int) async throws -> ByteBuffer
+
+  package init(bytes: Int64, read: @escaping @Sendable (Int64, Int) async throws -> ByteBuffer) {
+    self.bytes = bytes
+    self.read = read
+  }
+}
+
 /// A refusal on the wire. `kind` is stable; `code` is a reason code where one applies.
 package struct Problem: Error, Equatable, Sendable, CustomStringConvertible {
   package enum Kind: String, Sendable, CaseIterable {
     case malformed, digest, refused, notFound = "not-found", conflict, offset, gone, tooLarge = "too-large"
-    case method, busy, full, unavailable, superseded
+    case method, range, busy, full, unavailable, superseded
 
     package var status: Int {
       switch self {
@@ -44,6 +61,7 @@ package struct Problem: Error, Equatable, Sendable, CustomStringConvertible {
       case .conflict, .offset, .superseded: 409
       case .gone: 410
       case .tooLarge: 413
+      case .range: 416
       case .busy: 429
       case .unavailable: 503
       case .full: 507
@@ -95,11 +113,19 @@ package struct Problem: Error, Equatable, Sendable, CustomStringConvertible {
 package enum PartnerRoute: Equatable, Sendable {
   case card
   case list(after: Int64, limit: Int, waitSeconds: Int)
+  case page
+  case openAPI
+  case manifest(TransferID)
   case putManifest(TransferID)
   case bodyOffset(TransferID)
   case appendBody(TransferID)
+  case body(TransferID)
+  case tree(TransferID)
   case putKey(TransferID)
+  case askKey(TransferID)
+  case package(TransferID)
   case receipts(TransferID, after: String, waitSeconds: Int)
+  case putReceipts(TransferID)
   case takeBack(TransferID)
   case putAgreement(Digest)
   case putAct(Digest)
@@ -121,8 +147,16 @@ package enum PartnerRoute: Equatable, Sendable {
       return min(value, max)
     }
     let unknown = Problem(.notFound, "there is nothing here")
+    if parts == [""] {
+      guard method == "GET" || method == "HEAD" else { throw Problem(.method, "the page can only be read") }
+      self = .page
+      return
+    }
     guard parts.first == "v1", parts.count >= 2 else { throw unknown }
     switch (parts[1], parts.count) {
+    case ("openapi.json", 2):
+      guard method == "GET" else { throw Problem(.method, "the description can only be read") }
+      self = .openAPI
     case ("card", 2):
       guard method == "GET" else { throw Problem(.method, "the card can only be read") }
       self = .card
@@ -136,14 +170,20 @@ package enum PartnerRoute: Equatable, Sendable {
       guard let id = TransferID(parts[2]) else { throw unknown }
       switch (method, parts.count == 4 ? parts[3] : "") {
       case ("DELETE", ""): self = .takeBack(id)
+      case ("GET", "manifest"): self = .manifest(id)
       case ("PUT", "manifest"): self = .putManifest(id)
       case ("HEAD", "body"): self = .bodyOffset(id)
       case ("PATCH", "body"): self = .appendBody(id)
+      case ("GET", "body"): self = .body(id)
+      case ("GET", "tree"): self = .tree(id)
       case ("PUT", "key"): self = .putKey(id)
+      case ("POST", "key"): self = .askKey(id)
+      case ("GET", "package.age"), ("HEAD", "package.age"): self = .package(id)
       case ("GET", "receipts"):
         self = .receipts(
           id, after: query["after"] ?? "", waitSeconds: Int(try number("wait", 0, max: Int64(Self.waitSecondsMax))))
-      case (_, "manifest"), (_, "body"), (_, "key"), (_, "receipts"), (_, ""):
+      case ("PUT", "receipts"): self = .putReceipts(id)
+      case (_, "manifest"), (_, "body"), (_, "tree"), (_, "key"), (_, "package.age"), (_, "receipts"), (_, ""):
         throw Problem(.method, "\(method) is not possible here")
       default: throw unknown
       }

@@ -29,6 +29,9 @@ package struct RelayRequest: Sendable {
   /// The whole exchange fails after so long; 0 for no limit.
   package var totalSeconds: Int = 0
   package var replyBytesMax: Int = 1 << 20
+  /// Takes the body of a reply 200 or 206 as it comes, on the client's own thread, in place of `HTTPReply.body`; false ends the
+  /// exchange (curl 23). It may block, and holds up the other requests of this client while it does.
+  package var take: (@Sendable (UnsafeRawBufferPointer) -> Bool)?
   /// A Unix socket instead of TCP and TLS: commands on this machine.
   package var socket: String?
 
@@ -212,6 +215,10 @@ private final class Exchange: @unchecked Sendable {
   private var headerList: UnsafeMutablePointer<curl_slist>?
   fileprivate var sent = 0
   private var reply = HTTPReply(0)
+  /// From the status line: known before the body comes.
+  private var status = 0
+  /// A signed ledger head with a post-quantum signature has some 5 KB.
+  private static let headerBytesMax = 8192
   private var isOverLimit = false
 
   /// `https://host:port`: requests to one origin share its connections.
@@ -315,6 +322,7 @@ private final class Exchange: @unchecked Sendable {
   }
 
   private func take(_ data: UnsafeRawBufferPointer) -> Int {
+    if let take = request.take, status == 200 || status == 206 { return take(data) ? data.count : 0 }
     guard reply.body.count + data.count <= request.replyBytesMax else {
       isOverLimit = true
       return 0
@@ -327,9 +335,10 @@ private final class Exchange: @unchecked Sendable {
     let line = String(decoding: data, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
     if line.hasPrefix("HTTP/") {
       reply.headers = [:]  // an interim reply (100) came before
+      status = Int(line.dropFirst(9).prefix(3)) ?? 0
     } else if let colon = line.firstIndex(of: ":"), reply.headers.count < 64 {
       let value = line[line.index(after: colon)...].trimmingCharacters(in: .whitespaces)
-      reply.headers[line[..<colon].lowercased()] = String(value.prefix(1024))
+      reply.headers[line[..<colon].lowercased()] = String(value.prefix(Self.headerBytesMax))
     }
   }
 

@@ -61,6 +61,22 @@ package struct TLSIdentity: Sendable {
     return try NIOSSLContext(configuration: configuration)
   }
 
+  /// The pin of the first certificate in a PEM file.
+  ///
+  /// - Throws: `PEMError` when there is none, or its key is of no kind that TLS 1.3 takes here.
+  package static func pin(ofPEM bytes: [UInt8]) throws(PEMError) -> Sealing.Digest {
+    do {
+      guard let certificate = try NIOSSLCertificate.fromPEMBytes(bytes).first else { throw PEMError() }
+      return try pin(of: certificate)
+    } catch {
+      throw PEMError()
+    }
+  }
+
+  package struct PEMError: Error, CustomStringConvertible {
+    package var description: String { "not a certificate in PEM (-----BEGIN CERTIFICATE-----)" }
+  }
+
   /// The pin of a peer's certificate.
   static func pin(of certificate: NIOSSLCertificate) throws -> Sealing.Digest {
     Sealing.Digest(of: try certificate.extractPublicKey().toSPKIBytes())

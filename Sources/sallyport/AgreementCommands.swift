@@ -107,6 +107,9 @@ struct AgreementsCommand: AsyncParsableCommand {
     @Option(help: "The role that you sign in, one of the agreement's signatories.") var role: String
     @Option(help: "Your name; the agency vouches for it with its key.") var signer: String
     @Option(help: "Why, where it is not obvious.") var reason: String?
+    @Option(name: .customLong("for"), help: "A partner without a gateway that you sign for, with --evidence.")
+    var absent: String?
+    @Option(help: "The paper that shows it: where it is kept, its SHA-256.") var evidence: String?
   }
 
   struct Sign: AsyncParsableCommand {
@@ -141,6 +144,8 @@ struct AgreementsCommand: AsyncParsableCommand {
       "signer": .string(signing.signer),
     ]
     arguments["reason"] = signing.reason.map { .string($0) }
+    arguments["for"] = signing.absent.map { .string($0) }
+    arguments["evidence"] = signing.evidence.map { .string($0) }
     showStanding(try await Session(options).perform(.agreementsAct, arguments), options)
   }
 

@@ -7,6 +7,7 @@ import Glibc
 import Policies
 import Sealing
 import Store
+import Transport
 
 struct DemoCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
@@ -55,6 +56,8 @@ private final class Demo {
   private let out = Output(asJSON: false)
   private let keep: Bool
   /// The children end with their standard input, so also when this process dies without a word.
+  /// Kept from everybody else, so that a gateway finds its own free.
+  private var ports: [ReservedPort] = []
   private var lifelines: [Pipe] = []
   private var signals: [any DispatchSourceSignal] = []
   /// For atexit(3), which takes no context; set once, before anything is started.
@@ -248,7 +251,9 @@ private final class Demo {
       if name == "card.json", bytes.last != 10 { bytes.append(10) }
       try DurableFile.write(bytes, to: "\(home.keys)/\(name)", mode: name == "card.json" ? 0o644 : 0o600)
     }
-    let port = try FreePort.find()
+    let reserved = try ReservedPort()
+    ports.append(reserved)
+    let port = reserved.number
     try DurableFile.write(
       Array("agency: \(agency)\nlisten: \"127.0.0.1:\(port)\"\nscanSeconds: 1\nlogLevel: error\n".utf8),
       to: home.configuration)
@@ -349,25 +354,5 @@ extension Sequence where Self: Sendable, Element: Sendable {
     var values: [Value] = []
     for element in self { values.append(try await body(element)) }
     return values
-  }
-}
-
-/// A TCP port on loopback that is free now.
-enum FreePort {
-  static func find() throws -> Int {
-    let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-    guard descriptor >= 0 else { throw DiskError("socket", "127.0.0.1") }
-    defer { close(descriptor) }
-    var address = sockaddr_in()
-    address.sin_family = sa_family_t(AF_INET)
-    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-    var size = socklen_t(MemoryLayout<sockaddr_in>.size)
-    let bound = withUnsafeMutablePointer(to: &address) { pointer in
-      pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        bind(descriptor, $0, size) == 0 && getsockname(descriptor, $0, &size) == 0
-      }
-    }
-    guard bound else { throw DiskError("bind", "127.0.0.1") }
-    return Int(UInt16(bigEndian: address.sin_port))
   }
 }

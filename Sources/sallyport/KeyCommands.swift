@@ -164,7 +164,8 @@ enum IdentityWriter {
 
 struct CardCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "card", abstract: "The agency's signed public description.", subcommands: [Show.self, Endpoint.self])
+    commandName: "card", abstract: "The agency's signed public description.",
+    subcommands: [Show.self, SigningKey.self, Endpoint.self])
 
   struct Show: AsyncParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Print the card, to be given to partners.")
@@ -181,9 +182,22 @@ struct CardCommand: AsyncParsableCommand {
           serial       \(card.card.serial)
           endpoint     \(card.card.endpoint ?? "none")
           fingerprint  \(Fingerprint(card.card))
+          tls pin      \(card.card.tlsPins.map { "sha256//\(Base64.encode($0.bytes))" }.joined(separator: ";"))
           file         \(options.home.card)
           """)
       }
+    }
+  }
+
+  struct SigningKey: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Print the key that signs manifests, for openssl.",
+      discussion: "Ed25519 as SubjectPublicKeyInfo in PEM (RFC 8410). How a partner uses it: docs/COLLECT.md.")
+    @OptionGroup var options: HomeOptions
+
+    func run() async throws {
+      let card = try KeyRing.loadCard(options.home).card
+      for pem in card.signingKeys.filter({ $0.state == .active }).compactMap(\.key.pem) { options.output.line(pem) }
     }
   }
 

@@ -7,6 +7,7 @@ import Glibc
 import Policies
 import Sealing
 import Store
+import Transport
 
 struct PartnersCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
@@ -29,12 +30,28 @@ struct PartnersCommand: AsyncParsableCommand {
 
   struct Add: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Take a partner's card. A new partner is pending until its fingerprint is approved.")
+      abstract: "Take a partner's card, or describe a partner that has no gateway.",
+      discussion: """
+        A new partner is pending until its fingerprint is approved. A partner without a gateway collects with curl and opens with \
+        age: sallyport partners add --agency ID --certificate CLIENT.pem --recipient age1…
+        """)
     @OptionGroup var options: HomeOptions
-    @Argument(help: "The card's file.", completion: .file()) var card: String
+    @Argument(help: "The card's file.", completion: .file()) var card: String?
+    @Option(help: "The id of a partner without a gateway.") var agency: String?
+    @Option(help: "The certificate of its TLS client; only its key counts.", completion: .file()) var certificate:
+      String?
+    @Option(help: "Its age recipient, age1… or age1pq1….") var recipient: String?
     @Flag(help: "Allow the published demo keys.") var demo = false
 
+    func validate() throws {
+      guard (card != nil) != (agency != nil && certificate != nil && recipient != nil) else {
+        throw ValidationError(
+          "give a card's file, or --agency, --certificate and --recipient of a partner without a gateway")
+      }
+    }
+
     func run() async throws {
+      guard let card else { return try await describe() }
       var bytes = try File.contents(card, bytesMax: Envelope.bytesMax)
       if bytes.last == 10 { bytes.removeLast() }
       let signed = try SignedCard(selfSigned: bytes, at: Date())
@@ -43,6 +60,19 @@ struct PartnersCommand: AsyncParsableCommand {
       }
       let rows = try await Session(options).perform(
         .partnersAdd, ["card": .string(String(decoding: bytes, as: UTF8.self))])
+      show(rows)
+    }
+
+    private func describe() async throws {
+      guard let agency, let certificate, let recipient else { return }
+      let pin = try TLSIdentity.pin(ofPEM: File.contents(certificate, bytesMax: 1 << 20))
+      show(
+        try await Session(options).perform(
+          .partnersDescribe,
+          ["agency": .string(agency), "pin": .string(pin.hex), "recipient": .string(recipient)]))
+    }
+
+    private func show(_ rows: [JSON]) {
       options.output.rows(rows) { row in
         "\(row.text("agency"))  \(row.text("outcome"))\nfingerprint  \(row.text("fingerprint"))"
           + (row.text("outcome") == "accepted" || row.text("outcome") == "unchanged"

@@ -18,7 +18,8 @@ struct Sallyport: AsyncParsableCommand {
       """,
     version: "0.1.0",
     subcommands: [
-      InitCommand.self, RunCommand.self, DemoCommand.self, SendCommand.self, SealCommand.self, OpenCommand.self,
+      InitCommand.self, RunCommand.self, DemoCommand.self, SendCommand.self, CollectCommand.self, SealCommand.self,
+      OpenCommand.self,
       StatusCommand.self, QueueCommand.self, TraceCommand.self, WhyCommand.self, HoldCommand.self, ResumeCommand.self,
       RetryCommand.self, CancelCommand.self, CheckCommand.self, DoctorCommand.self, KeysCommand.self, CardCommand.self,
       PartnersCommand.self, AgreementsCommand.self, ConsentCommand.self, ReportCommand.self, SchemasCommand.self,

@@ -8,7 +8,7 @@ import Sealing
 import Store
 import Transport
 
-struct Session {
+struct Session: Sendable {
   let home: Home
   let options: HomeOptions
 
@@ -20,12 +20,29 @@ struct Session {
   /// Performs one verb wherever the home's owner is.
   func perform(_ verb: Administration.Verb, _ arguments: [String: JSON] = [:]) async throws -> [JSON] {
     if let rows = try await overSocket(verb, arguments) { return rows }
+    return try await holding { try await $0(verb, arguments) }
+  }
+
+  typealias Perform = @Sendable (_ verb: Administration.Verb, _ arguments: [String: JSON]) async throws -> [JSON]
+
+  /// Several verbs over one opening of the home, side by side.
+  func holding<Value>(_ body: (@escaping Perform) async throws -> Value) async throws -> Value {
+    if try await isRunning() {
+      return try await body { [self] verb, arguments in
+        guard let rows = try await overSocket(verb, arguments) else {
+          throw AdminError(.failed, "the gateway of \(home.path) has ended")
+        }
+        return rows
+      }
+    }
     let context = try open()
     do {
-      let rows = try await Administration(context: context).perform(
-        verb, DocumentReader(.object(arguments), at: verb.rawValue))
+      let value = try await body { verb, arguments in
+        try await Administration(context: context).perform(
+          verb, DocumentReader(.object(arguments), at: verb.rawValue))
+      }
       try await context.close()
-      return rows
+      return value
     } catch {
       try await context.close()
       throw error

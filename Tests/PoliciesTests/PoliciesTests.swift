@@ -426,11 +426,6 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
     #expect(Evaluation.outbound(draft(), under: nil, now()).outcome == .refuse)
   }
 
-  @Test func collectingIsRefusedUntilItIsThere() throws {
-    let collected = try Agreement(yaml: yaml.replacing("mode: relay", with: "mode: collect"))
-    #expect(Evaluation.outbound(draft(), under: collected, now()).codes == [.deliveryMode])
-  }
-
   @Test func aRefusalOutweighsAHold() {
     let decision = Evaluation.outbound(draft(bytes: 0), under: agreement, now(Self.instant, .suspended))
     #expect(decision.outcome == .refuse && decision.codes == [.inputEmpty])
@@ -445,19 +440,35 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
         mediaType: "text/csv", payloadBytes: 3, bodyBytes: 19, bodyTreeRoot: digest, keySHA256: digest,
         createdAt: Self.instant, expiresAt: Self.instant + life, decision: digest)
     }
-    #expect(Evaluation.inbound(manifest(agreement: agreement.digest), under: agreement, now()).outcome == .permit)
-    #expect(Evaluation.inbound(manifest(agreement: agreement.digest), under: nil, now()).codes == [.agreementUnknown])
     #expect(
-      Evaluation.inbound(manifest(agreement: agreement.digest, version: 1), under: agreement, now()).codes == [
+      Evaluation.inbound(manifest(agreement: agreement.digest), under: agreement, now(), by: .relay).outcome == .permit)
+    #expect(
+      Evaluation.inbound(manifest(agreement: agreement.digest), under: nil, now(), by: .relay).codes == [
         .agreementUnknown
       ])
     #expect(
-      Evaluation.inbound(manifest(agreement: agreement.digest, life: 49 * 3600), under: agreement, now()).codes == [
-        .limitTimeToLive
-      ])
+      Evaluation.inbound(manifest(agreement: agreement.digest, version: 1), under: agreement, now(), by: .relay).codes
+        == [
+          .agreementUnknown
+        ])
+    #expect(
+      Evaluation.inbound(manifest(agreement: agreement.digest, life: 49 * 3600), under: agreement, now(), by: .relay)
+        .codes == [
+          .limitTimeToLive
+        ])
+    // What is to be collected is not taken when it is pushed, nor the other way round.
+    let collected = try Agreement(yaml: yaml.replacing("mode: relay", with: "mode: collect"))
+    for (asked, by, outcome) in [
+      (agreement, Agreement.Delivery.collect, Decision.Outcome.refuse), (collected, .relay, .refuse),
+      (collected, .collect, .permit),
+    ] {
+      let decision = Evaluation.inbound(manifest(agreement: asked.digest), under: asked, now(), by: by)
+      #expect(decision.outcome == outcome && decision.codes == (outcome == .refuse ? [.deliveryMode] : []))
+    }
     let strict = try Agreement(
       yaml: yaml.replacing("timeToLive: \"PT48H\"", with: "timeToLive: \"PT48H\", wholeFileSha256: true"))
-    #expect(Evaluation.inbound(manifest(agreement: strict.digest), under: strict, now()).codes == [.inputDigest])
+    #expect(
+      Evaluation.inbound(manifest(agreement: strict.digest), under: strict, now(), by: .relay).codes == [.inputDigest])
   }
 
   @Test func decisionsAreDeterministicAndSalted() {

@@ -6,6 +6,7 @@ import Logging
 import Policies
 import Sealing
 import Store
+import Transport
 
 /// One agency's home, and its gateway while it runs.
 public final class TestAgency {
@@ -13,9 +14,9 @@ public final class TestAgency {
   public let home: String
   public private(set) var process: Process?
   public var environment: [String: String] = [:]
-  let port: Int
+  let port: ReservedPort
 
-  init(id: String, home: String, port: Int) {
+  init(id: String, home: String, port: ReservedPort) {
     self.id = id
     self.home = home
     self.port = port
@@ -126,6 +127,8 @@ public final class TestAgencies {
     public var consent = "{ model: none }"
     public var approval = "{ mode: automatic }"
     public var isSigned = true
+    /// `relay` or `collect`, and further members of `delivery` behind it.
+    public var delivery = "relay"
     /// Further members of `dataset`, and the schema's text in schemas/test.schema; SHA256 stands for its digest.
     public var dataset = ""
     public var schema = ""
@@ -135,8 +138,8 @@ public final class TestAgencies {
 
   public init(_ options: Options = Options()) throws {
     scratch = try Scratch()
-    sender = TestAgency(id: "sender.example.gov", home: "\(scratch.path)/s", port: try TestPort.free())
-    recipient = TestAgency(id: "recipient.example.gov", home: "\(scratch.path)/r", port: try TestPort.free())
+    sender = TestAgency(id: "sender.example.gov", home: "\(scratch.path)/s", port: try ReservedPort())
+    recipient = TestAgency(id: "recipient.example.gov", home: "\(scratch.path)/r", port: try ReservedPort())
     let yaml = Self.yaml(options, sender.id, recipient.id)
     for agency in [sender, recipient] {
       let home = Home(agency.home)
@@ -145,12 +148,12 @@ public final class TestAgencies {
       var keyOptions = KeyRing.Options()
       keyOptions.postQuantumSealing = options.postQuantum
       keyOptions.postQuantumSigning = options.postQuantum
-      keyOptions.endpoint = "https://127.0.0.1:\(agency.port)"
+      keyOptions.endpoint = "https://127.0.0.1:\(agency.port.number)"
       let keys = try KeyRing(agency: AgencyID(agency.id)!, options: keyOptions, at: Date())
       try keys.save(home, passphrase: passphrase, cost: .minimal)
       let configuration = """
         agency: \(agency.id)
-        listen: "127.0.0.1:\(agency.port)"
+        listen: "127.0.0.1:\(agency.port.number)"
         scanSeconds: 1
         lowWaterBytes: 1048576
         retrySecondsMax: 2
@@ -200,7 +203,7 @@ public final class TestAgencies {
     consent: \(options.consent)
     validity: { notBefore: "2020-01-01T00:00:00Z", notAfter: "2099-01-01T00:00:00Z", reviewBy: "2098-01-01" }
     dataset: { namePattern: "\(options.namePattern)", mediaType: "application/octet-stream"\(options.dataset.replacingOccurrences(of: "SHA256", with: Digest(of: Array(options.schema.utf8)).hex)) }
-    delivery: { mode: relay, maxBytes: \(options.bytesMax), maxPackagesPerDay: \(options.packagesPerDay), timeToLive: "\(options.timeToLive)", wholeFileSha256: \(options.wholeFile) }
+    delivery: { mode: \(options.delivery), maxBytes: \(options.bytesMax), maxPackagesPerDay: \(options.packagesPerDay), timeToLive: "\(options.timeToLive)", wholeFileSha256: \(options.wholeFile) }
     security: { recipients: [x25519, mlkem768x25519] }
     retention: { recipientDeleteAfter: "P90D" }
     onwardTransfer: { allowed: false }
@@ -256,23 +259,4 @@ public final class TestAgencies {
 public struct TestFailure: Error, CustomStringConvertible {
   public let description: String
   public init(_ description: String) { self.description = description }
-}
-
-public enum TestPort {
-  /// A TCP port on loopback that is free now.
-  public static func free() throws -> Int {
-    let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-    defer { close(descriptor) }
-    var address = sockaddr_in()
-    address.sin_family = sa_family_t(AF_INET)
-    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-    var size = socklen_t(MemoryLayout<sockaddr_in>.size)
-    let bound = withUnsafeMutablePointer(to: &address) { pointer in
-      pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        bind(descriptor, $0, size) == 0 && getsockname(descriptor, $0, &size) == 0
-      }
-    }
-    guard bound else { throw TestFailure("no free port") }
-    return Int(UInt16(bigEndian: address.sin_port))
-  }
 }

@@ -23,6 +23,23 @@ struct OpenPackage: Sendable {
 
   func removeStaged(_ transfer: Transfer) throws { try Directory.remove(staged(transfer)) }
 
+  /// From a received key to the inbox.
+  var stages: [Stage] {
+    func stage(
+      _ state: TransferState, _ concurrency: Int, hasKey: Bool? = nil,
+      _ work: @escaping @Sendable (Transfer) async throws -> Void
+    ) -> Stage {
+      Stage(
+        context: context, direction: .in, state: state, hasKey: hasKey, concurrency: concurrency,
+        news: context.news.keys, work: work)
+    }
+    return [
+      stage(.received, 24, hasKey: true) { try await open($0) },
+      stage(.opened, 4) { try await deliver($0) },
+      stage(.delivering, 4) { try await finish($0) },
+    ]
+  }
+
   // MARK: open
 
   /// Work of the stage `received`: rows that have their key.
@@ -31,9 +48,11 @@ struct OpenPackage: Sendable {
     let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     let decision = Evaluation.inbound(
-      manifest, under: agreement, try await context.circumstances(transfer.sender, agreement))
+      manifest, under: agreement, try await context.circumstances(transfer.sender, agreement),
+      by: transfer.isCollected ? .collect : .relay)
     guard decision.outcome != .refuse else {
-      return try await quarantine(transfer, code: decision.codes[0].rawValue, note: decision.sentence)
+      try await quarantine(transfer, code: decision.codes[0].rawValue, note: decision.sentence)
+      return
     }
     guard decision.outcome == .permit else {
       _ = try await context.ledger.write { tx in
@@ -51,13 +70,15 @@ struct OpenPackage: Sendable {
       let report = try await context.pool.run { try unseal(transfer, manifest, bytes, format) }
       guard report?.isValid ?? true, format == nil || report?.records == manifest.records else {
         try await context.pool.run { try Directory.remove(staged(transfer)) }
-        return try await quarantine(
+        try await quarantine(
           transfer, code: ReasonCode.inputSchema.rawValue,
           note: "\(report?.sentence ?? "no records"), the manifest says \(manifest.records.map(String.init) ?? "none")")
+        return
       }
     } catch let error as SealingError {
       try await context.pool.run { try Directory.remove(staged(transfer)) }
-      return try await quarantine(transfer, code: error.code.rawValue, note: error.detail)
+      try await quarantine(transfer, code: error.code.rawValue, note: error.detail)
+      return
     }
     let row = try await context.ledger.write { tx in
       // The same task goes on; the stage looks only after what a crash left.
@@ -85,7 +106,7 @@ struct OpenPackage: Sendable {
     let pass = Pass(engine: context.engine, workers: isLarge ? context.workers : 1)
     let result = try pass.open(
       FileSource(body, bytes: manifest.bodyBytes, layout: .sealed), to: FileSink(payload), payloadKey: payloadKey,
-      wholePrefix: manifest.wholeFileSHA256 == nil ? nil : keyBytes)
+      wholePrefixes: manifest.wholeFileSHA256 == nil ? [] : [keyBytes])
     guard result.plainBytes == manifest.payloadBytes else {
       throw SealingError(
         .bodyLength, "the payload has \(result.plainBytes) bytes, the manifest says \(manifest.payloadBytes)")
@@ -93,7 +114,7 @@ struct OpenPackage: Sendable {
     guard result.treeRoot == manifest.bodyTreeRoot else {
       throw SealingError(.bodyRoot, "the body in the spool is not the one that was received")
     }
-    guard result.wholeSHA256 == manifest.wholeFileSHA256 else {
+    guard result.wholeSHA256.first == manifest.wholeFileSHA256 else {
       throw SealingError(.bodyRoot, "key and body do not have the signed SHA-256")
     }
     guard fchmod(payload.descriptor, mode_t(context.configuration.inboxFileMode)) == 0 else {
@@ -107,19 +128,26 @@ struct OpenPackage: Sendable {
     return report
   }
 
-  func quarantine(_ transfer: Transfer, code: String, note: String) async throws {
+  @discardableResult
+  func quarantine(_ transfer: Transfer, code: String, note: String) async throws -> Envelope {
     let previous = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id).last }
     let (receipt, envelope) = context.receipt(.refused, for: transfer, code: code, previous: previous)
     try await context.ledger.write { tx in
       try tx.advance(transfer, to: .quarantined, ["receipt": .string(envelope.payloadDigest.hex)]) {
         $0.code = code
         $0.note = note
-        $0.nextAt = nil
+        $0.nextAt = $0.isCollected ? tx.at : nil
       }
       try tx.add(receipt: receipt, envelope: envelope)
     }
-    context.news.receipts.notify()
+    tell(transfer)
     context.logger.error("transfer \(transfer.id) of \(transfer.sender) is quarantined: \(note)")
+    return envelope
+  }
+
+  /// There is a receipt for the sender: it asks for it, or we bring it.
+  private func tell(_ transfer: Transfer) {
+    if transfer.isCollected { context.news.collected.notify() } else { context.news.mail(to: transfer.sender).notify() }
   }
 
   // MARK: deliver
@@ -182,10 +210,12 @@ struct OpenPackage: Sendable {
     let previous = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id).last }
     let (receipt, envelope) = context.receipt(.delivered, for: transfer, previous: previous)
     try await context.ledger.write { tx in
-      try tx.advance(transfer, to: .delivered, ["receipt": .string(envelope.payloadDigest.hex)]) { $0.nextAt = nil }
+      try tx.advance(transfer, to: .delivered, ["receipt": .string(envelope.payloadDigest.hex)]) {
+        $0.nextAt = $0.isCollected ? tx.at : nil
+      }
       try tx.add(receipt: receipt, envelope: envelope)
     }
-    context.news.receipts.notify()
+    tell(transfer)
     try await context.pool.run { try context.spool.remove(transfer.place) }
   }
 }

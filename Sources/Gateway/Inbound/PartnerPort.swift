@@ -11,6 +11,7 @@ import Transport
 struct PartnerPort: Sendable {
   let context: GatewayContext
   let receive: Receive
+  let mailbox: Mailbox
   /// Called when the disk's state is unknown: the process must stop.
   let onFatal: @Sendable (any Error) -> Void
 
@@ -41,8 +42,19 @@ struct PartnerPort: Sendable {
     case .card:
       return HTTPReply(200, headers: ["content-type": "application/json"], body: context.keys.card.envelope.bytes)
     case .list(let after, let limit, let wait): return try await list(request.partner, after, limit, wait)
+    case .page: return try await PartnerPage(context: context).answer(request.partner)
+    case .openAPI:
+      return HTTPReply(200, headers: ["content-type": "application/json"], body: PackageResources.openapi_json)
+    case .manifest(let id): return try await mailbox.manifest(id, request)
+    case .body(let id): return try await mailbox.body(id, request)
+    case .tree(let id): return try await mailbox.tree(id, request)
+    case .askKey(let id): return try await mailbox.askKey(id, request)
+    case .package(let id): return try await mailbox.package(id, request)
+    case .putReceipts(let id): return try await mailbox.putReceipts(id, request)
     case .putManifest(let id): return try await receive.putManifest(id, request)
-    case .bodyOffset(let id): return try await receive.bodyOffset(id, request)
+    case .bodyOffset(let id):
+      return try await mailbox.holds(id, for: request.partner)
+        ? mailbox.body(id, request) : receive.bodyOffset(id, request)
     case .appendBody(let id): return try await receive.appendBody(id, request)
     case .putKey(let id): return try await receive.putKey(id, request)
     case .receipts(let id, let after, let wait):
@@ -72,24 +84,35 @@ struct PartnerPort: Sendable {
     }
   }
 
-  /// What concerns the caller after its cursor: our receipts about its transfers. Asking with a cursor says that
-  /// everything up to it was read, which acknowledges delivered transfers.
+  /// What concerns the caller after its cursor: our receipts about its transfers, and packages that wait for it or have ended.
+  /// Asking with a cursor says that everything up to it was read, which acknowledges delivered transfers.
   private func list(_ partner: AgencyID, _ after: Int64, _ limit: Int, _ wait: Int) async throws -> HTTPReply {
     try await acknowledge(partner, upTo: after)
     let deadline = context.now() + Double(wait)
+    let news = context.news.mail(to: partner)
+    var isLast = wait == 0
     while true {
-      let seen = context.news.receipts.generation
-      let fresh = try await context.ledger.read { try $0.receipts(about: partner, after: after, limit: max(1, limit)) }
+      let seen = news.generation
+      let (receipts, offers) = try await context.ledger.read {
+        (
+          try $0.receipts(about: partner, after: after, limit: max(1, limit)),
+          try $0.offers(to: partner, after: after, limit: max(1, limit))
+        )
+      }
+      // One list under one cursor: where either was cut, both end.
+      let order = (receipts.map(\.sequence) + offers.map(\.sequence)).sorted().prefix(max(1, limit))
+      let end = order.last ?? after
       let left = deadline.timeIntervalSince(context.now())
-      if !fresh.isEmpty || left <= 0 || Task.isCancelled {
-        var members = ReceiptList.document(fresh.map(\.envelope))
-        members["cursor"] = .integer(fresh.last?.sequence ?? after)
+      if !order.isEmpty || left <= 0 || isLast {
+        var members = ReceiptList.document(receipts.filter { $0.sequence <= end }.map(\.envelope))
+        members["transfers"] = .array(offers.filter { $0.sequence <= end }.map { Mailbox.item($0.transfer) })
+        members["cursor"] = .integer(end)
         if let proof = try await context.ledger.read({ try $0.partner(partner)?.headProof }) {
           members["yourHead"] = .string(Base64.encode(proof))
         }
         return .json(200, .object(members))
       }
-      await context.news.receipts.wait(after: seen, for: .seconds(left))
+      isLast = await !waitForNews(news, after: seen, for: .seconds(left))
     }
   }
 

@@ -30,6 +30,19 @@ struct Receive: Sendable {
       }
       return try await standing(known)
     }
+    if let (code, sentence, receipt) = try await admit(manifest, envelope, by: .relay) {
+      return Self.refusal(code, sentence, receipt)
+    }
+    return HTTPReply.json(201, .object(ReceiptList.document([])), headers: ["upload-offset": "0"])
+  }
+
+  /// Takes a verified manifest on, or refuses it by policy: then nothing more of the transfer comes, and the refusal is signed.
+  ///
+  /// - Returns: the refusal's code, sentence and receipt; nil when the transfer was begun.
+  /// - Throws: `Problem` for one that cannot be taken now, or at all.
+  func admit(_ manifest: Manifest, _ envelope: Envelope, by delivery: Agreement.Delivery) async throws -> (
+    String, String, Envelope
+  )? {
     let instant = context.now()
     guard instant < manifest.expiresAt + GatewayContext.skewSeconds else {
       throw Problem(.refused, code: "manifest.expired", "the package has expired")
@@ -41,24 +54,28 @@ struct Receive: Sendable {
     if let mark = try await context.ledger.read({ try $0.restoredAt() }), manifest.createdAt < mark {
       throw Problem(.refused, code: "manifest.before-restore", "the package is older than this gateway's last restore")
     }
-    let transfer = transfer(manifest, envelope, at: instant)
+    var transfer = transfer(manifest, envelope, at: instant)
+    transfer.isCollected = delivery == .collect
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     let decision = Evaluation.inbound(
-      manifest, under: agreement, try await context.circumstances(manifest.sender, agreement))
+      manifest, under: agreement, try await context.circumstances(manifest.sender, agreement), by: delivery)
     switch decision.outcome {
     case .permit: break
     case .hold: throw Problem(.unavailable, code: decision.codes[0].rawValue, decision.sentence, retryAfterSeconds: 60)
     case .refuse: return try await refuse(transfer, code: decision.codes[0].rawValue, decision)
     }
     try await requireRoom(for: manifest)
+    // A relayed body comes by itself.
+    transfer.nextAt = transfer.isCollected ? instant : nil
+    let begun = transfer
     try await context.ledger.write { tx in
-      try tx.insert(transfer, ["manifest": .string(transfer.manifestDigest), "decision": decision.document])
+      try tx.insert(begun, ["manifest": .string(begun.manifestDigest), "decision": decision.document])
     }
-    return HTTPReply.json(201, .object(ReceiptList.document([])), headers: ["upload-offset": "0"])
+    return nil
   }
 
   /// One answer for every cause that is about who signed what.
-  private func verified(_ bytes: [UInt8], _ id: TransferID, from partner: AgencyID) throws -> (Manifest, Envelope) {
+  func verified(_ bytes: [UInt8], _ id: TransferID, from partner: AgencyID) throws -> (Manifest, Envelope) {
     let untrusted = Problem(
       .refused, code: "document.signature", "the manifest is not signed as the sender's card demands")
     do {
@@ -88,17 +105,20 @@ struct Receive: Sendable {
   }
 
   /// A refusal by policy is recorded and signed, so that the sender holds evidence.
-  private func refuse(_ transfer: Transfer, code: String, _ decision: Decision) async throws -> HTTPReply {
+  private func refuse(_ transfer: Transfer, code: String, _ decision: Decision) async throws -> (
+    String, String, Envelope
+  ) {
     let (receipt, envelope) = context.receipt(.refused, for: transfer, code: code, previous: nil)
     try await context.ledger.write { tx in
       try tx.insert(transfer)
       try tx.advance(transfer, to: .refused, ["decision": decision.document]) {
         $0.code = code
-        $0.nextAt = nil
+        // The sender of a collected one has yet to be told.
+        $0.nextAt = $0.isCollected ? tx.at : nil
       }
       try tx.add(receipt: receipt, envelope: envelope)
     }
-    return Self.refusal(code, decision.sentence, envelope)
+    return (code, decision.sentence, envelope)
   }
 
   private static func refusal(_ code: String, _ detail: String, _ receipt: Envelope?) -> HTTPReply {
@@ -227,30 +247,29 @@ struct Receive: Sendable {
   private func complete(_ transfer: Transfer, _ body: ReceivingBody) async throws -> HTTPReply {
     let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
     guard body.treeRoot == manifest.bodyTreeRoot else {
-      let code = SealingError.Code.bodyRoot.rawValue
-      let (receipt, envelope) = context.receipt(.refused, for: transfer, code: code, previous: nil)
-      try await context.ledger.write { tx in
-        try tx.advance(transfer, to: .quarantined) {
-          $0.code = code
-          $0.note = "the body is not the one that was signed"
-          $0.nextAt = nil
-        }
-        try tx.add(receipt: receipt, envelope: envelope)
-      }
-      context.news.receipts.notify()
-      return Self.refusal(code, "the body is not the one that was signed", envelope)
+      let (code, note) = (SealingError.Code.bodyRoot.rawValue, "the body is not the one that was signed")
+      return Self.refusal(
+        code, note, try await OpenPackage(context: context).quarantine(transfer, code: code, note: note))
     }
+    let (_, envelope) = try await received(transfer)
+    return HTTPReply.json(200, .object(ReceiptList.document([envelope.bytes])))
+  }
+
+  /// The whole body is here, synced, and has the signed root.
+  func received(_ transfer: Transfer) async throws -> (Transfer, Envelope) {
+    let context = context
     try await context.pool.run { try context.spool.finish(transfer.place) }
     let (receipt, envelope) = context.receipt(.received, for: transfer, previous: nil)
-    try await context.ledger.write { tx in
-      try tx.advance(transfer, to: .received, ["receipt": .string(envelope.payloadDigest.hex)]) {
+    let row = try await context.ledger.write { tx in
+      let row = try tx.advance(transfer, to: .received, ["receipt": .string(envelope.payloadDigest.hex)]) {
         $0.durableBytes = $0.bodyBytes
-        // Nothing to do until the key comes.
-        $0.nextAt = nil
+        // A relayed key comes by itself; who collects goes on to ask for it, and the stage looks only after what was left.
+        $0.nextAt = $0.isCollected ? tx.at + 5 : nil
       }
       try tx.add(receipt: receipt, envelope: envelope)
+      return row
     }
-    return HTTPReply.json(200, .object(ReceiptList.document([envelope.bytes])))
+    return (row, envelope)
   }
 
   // MARK: key
@@ -258,23 +277,33 @@ struct Receive: Sendable {
   func putKey(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     let key = try await request.collect(bytesMax: PackageKey.bytesMax)
     let transfer = try await own(id, request)
-    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
-    guard Digest(of: key) == manifest.keySHA256 else {
-      throw Problem(.conflict, code: "key.digest", "the key is not the one that the manifest names")
-    }
-    let head = try senderHead(request)
+    try requireKey(key, of: transfer)
+    let head = try senderHead(request.header("sallyport-head"), of: request.partner)
     guard transfer.state == .received, transfer.key == nil else {
       guard transfer.state != .receiving else {
         throw Problem(.conflict, code: "key.early", "the body is not complete")
       }
       return try await standing(transfer)
     }
+    try await take(key, head, for: transfer)
+    return try await standing(transfer)
+  }
+
+  func requireKey(_ key: [UInt8], of transfer: Transfer) throws {
+    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    guard Digest(of: key) == manifest.keySHA256 else {
+      throw Problem(.conflict, code: "key.digest", "the key is not the one that the manifest names")
+    }
+  }
+
+  /// The key of a received body, with the sender's head that came beside it.
+  func take(_ key: [UInt8], _ head: SenderHead?, for transfer: Transfer) async throws {
     try await context.ledger.write { tx in
       // Nothing may have come between the look and this: a take-back that was answered never-had-key stays true.
-      guard try tx.reader.transfer(transfer.sender, transfer.id) == transfer else {
-        throw LedgerError.stale("transfer \(id)")
-      }
-      _ = try tx.amend(transfer) {
+      guard let current = try tx.reader.transfer(transfer.sender, transfer.id), current.state == .received,
+        current.key == nil
+      else { throw LedgerError.stale("transfer \(transfer.id)") }
+      _ = try tx.amend(current) {
         $0.key = key
         $0.nextAt = tx.at
       }
@@ -286,13 +315,14 @@ struct Receive: Sendable {
       try tx.append(AuditEvent("key-received", sender: transfer.sender, id: transfer.id, detail))
     }
     context.news.keys.notify()
-    return try await standing(transfer)
   }
 
+  typealias SenderHead = (head: LedgerHead, proof: Envelope)
+
   /// The sender's signed ledger head that travels with a release.
-  private func senderHead(_ request: PartnerRequest) throws -> (head: LedgerHead, proof: Envelope)? {
-    guard let header = request.header("sallyport-head") else { return nil }
-    guard let bytes = Base64.decode(header), let card = context.partners[request.partner]?.card?.card else {
+  func senderHead(_ header: String?, of partner: AgencyID) throws -> SenderHead? {
+    guard let header else { return nil }
+    guard let bytes = Base64.decode(header), let card = context.partners[partner]?.card?.card else {
       throw Problem(.malformed, "Sallyport-Head: expected base64 of a signed head")
     }
     do {
@@ -309,17 +339,19 @@ struct Receive: Sendable {
     -> HTTPReply
   {
     let deadline = context.now() + Double(waitSeconds)
+    let news = context.news.mail(to: request.partner)
+    var isLast = waitSeconds == 0
     while true {
-      let seen = context.news.receipts.generation
+      let seen = news.generation
       let transfer = try await own(id, request)
       let all = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
       let kinds = try all.map { try Receipt($0.unverified()).kind.rawValue }
       let fresh = kinds.firstIndex(of: kind).map { all.dropFirst($0 + 1) } ?? all[...]
       let left = deadline.timeIntervalSince(context.now())
-      if !fresh.isEmpty || left <= 0 || Task.isCancelled {
+      if !fresh.isEmpty || left <= 0 || isLast {
         return HTTPReply.json(200, .object(ReceiptList.document(fresh.map(\.bytes))))
       }
-      await context.news.receipts.wait(after: seen, for: .seconds(left))
+      isLast = await !waitForNews(news, after: seen, for: .seconds(left))
     }
   }
 

@@ -1,4 +1,4 @@
-// Confirm: one long poll per partner that owes us receipts.
+// Confirm: one long poll per partner that owes us receipts, or at which packages may wait for us.
 
 import Foundation
 import Logging
@@ -8,7 +8,7 @@ import ServiceLifecycle
 import Store
 import Transport
 
-/// Polls one partner's `GET /v1/transfers` while transfers to it wait for their receipts.
+/// Polls one partner's `GET /v1/transfers` while transfers to it wait for their receipts, and for as long as we collect from it.
 struct Confirm: Sendable {
   static let waitSeconds = 20
   static let owing: [TransferState] = [.releasing, .released, .unconfirmed]
@@ -16,6 +16,7 @@ struct Confirm: Sendable {
   let context: GatewayContext
   let links: PartnerLinks
   let receipts: ReceiptBook
+  let collect: Collect
 
   func run(_ partner: AgencyID) async throws {
     var isHeadChecked = false
@@ -24,15 +25,20 @@ struct Confirm: Sendable {
     while !Task.isCancelled {
       let seen = context.news.released.generation
       let (owes, cursor) = try await context.ledger.read { reader in
-        (try Self.owing.contains { try reader.has(.out, $0, peer: partner) }, try reader.partner(partner)?.cursor ?? 0)
+        (
+          try Self.owing.contains { try reader.has(.out, $0, peer: partner, collected: false) },
+          try reader.partner(partner)?.cursor ?? 0
+        )
       }
       let pause = links.pausedUntil(partner).map { max(0, $0.timeIntervalSince(context.now())) } ?? 0
-      guard owes || !isHeadChecked || (asked >= 0 && cursor > asked), pause == 0 else {
+      let collects = context.collects(from: partner)
+      guard owes || collects || !isHeadChecked || (asked >= 0 && cursor > asked), pause == 0 else {
         await context.news.released.wait(after: seen, for: .seconds(owes ? min(2, max(0.05, pause)) : 2))
         continue
       }
       do {
-        try await poll(partner, after: cursor, waitSeconds: owes ? Self.waitSeconds : 0, checkHead: !isHeadChecked)
+        try await poll(
+          partner, after: cursor, waitSeconds: owes || collects ? Self.waitSeconds : 0, checkHead: !isHeadChecked)
         isHeadChecked = true
         asked = cursor
       } catch {
@@ -47,7 +53,8 @@ struct Confirm: Sendable {
     }
   }
 
-  private func poll(_ partner: AgencyID, after cursor: Int64, waitSeconds: Int, checkHead: Bool) async throws {
+  /// One look at the partner's list: its receipts applied, its packages for us taken on, then the cursor moved.
+  func poll(_ partner: AgencyID, after cursor: Int64, waitSeconds: Int, checkHead: Bool) async throws {
     let reply = try await links.send(
       partner, "GET", "/v1/transfers?after=\(cursor)&limit=\(ReceiptList.receiptsMax)&wait=\(waitSeconds)"
     ) {
@@ -75,6 +82,10 @@ struct Confirm: Sendable {
           for bytes in chain { try await take(bytes, from: partner) }
         }
       }
+    }
+    for var item in try reader.objects("transfers", countMax: ReceiptList.receiptsMax)
+    where try item.string("state") == "waiting" {
+      try await collect.accept(item.transfer("id"), from: partner)
     }
     if next > cursor {
       try await context.ledger.write { tx in

@@ -26,12 +26,17 @@ final class PartnerLinks: Sendable {
   /// Before this instant the partner is left alone; nil when it may be tried.
   func pausedUntil(_ partner: AgencyID) -> Date? { health.withLockedValue { $0[partner]?.notBefore } }
 
+  /// Whether the partner listens anywhere.
+  func canReach(_ partner: AgencyID) -> Bool { context.partners[partner]?.card?.card.endpoint != nil }
+
   /// One request to `partner`. `path` begins with `/v1/`.
   ///
+  /// - Parameter own: a client of the caller's alone, for long downloads.
   /// - Throws: `RelayError`, having noted that the partner is down; `Problem` unavailable when it has no endpoint here.
-  func send(_ partner: AgencyID, _ method: String, _ path: String, _ fill: (inout RelayRequest) -> Void = { _ in })
-    async throws -> HTTPReply
-  {
+  func send(
+    _ partner: AgencyID, _ method: String, _ path: String, through own: RelayClient? = nil,
+    _ fill: (inout RelayRequest) -> Void = { _ in }
+  ) async throws -> HTTPReply {
     guard let known = context.partners[partner], known.state == .active, let card = known.card?.card else {
       throw Problem(.unavailable, code: "partner.inactive", "\(partner) is not an active partner")
     }
@@ -41,7 +46,7 @@ final class PartnerLinks: Sendable {
     var request = RelayRequest(method, endpoint + path, pins: card.tlsPins)
     fill(&request)
     do {
-      let reply = try await client.send(request)
+      let reply = try await (own ?? client).send(request)
       let wait = reply.headers["retry-after"].flatMap(Int.init)
       if [429, 503, 507].contains(reply.status) {
         pause(partner, seconds: wait.map { min(Double($0), Double(context.configuration.retrySecondsMax)) })
@@ -85,11 +90,15 @@ enum ReceiptList {
 
   static func parse(_ reply: HTTPReply) throws(SealingError) -> (receipts: [[UInt8]], reader: DocumentReader) {
     var reader = try DocumentReader(JSON(canonical: reply.body, bytesMax: bytesMax), at: "reply")
+    return (try take(&reader, countMax: receiptsMax), reader)
+  }
+
+  static func take(_ reader: inout DocumentReader, countMax: Int) throws(SealingError) -> [[UInt8]] {
     var receipts: [[UInt8]] = []
-    for item in try reader.array("receipts", countMax: receiptsMax) {
+    for item in try reader.array("receipts", countMax: countMax) {
       guard case .string(let text) = item else { throw reader.invalid("receipts", "expected strings") }
       receipts.append(Array(text.utf8))
     }
-    return (receipts, reader)
+    return receipts
   }
 }

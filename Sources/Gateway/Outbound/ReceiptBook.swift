@@ -68,9 +68,10 @@ struct ReceiptBook: Sendable {
       switch receipt.kind {
       case .received:
         guard current.state == .sending || current.state == .queued else { return current }
-        let sending = current.state == .queued ? try tx.advance(current, to: .sending) : current
-        // Whoever applied the receipt goes on with it; the stage looks only after what was left.
-        return try tx.advance(sending, to: .custody, detail) { $0.nextAt = tx.at + GatewayContext.leaseSeconds }
+        // Whoever applied the receipt goes on with it; the stage looks only after what was left. Who collects comes by itself.
+        return try tx.advance(current, to: .custody, detail) {
+          $0.nextAt = $0.isCollected ? nil : tx.at + GatewayContext.leaseSeconds
+        }
       case .delivered:
         guard current.state.mayBecome(.confirmed, .out) else {
           throw LedgerError.illegal("\(transfer.id): delivered without a release")
@@ -90,7 +91,7 @@ struct ReceiptBook: Sendable {
   }
 
   /// After the last receipt: the outcome for the batch job, and the body goes.
-  private func settle(_ row: Transfer) async throws {
+  func settle(_ row: Transfer) async throws {
     let context = context
     try await context.pool.run {
       try Outcomes(context: context).write(row)

@@ -23,6 +23,7 @@ struct Relay: Sendable {
 
   /// Work of the stage `queued`. While it is under way the row is nobody else's: it has no next time.
   func send(_ transfer: Transfer) async throws {
+    guard !transfer.isCollected else { return try await Mailbox.rest(transfer, context) }
     let row = try await context.ledger.write { tx in try tx.advance(transfer, to: .sending) { $0.nextAt = nil } }
     try await transmit(row)
   }
@@ -120,21 +121,9 @@ struct Relay: Sendable {
   // MARK: release
 
   /// Work of the stages `custody` and `releasing`: the one moment of disclosure.
-  ///
-  /// Every try, repeats included, is a new release: a fresh check, a fresh lease, an entry in the ledger.
   func release(_ transfer: Transfer) async throws {
-    let rule = ReleaseRule(context: context)
-    let outcome = try await rule.open(transfer)
-    switch outcome {
-    case .opened(let row):
-      try await handOver(row)
-    case .refused(let decision):
-      try await end(transfer, decision)
-    case .withdrawn(let ordinals, let code):
-      try await Withdrawal(context: context).stop(transfer, ordinals, code: code)
-    case .waits(let code, let note):
-      try await wait(transfer, code, note)
-    }
+    guard !transfer.isCollected else { return try await Mailbox.rest(transfer, context) }
+    if case .opened(let row) = try await Release(context: context).open(transfer) { try await handOver(row) }
   }
 
   private func handOver(_ transfer: Transfer) async throws {
@@ -147,49 +136,10 @@ struct Relay: Sendable {
       $0.totalSeconds = Int(GatewayContext.leaseSeconds) - 5
     }
     guard reply.status == 200 else { return try await refused(transfer, reply) }
-    let row = try await context.ledger.write { tx in
-      try tx.advance(transfer, to: .released) { $0.nextAt = tx.at + Double(context.configuration.receiptSeconds) }
-    }
+    let row = try await Release(context: context).close(transfer)
     context.news.released.notify()
     let held = try ReceiptList.parse(reply).receipts
     if !held.isEmpty { _ = try await receipts.apply(held, to: row) }
-  }
-
-  private func end(_ transfer: Transfer, _ decision: Decision) async throws {
-    let code = decision.codes.first?.rawValue ?? "release.refused"
-    guard transfer.state == .custody else {
-      // It counts as disclosed already; it is only not sent again.
-      return try await wait(transfer, code, decision.sentence)
-    }
-    let row = try await context.ledger.write { tx in
-      try tx.advance(transfer, to: .refused, ["decision": decision.document]) {
-        $0.code = code
-        $0.note = decision.sentence
-        // The recipient still holds the body: it is taken back.
-        $0.nextAt = tx.at
-      }
-    }
-    context.news.takeBacks.notify()
-    try await context.pool.run { try Outcomes(context: context).write(row) }
-  }
-
-  private func wait(_ transfer: Transfer, _ code: String, _ note: String) async throws {
-    _ = try await context.ledger.write { tx in
-      // Disclosed perhaps, and never to be sent again: what is left is to ask for receipts.
-      if transfer.state == .releasing, code == "expired" {
-        return try tx.advance(transfer, to: .unconfirmed) {
-          $0.nextAt = nil
-          $0.code = code
-          $0.note = note
-        }
-      }
-      return try tx.amend(transfer) {
-        $0.attempts += 1
-        $0.nextAt = tx.at + Backoff.seconds($0.attempts, max: context.configuration.retrySecondsMax)
-        $0.code = code
-        $0.note = note
-      }
-    }
   }
 }
 

@@ -35,7 +35,9 @@ struct ReleaseRule: Sendable {
         return .waits(code: "expired", note: "the package has expired")
       }
       let held = try tx.reader.receipts(transfer.sender, transfer.id)
-      guard !held.isEmpty else { return .waits(code: "receipt.missing", note: "no received receipt is held") }
+      guard !held.isEmpty || partner?.card?.card.hasGateway == false else {
+        return .waits(code: "receipt.missing", note: "no received receipt is held")
+      }
       let agreement = policies.agreement(manifest.agreement.sha256)
       let heard = try tx.reader.consentHeard(manifest.agreement.id)
       let decision = Evaluation.outbound(
@@ -113,5 +115,73 @@ struct ReleaseRule: Sendable {
       }
     }
     return ordinals.isEmpty ? nil : .withdrawn(ordinals.sorted(), code: code)
+  }
+}
+
+/// A release from its rule to its end. Relaying and collecting differ only in who carries the key.
+///
+/// Every try, repeats included, is a new release: a fresh check, a fresh lease, an entry in the ledger.
+struct Release: Sendable {
+  let context: GatewayContext
+
+  /// Opens the lease, or does what follows from not being allowed to.
+  func open(_ transfer: Transfer) async throws -> ReleaseRule.Outcome {
+    let outcome = try await ReleaseRule(context: context).open(transfer)
+    // Released before: a repeat that may not be changes nothing.
+    guard transfer.state == .custody || transfer.state == .releasing else { return outcome }
+    switch outcome {
+    case .opened: break
+    case .refused(let decision): try await end(transfer, decision)
+    case .withdrawn(let ordinals, let code):
+      try await Withdrawal(context: context).stop(transfer, ordinals, code: code)
+    case .waits(let code, let note): try await wait(transfer, code, note)
+    }
+    return outcome
+  }
+
+  /// The key is with the recipient: what is left is its receipt.
+  func close(_ transfer: Transfer) async throws -> Transfer {
+    try await context.ledger.write { [context] tx in
+      try tx.advance(transfer, to: .released) { $0.nextAt = tx.at + Double(context.configuration.receiptSeconds) }
+    }
+  }
+
+  private func end(_ transfer: Transfer, _ decision: Decision) async throws {
+    let code = decision.codes.first?.rawValue ?? "release.refused"
+    guard transfer.state == .custody else {
+      // It counts as disclosed already; it is only not sent again.
+      return try await wait(transfer, code, decision.sentence)
+    }
+    let row = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .refused, ["decision": decision.document]) {
+        $0.code = code
+        $0.note = decision.sentence
+        // The recipient still holds the body: it is taken back.
+        $0.nextAt = tx.at
+      }
+    }
+    context.news.takeBacks.notify()
+    try await context.pool.run { try Outcomes(context: context).write(row) }
+  }
+
+  private func wait(_ transfer: Transfer, _ code: String, _ note: String) async throws {
+    _ = try await context.ledger.write { tx in
+      // Disclosed perhaps, and never to be sent again: what is left is to ask for receipts.
+      if transfer.state == .releasing, code == "expired" {
+        return try tx.advance(transfer, to: .unconfirmed) {
+          $0.nextAt = nil
+          $0.code = code
+          $0.note = note
+        }
+      }
+      return try tx.amend(transfer) {
+        $0.attempts += 1
+        // Who collects asks again by itself.
+        $0.nextAt =
+          $0.isCollected ? nil : tx.at + Backoff.seconds($0.attempts, max: context.configuration.retrySecondsMax)
+        $0.code = code
+        $0.note = note
+      }
+    }
   }
 }

@@ -72,12 +72,13 @@ struct Seal: Sendable {
       case .refused(let decision):
         let code = decision.codes.first ?? .recordsNone
         try await refuse(transfer, claim, code: code.rawValue, detail: decision.sentence, next: code.nextStep)
-      case .sealed(let sealed): try await commit(sealed, transfer, claim)
+      case .sealed(let sealed):
+        try await commit(sealed, transfer, claim, isCollected: agreement!.delivery == .collect)
       }
     }
   }
 
-  private func commit(_ sealed: SealedPackage, _ transfer: Transfer, _ claim: String) async throws {
+  private func commit(_ sealed: SealedPackage, _ transfer: Transfer, _ claim: String, isCollected: Bool) async throws {
     if !sealed.setAside.isEmpty {
       // Before the commit: after it the original may go.
       try await context.pool.run {
@@ -101,6 +102,7 @@ struct Seal: Sendable {
         next.key = sealed.key
         next.sealedTo = sealed.sealedTo
         next.expiresAt = sealed.manifest.expiresAt
+        next.isCollected = isCollected
         next.nextAt = tx.at + 5
       }
       if let package = sealed.package { try tx.put(package) }
@@ -131,8 +133,12 @@ struct Seal: Sendable {
       }
       return try await context.pool.run { try outcomes.write(row) }
     }
-    let row = try await context.ledger.write { try $0.advance(transfer, to: .queued) }
-    context.news.sealed.notify()
+    let row = try await context.ledger.write { tx in
+      let row = try tx.advance(transfer, to: .queued) { if $0.isCollected { $0.nextAt = nil } }
+      if row.isCollected { try tx.offer(row) }
+      return row
+    }
+    if row.isCollected { context.news.mail(to: row.peer).notify() } else { context.news.sealed.notify() }
     try await context.pool.run { try outcomes.write(row) }
   }
 

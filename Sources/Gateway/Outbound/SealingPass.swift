@@ -58,7 +58,7 @@ struct SealingPass: Sendable {
     let part = try context.spool.create(place, bytes: enforcement == nil ? geometry.sealedBytes : 0)
     // Small files gain nothing from a second thread, and many of them run at once.
     let pass = Pass(engine: context.engine, workers: geometry.segments > 1 ? context.workers : 1)
-    let prefix = agreement.wholeFileSHA256 ? key.bytes : nil
+    let prefixes = wholePrefixes(key)
     let result: PassResult
     var final = decision
     var filtered: FilteredPass?
@@ -66,7 +66,7 @@ struct SealingPass: Sendable {
       let records = try FilteredPass(self, enforcement, original, workers: pass.workers)
       filtered = records
       do {
-        result = try pass.seal(records.source, to: FileSink(part), payloadKey: payloadKey, wholePrefix: prefix)
+        result = try pass.seal(records.source, to: FileSink(part), payloadKey: payloadKey, wholePrefixes: prefixes)
       } catch {
         records.source.abandon()
         // The check then ends because nobody takes its records; what it threw by itself is the cause.
@@ -85,7 +85,7 @@ struct SealingPass: Sendable {
     } else {
       result = try pass.seal(
         FileSource(original.file, bytes: original.bytes, layout: .plain), to: FileSink(part), payloadKey: payloadKey,
-        wholePrefix: prefix)
+        wholePrefixes: prefixes)
     }
     guard try original.isUnchanged() else {
       try discard()
@@ -96,6 +96,7 @@ struct SealingPass: Sendable {
       return .refused(final)
     }
     try part.syncData()
+    try keepTree(result)
     try context.spool.finish(place)
     try filtered?.finishIndex(context.spool, transfer.id)
     let manifest = manifest(result, key, records: filtered?.counts.kept, final)
@@ -109,6 +110,18 @@ struct SealingPass: Sendable {
             judged: judged, horizon: $0.gate.horizon, records: $0.counts.kept,
             decision: final.document.canonical, retained: retained?.bytes)
         }, setAside: filtered?.setAside ?? []))
+  }
+
+  /// Whose SHA-256 with the body after it is wanted: that of `package.age` where the agreement asks, and that of the body alone for
+  /// who collects it (Repr-Digest).
+  func wholePrefixes(_ key: PackageKey) -> [[UInt8]] {
+    (agreement.wholeFileSHA256 ? [key.bytes] : []) + (agreement.delivery == .collect ? [[]] : [])
+  }
+
+  /// Who collects gets the segments' roots, and verifies any range with them as it comes.
+  func keepTree(_ result: PassResult) throws {
+    guard agreement.delivery == .collect, let body = result.wholeSHA256.last else { return }
+    try context.spool.putTree(.out(transfer.id), bodySHA256: body, roots: result.segmentRoots)
   }
 
   /// Only a package that may be sealed again leaves its sender a way back to the payload.
@@ -149,7 +162,8 @@ struct SealingPass: Sendable {
       schema: agreement.records.map { NamedDigest(id: $0.schema, sha256: $0.sha256) }, name: transfer.name,
       mediaType: agreement.mediaType, records: records, labels: agreement.labels.map { [$0.package] },
       payloadBytes: result.plainBytes, bodyBytes: result.sealedBytes, bodyTreeRoot: result.treeRoot,
-      keySHA256: Digest(of: key.bytes), wholeFileSHA256: result.wholeSHA256, createdAt: instant,
+      keySHA256: Digest(of: key.bytes), wholeFileSHA256: agreement.wholeFileSHA256 ? result.wholeSHA256.first : nil,
+      createdAt: instant,
       expiresAt: instant + Double(agreement.timeToLive.components.seconds), replaces: replaces,
       decision: decision.digest(salt: salt))
   }

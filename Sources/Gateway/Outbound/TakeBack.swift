@@ -49,6 +49,10 @@ struct TakeBackStage: Sendable {
 
   /// Work of the stages `cancelled`, `expired` and `refused`: DELETE at the recipient until it answers.
   func takeBack(_ transfer: Transfer) async throws {
+    guard !transfer.isCollected else {
+      context.downloads.forget(transfer)
+      return try await Mailbox.rest(transfer, context)
+    }
     var document = try await context.ledger.read { try $0.document(transfer.sender, transfer.id, .takeBack) }
     if document == nil {
       let takeBack = TakeBack(

@@ -151,8 +151,7 @@ struct Withdrawal: Sendable {
       let result: PassResult
       do {
         result = try Pass(engine: context.engine, workers: context.workers).seal(
-          source, to: FileSink(part), payloadKey: made.payloadKey,
-          wholePrefix: agreement.wholeFileSHA256 ? made.key.bytes : nil)
+          source, to: FileSink(part), payloadKey: made.payloadKey, wholePrefixes: work.wholePrefixes(made.key))
       } catch {
         source.abandon()
         throw error
@@ -165,6 +164,7 @@ struct Withdrawal: Sendable {
         return nil
       }
       try part.syncData()
+      try work.keepTree(result)
       try context.spool.finish(place)
       try copyIndex(from: transfer.id, to: row.id, without: dropped.sorted())
       let final = Evaluation.completed(
@@ -185,6 +185,7 @@ struct Withdrawal: Sendable {
       next.key = made.key.bytes
       next.sealedTo = SealingPass.digests(recipients)
       next.expiresAt = fresh.expiresAt
+      next.isCollected = transfer.isCollected
       let sealed = SealedPackage(
         manifest: fresh, envelope: envelope, key: made.key.bytes, sealedTo: next.sealedTo, decision: final,
         package: PackageRow(

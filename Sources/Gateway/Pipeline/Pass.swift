@@ -12,10 +12,12 @@ import Sealing
 package struct PassResult: Sendable {
   package let plainBytes: Int64
   package let sealedBytes: Int64
+  /// RFC 6962 roots over the sealed chunks of each segment.
+  package let segmentRoots: [Digest]
   /// RFC 6962 root over the sealed chunks.
   package let treeRoot: Digest
-  /// SHA-256 of prefix and body, when it was asked for.
-  package let wholeSHA256: Digest?
+  /// SHA-256 of each prefix that was asked for and the body after it.
+  package let wholeSHA256: [Digest]
 }
 
 /// Seals or opens a body with several threads. Blocks the caller until it is over; nothing of it outlives the call.
@@ -33,13 +35,13 @@ package struct Pass: Sendable {
 
   /// Seals `source` (plain layout) into `sink`.
   ///
-  /// - Parameter wholePrefix: when given, the result has the SHA-256 of these bytes and the body after them. It costs
-  ///   the parallelism of hashing: one segment after the other.
+  /// - Parameter wholePrefixes: for each the result has the SHA-256 of these bytes and the body after them. It costs the
+  ///   parallelism of hashing: one segment after the other.
   /// - Throws: DiskError of the source or the sink.
   package func seal(
-    _ source: some SegmentSource, to sink: some SegmentSink, payloadKey: Secret, wholePrefix: [UInt8]? = nil
+    _ source: some SegmentSource, to sink: some SegmentSink, payloadKey: Secret, wholePrefixes: [[UInt8]] = []
   ) throws -> PassResult {
-    let whole = wholePrefix.map(WholeDigest.init)
+    let whole = wholePrefixes.isEmpty ? nil : WholeDigest(prefixes: wholePrefixes)
     return try run(source, sink, whole, payloadKey) { buffer, cipher in
       guard let segment = try source.next(into: buffer) else { return nil }
       let sealed = cipher.seal(buffer, segment: segment.index, plainBytes: segment.bytes, isLast: segment.isLast)
@@ -55,9 +57,9 @@ package struct Pass: Sendable {
   ///
   /// - Throws: `body.chunk`; DiskError.
   package func open(
-    _ source: some SegmentSource, to sink: some SegmentSink, payloadKey: Secret, wholePrefix: [UInt8]? = nil
+    _ source: some SegmentSource, to sink: some SegmentSink, payloadKey: Secret, wholePrefixes: [[UInt8]] = []
   ) throws -> PassResult {
-    let whole = wholePrefix.map(WholeDigest.init)
+    let whole = wholePrefixes.isEmpty ? nil : WholeDigest(prefixes: wholePrefixes)
     return try run(source, sink, whole, payloadKey) { buffer, cipher in
       guard let segment = try source.next(into: buffer) else { return nil }
       // An input that is cut to nothing still fails authentication: an empty body has one empty chunk.
@@ -102,8 +104,8 @@ package struct Pass: Sendable {
     let end = tally.withLockedValue { $0 }
     if let failure = end.failure { throw failure }
     return PassResult(
-      plainBytes: end.plainBytes, sealedBytes: end.sealedBytes, treeRoot: MerkleTree.root(end.roots),
-      wholeSHA256: whole?.finish())
+      plainBytes: end.plainBytes, sealedBytes: end.sealedBytes, segmentRoots: end.roots,
+      treeRoot: MerkleTree.root(end.roots), wholeSHA256: whole?.finish() ?? [])
   }
 
   private struct Tally {
@@ -128,21 +130,29 @@ package struct Pass: Sendable {
   }
 }
 
-/// SHA-256 over a prefix and the segments in order.
+/// SHA-256 over each prefix and the segments in order.
 private final class WholeDigest: @unchecked Sendable {
-  // Proof for @unchecked: `hash` is touched only inside the turnstile, and by init and finish when nobody else runs.
+  // Proof for @unchecked: `hashes` is touched only inside the turnstile, and by init and finish when nobody else runs.
   private let order = Turnstile()
-  private var hash = StreamingSHA256()
+  private var hashes: [StreamingSHA256] = []
 
-  init(prefix: [UInt8]) { prefix.withUnsafeBytes { hash.update($0) } }
+  init(prefixes: [[UInt8]]) {
+    for prefix in prefixes {
+      var hash = StreamingSHA256()
+      prefix.withUnsafeBytes { hash.update($0) }
+      hashes.append(hash)
+    }
+  }
 
   func append(_ ranges: [UnsafeMutableRawBufferPointer], segment index: Int64) throws {
     try order.pass(index) {
-      for range in ranges { hash.update(UnsafeRawBufferPointer(range)) }
+      for place in hashes.indices {
+        for range in ranges { hashes[place].update(UnsafeRawBufferPointer(range)) }
+      }
     }
   }
 
   func abandon() { order.abandon() }
 
-  func finish() -> Digest { hash.finish() }
+  func finish() -> [Digest] { hashes.map { $0.finish() } }
 }

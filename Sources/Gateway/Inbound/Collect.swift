@@ -1,0 +1,238 @@
+// Collect: what waits for us at a partner, fetched. From `received` on it is a package like every other.
+//
+//   the list names it  →  GET manifest: verified, decided  →  COMMIT receiving
+//   GET tree, GET body in ranges, several at once: verified while they come  →  durable, COMMIT received + receipt
+//   PUT receipts (received)  →  POST key: the sender's release  →  COMMIT the key; Open takes over
+//   delivered, quarantined or refused  →  PUT receipts
+
+import Foundation
+import Logging
+import NIOConcurrencyHelpers
+import Sealing
+import Store
+import Transport
+
+/// The recipient's side of collecting. Callable concurrently.
+struct Collect: Sendable {
+  /// Connections for one large body.
+  static let connections = 4
+  /// Tries in a row of one range that brings nothing before the whole transfer waits.
+  static let triesMax = 3
+
+  let context: GatewayContext
+  let links: PartnerLinks
+
+  private var receive: Receive { Receive(context: context, sessions: Sessions()) }
+  private var open: OpenPackage { OpenPackage(context: context) }
+
+  /// Packages fetched from one partner at once. A large body has several connections of its own.
+  static let concurrency = 8
+
+  /// From a partner's list to `received` with its key, and the receipts that we owe.
+  func stages(of partner: AgencyID) -> [Stage] {
+    func stage(
+      _ state: TransferState, hasKey: Bool? = nil, _ work: @escaping @Sendable (Transfer) async throws -> Void
+    ) -> Stage {
+      Stage(
+        context: context, direction: .in, state: state, peer: partner, hasKey: hasKey, concurrency: Self.concurrency,
+        news: context.news.collected, work: work, notBefore: { [links] in links.pausedUntil(partner) })
+    }
+    return [
+      stage(.receiving) { try await fetch($0) },
+      stage(.received, hasKey: false) { try await askKey($0) },
+    ] + [TransferState.delivered, .quarantined, .refused].map { state in stage(state) { try await report($0) } }
+  }
+
+  // MARK: taking note
+
+  /// Takes on one package that a partner's list names; one that is known already is passed over.
+  ///
+  /// - Throws: `Problem` busy or full when there is no room for it now; RelayError.
+  func accept(_ id: TransferID, from partner: AgencyID) async throws {
+    guard try await !isKnown(id, partner) else { return }
+    let reply = try await links.send(partner, "GET", "\(Mailbox.path(id))/manifest") {
+      $0.replyBytesMax = Envelope.bytesMax
+    }
+    guard reply.status == 200 else {
+      if [404, 410].contains(reply.status) { return }
+      throw Self.unexpected(reply, partner)
+    }
+    do {
+      let (manifest, envelope) = try receive.verified(reply.body, id, from: partner)
+      if let (code, sentence, _) = try await receive.admit(manifest, envelope, by: .collect) {
+        context.logger.error("transfer \(id) of \(partner) is refused: \(sentence) [\(code)]")
+      }
+    } catch let problem as Problem where [.refused, .malformed].contains(problem.kind) {
+      // Nobody's signature is on it, or its time is over: there is nothing to keep, and nothing to answer.
+      context.logger.error("transfer \(id) waits at \(partner) and is not taken: \(problem)")
+    } catch {
+      // Another look at the list may have taken it on meanwhile.
+      guard try await isKnown(id, partner) else { throw error }
+    }
+    context.news.collected.notify()
+  }
+
+  private func isKnown(_ id: TransferID, _ partner: AgencyID) async throws -> Bool {
+    try await context.ledger.read { try $0.transfer(partner, id) } != nil
+  }
+
+  private static func unexpected(_ reply: HTTPReply, _ partner: AgencyID) -> Problem {
+    let problem = Problem(reply)
+    return Problem(
+      .unavailable, code: problem?.code ?? "partner.status", problem?.detail ?? "\(partner) answers \(reply.status)",
+      retryAfterSeconds: problem?.retryAfterSeconds)
+  }
+
+  // MARK: the body
+
+  /// Work of the stage `receiving`.
+  func fetch(_ transfer: Transfer) async throws {
+    do {
+      let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+      let roots = try await roots(of: transfer, manifest)
+      let context = context
+      let body = try await context.pool.run {
+        try CollectedBody(context.spool, transfer, roots: roots) { context.arriving.set(transfer, $0) }
+      }
+      defer { context.arriving.forget(transfer) }
+      let large = body.geometry.segments > 1
+      try await withThrowingTaskGroup { group in
+        for _ in 0..<(large ? Self.connections : 1) {
+          group.addTask { try await fetch(transfer, body, onItsOwn: large) }
+        }
+        try await group.waitForAll()
+      }
+      guard body.isComplete else { throw Problem(.unavailable, code: "partner.cut", "the body has not come whole yet") }
+      try await context.pool.run { try body.sync() }
+    } catch let error as SealingError where [.bodyRoot, .bodyLength].contains(error.code) {
+      try await open.quarantine(transfer, code: error.code.rawValue, note: error.detail)
+      return
+    } catch let gone as Gone {
+      return try await cancel(transfer, gone)
+    }
+    let (row, _) = try await receive.received(transfer)
+    try await askKey(row)
+  }
+
+  /// The segments' roots. Those of one segment is the signed root itself.
+  private func roots(of transfer: Transfer, _ manifest: Manifest) async throws -> [Digest] {
+    let segments = try BodyGeometry(sealedBytes: transfer.bodyBytes).segments
+    guard segments > 1 else { return [manifest.bodyTreeRoot] }
+    let reply = try await links.send(transfer.peer, "GET", "\(Mailbox.path(transfer.id))/tree") {
+      $0.replyBytesMax = Int(32 * segments)
+    }
+    try requirePart(reply, transfer, [200])
+    guard reply.body.count == 32 * segments else { throw SealingError(.bodyRoot, "the tree has another size") }
+    let roots = stride(from: 0, to: reply.body.count, by: 32).map { Digest(reply.body[$0..<($0 + 32)]) }
+    guard MerkleTree.root(roots) == manifest.bodyTreeRoot else {
+      throw SealingError(.bodyRoot, "the tree does not have the root that was signed")
+    }
+    return roots
+  }
+
+  /// One connection's share of the body. A large one has a client of its own, which may block while it digests and writes.
+  private func fetch(_ transfer: Transfer, _ body: CollectedBody, onItsOwn: Bool) async throws {
+    let client = onItsOwn ? RelayClient(identity: context.keys.tlsInUse) : nil
+    defer { client?.stop() }
+    var tries = 0
+    while let claim = body.claim() {
+      defer { claim.end() }
+      let range = claim.bytes
+      do {
+        let reply = try await links.send(transfer.peer, "GET", "\(Mailbox.path(transfer.id))/body", through: client) {
+          $0.headers = ["Range: bytes=\(range.lowerBound)-\(range.upperBound - 1)"]
+          $0.take = { claim.take($0) }
+        }
+        try requirePart(reply, transfer, range == 0..<transfer.bodyBytes ? [200, 206] : [206])
+        tries = 0
+      } catch let error as RelayError {
+        if let failure = claim.failure { throw failure }
+        tries += 1
+        // A cut in the middle of a good connection is gone on from at once.
+        guard tries < Self.triesMax, !error.isIdentity else { throw error }
+        try await Task.sleep(for: .milliseconds(200 * tries))
+      }
+    }
+  }
+
+  private struct Gone: Error {
+    let code: String
+    let detail: String
+  }
+
+  private func requirePart(_ reply: HTTPReply, _ transfer: Transfer, _ statuses: [Int]) throws {
+    if statuses.contains(reply.status) { return }
+    if [404, 410].contains(reply.status) {
+      throw Gone(
+        code: "taken-back", detail: Problem(reply)?.detail ?? "\(transfer.peer) has this transfer no longer")
+    }
+    throw Self.unexpected(reply, transfer.peer)
+  }
+
+  /// The sender ended it, and its key was never handed over.
+  private func cancel(_ transfer: Transfer, _ gone: Gone) async throws {
+    let row = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .cancelled) {
+        $0.code = gone.code
+        $0.note = gone.detail
+        $0.nextAt = nil
+      }
+    }
+    try await context.pool.run { [context] in try context.spool.remove(row.place) }
+  }
+
+  // MARK: the key and the receipts
+
+  /// Work of the stage `received`, for rows without a key.
+  func askKey(_ transfer: Transfer) async throws {
+    try await putReceipts(transfer)
+    let reply = try await links.send(transfer.peer, "POST", "\(Mailbox.path(transfer.id))/key") {
+      $0.replyBytesMax = PackageKey.bytesMax
+      $0.totalSeconds = Int(GatewayContext.leaseSeconds) - 5
+    }
+    do {
+      try requirePart(reply, transfer, [200])
+    } catch let gone as Gone {
+      return try await cancel(transfer, gone)
+    }
+    do {
+      try receive.requireKey(reply.body, of: transfer)
+    } catch let problem as Problem {
+      try await open.quarantine(transfer, code: problem.code, note: problem.detail)
+      return
+    }
+    try await receive.take(
+      reply.body, receive.senderHead(reply.headers["sallyport-head"], of: transfer.peer), for: transfer)
+  }
+
+  /// Work of the stages `delivered`, `quarantined` and `refused`.
+  func report(_ transfer: Transfer) async throws {
+    try await putReceipts(transfer)
+    _ = try await context.ledger.write { tx in
+      if transfer.state == .delivered {
+        try tx.advance(transfer, to: .acknowledged) { $0.nextAt = nil }
+      } else {
+        try tx.amend(transfer) { $0.nextAt = nil }
+      }
+    }
+  }
+
+  private func putReceipts(_ transfer: Transfer) async throws {
+    let held = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
+    let reply = try await links.send(transfer.peer, "PUT", "\(Mailbox.path(transfer.id))/receipts") {
+      $0.headers = ["Content-Type: application/json"]
+      $0.body = .bytes(JSON.object(ReceiptList.document(held.map(\.bytes))).canonical)
+    }
+    // One that ended there needs no receipt any more.
+    guard [200, 404, 410].contains(reply.status) else { throw Self.unexpected(reply, transfer.peer) }
+  }
+}
+
+/// How much of each body has come, while this process fetches it. For people to look at.
+final class Arriving: Sendable {
+  private let bytes = NIOLockedValueBox<[Spool.Place: Int64]>([:])
+
+  func set(_ transfer: Transfer, _ count: Int64) { bytes.withLockedValue { $0[transfer.place] = count } }
+  func forget(_ transfer: Transfer) { bytes.withLockedValue { $0[transfer.place] = nil } }
+  func of(_ transfer: Transfer) -> Int64? { bytes.withLockedValue { $0[transfer.place] } }
+}

@@ -1,0 +1,374 @@
+// Mailbox: a package that waits for its recipient to come for it, with a gateway of its own or with curl.
+//
+//   GET  manifest, body (ranges), tree    ciphertext: as often as it likes
+//   PUT  receipts      `received`         queued → custody
+//   POST key           the release rule   custody → releasing → (the reply went out) → released
+//   PUT  receipts      `delivered`        → confirmed
+//   GET  package.age   key and body in one request, only under agreements without consent: all of the above at once
+//
+// A partner without a gateway signs nothing. It says `received` and `delivered` in a plain statement, or, where the agreement
+// counts downloads, the bytes that went out say it; either way the record is ours, and is called `collected`.
+
+import Foundation
+import Logging
+import NIOConcurrencyHelpers
+import NIOCore
+import Policies
+import Sealing
+import Store
+import Transport
+
+/// The sender's side of collecting. Callable concurrently.
+struct Mailbox: Sendable {
+  let context: GatewayContext
+  /// Called when the disk's state is unknown: the process must stop.
+  let onFatal: @Sendable (any Error) -> Void
+
+  static let states: Set<TransferState> = [.queued, .custody, .releasing, .released, .unconfirmed]
+
+  /// A package that waits for `partner`. Everybody else's does not exist.
+  private func waiting(_ id: TransferID, for partner: AgencyID) async throws -> Transfer {
+    guard let transfer = try await context.ledger.read({ [context] in try $0.transfer(context.agency, id) }),
+      transfer.direction == .out, transfer.peer == partner, transfer.isCollected
+    else { throw Problem(.notFound, "there is no such transfer") }
+    if Self.states.contains(transfer.state) { return transfer }
+    if transfer.state.isEnd {
+      throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer has ended")
+    }
+    throw Problem(.unavailable, code: "transfer.held", "this transfer is held here", retryAfterSeconds: 60)
+  }
+
+  // MARK: ciphertext
+
+  func manifest(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
+    let transfer = try await waiting(id, for: request.partner)
+    return HTTPReply(
+      200, headers: ["content-type": "application/json", "etag": "\"\(transfer.manifestDigest)\""],
+      body: transfer.manifest)
+  }
+
+  func tree(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
+    let transfer = try await waiting(id, for: request.partner)
+    let side = try await sideFile(transfer)
+    return HTTPReply(200, headers: ["content-type": "application/octet-stream"], body: side.roots)
+  }
+
+  private func sideFile(_ transfer: Transfer) async throws -> (bodySHA256: Digest, roots: [UInt8]) {
+    let segments = try BodyGeometry(sealedBytes: transfer.bodyBytes).segments
+    guard
+      let side = try await context.pool.run({ [context] in
+        try context.spool.treeFile(transfer.place, segments: segments)
+      })
+    else { throw Problem(.unavailable, "the body's side file is missing") }
+    return side
+  }
+
+  /// Whether `id` names a package of ours that the partner collects; else it may be one of its own to us.
+  func holds(_ id: TransferID, for partner: AgencyID) async throws -> Bool {
+    try await context.ledger.read { [context] in try $0.transfer(context.agency, id) }
+      .map { $0.direction == .out && $0.peer == partner && $0.isCollected } ?? false
+  }
+
+  func body(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
+    let transfer = try await waiting(id, for: request.partner)
+    let side = try await sideFile(transfer)
+    let etag = "\"\(side.bodySHA256.hex)\""
+    let range = try ByteRange(
+      request.header("range"), ifRange: request.header("if-range"), etag: etag, bytes: transfer.bodyBytes)
+    return try await reply(
+      transfer, range, key: [], headers: ["etag": etag, "repr-digest": ContentDigest.header(side.bodySHA256)],
+      isHead: request.method == "HEAD")
+  }
+
+  /// Bytes of `key` and the body after it.
+  private func reply(
+    _ transfer: Transfer, _ range: ByteRange, key: [UInt8], headers: [String: String], isHead: Bool
+  ) async throws -> HTTPReply {
+    let all = Int64(key.count) + transfer.bodyBytes
+    var reply = HTTPReply(200, headers: headers)
+    var part = 0..<all
+    if case .part(let wanted) = range {
+      part = wanted
+      reply.status = 206
+      reply.headers["content-range"] = "bytes \(part.lowerBound)-\(part.upperBound - 1)/\(all)"
+    }
+    reply.headers["accept-ranges"] = "bytes"
+    reply.headers["content-type"] = "application/octet-stream"
+    let head = Int64(key.count)
+    if part.lowerBound < head { reply.body = Array(key[Int(part.lowerBound)..<Int(min(head, part.upperBound))]) }
+    let body = max(0, part.lowerBound - head)..<max(0, part.upperBound - head)
+    let context = context
+    let file = try await context.pool.run { OpenFile(try context.spool.open(transfer.place)) }
+    reply.stream = BodyStream(bytes: Int64(body.count)) { offset, count in
+      try await context.pool.run {
+        var piece = ByteBufferAllocator().buffer(capacity: count)
+        try piece.writeWithUnsafeMutableBytes(minimumWritableBytes: count) { room in
+          let target = UnsafeMutableRawBufferPointer(rebasing: room[..<count])
+          guard try file.file.read(into: target, at: body.lowerBound + offset) == count else {
+            throw DiskError("read", file.file.path, errno: ENODATA)
+          }
+          return count
+        }
+        return piece
+      }
+    }
+    if !isHead, context.partners[transfer.peer]?.card?.card.hasGateway == false {
+      reply.onEnd = { [self] isWhole in
+        if isWhole, context.downloads.add(body, of: transfer) { await downloaded(transfer) }
+      }
+    }
+    return reply
+  }
+
+  // MARK: the key
+
+  /// The recipient asks for the key. Every answer that carries it is a release of its own.
+  func askKey(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
+    let transfer = try await waiting(id, for: request.partner)
+    guard transfer.state != .queued else {
+      throw Problem(.conflict, code: "key.early", "say `received` first: PUT \(Self.path(id))/receipts")
+    }
+    let row = try await release(transfer)
+    let head = context.sign(context.ledger.head.document, as: .head)
+    var reply = HTTPReply(
+      200, headers: ["content-type": "application/octet-stream", "sallyport-head": Base64.encode(head.bytes)],
+      body: row.key ?? [])
+    reply.onEnd = { [self] isWhole in if isWhole { await handedOver(row) } }
+    return reply
+  }
+
+  static func path(_ id: TransferID) -> String { "/v1/transfers/\(id)" }
+
+  private func release(_ transfer: Transfer) async throws -> Transfer {
+    switch try await Release(context: context).open(transfer) {
+    case .opened(let row): return row
+    case .refused(let decision):
+      throw Problem(.refused, code: decision.codes.first?.rawValue ?? "release.refused", decision.sentence)
+    case .withdrawn(_, let code):
+      throw Problem(.gone, code: code, "this package was taken back; ask for the list again")
+    case .waits(let code, let note): throw Problem(.unavailable, code: code, note, retryAfterSeconds: 30)
+    }
+  }
+
+  /// Key and body in one file, as stock age reads it.
+  func package(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
+    var transfer = try await waiting(id, for: request.partner)
+    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    guard context.policies.agreement(manifest.agreement.sha256)?.consent.model == Agreement.Consent.Model.none else {
+      throw Problem(
+        .conflict, code: "package.consent",
+        "under an agreement with consent the key comes after the body: docs/COLLECT.md")
+    }
+    let key = transfer.key ?? []
+    let etag = "\"\(transfer.manifestDigest)\""
+    let range = try ByteRange(
+      request.header("range"), ifRange: request.header("if-range"), etag: etag,
+      bytes: Int64(key.count) + transfer.bodyBytes)
+    var headers = ["etag": etag]
+    headers["repr-digest"] = manifest.wholeFileSHA256.map(ContentDigest.header)
+    // Only bytes of the key are a release.
+    let isHead = request.method == "HEAD"
+    if case .part(let part) = range, part.lowerBound >= key.count {
+      return try await reply(transfer, range, key: key, headers: headers, isHead: isHead)
+    }
+    guard !isHead else { return try await reply(transfer, range, key: key, headers: headers, isHead: true) }
+    if transfer.state == .queued {
+      let queued = transfer
+      transfer = try await context.ledger.write { tx in
+        try tx.advance(queued, to: .custody, ["evidence": "package.age"]) { $0.nextAt = nil }
+      }
+    }
+    let row = try await release(transfer)
+    var reply = try await reply(row, range, key: row.key ?? [], headers: headers, isHead: false)
+    let onEnd = reply.onEnd
+    reply.onEnd = { [self] isWhole in
+      if isWhole { await handedOver(row) }
+      await onEnd?(isWhole)
+    }
+    return reply
+  }
+
+  /// The reply with the key went out.
+  private func handedOver(_ row: Transfer) async {
+    await noting(row) {
+      let released = try await Release(context: context).close(row)
+      if context.downloads.isWhole(released) { try await settleDownload(released) }
+    }
+  }
+
+  // MARK: receipts
+
+  /// The recipient's receipts, or, from a partner without a gateway, what it says: `{"statement": "received" | "delivered"}`.
+  func putReceipts(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
+    let bytes = try await request.collect(bytesMax: Self.receiptsBytesMax)
+    guard try await holds(id, for: request.partner),
+      let known = try await context.ledger.read({ [context] in try $0.transfer(context.agency, id) })
+    else { throw Problem(.notFound, "there is no such transfer") }
+    if context.partners[request.partner]?.card?.card.hasGateway == false {
+      try await take(statement: bytes, of: waiting(id, for: request.partner))
+    } else {
+      do {
+        var reader = try DocumentReader(JSON(canonical: bytes, bytesMax: Self.receiptsBytesMax), at: "receipts")
+        let envelopes = try ReceiptList.take(&reader, countMax: 3)
+        try reader.finish()
+        _ = try await ReceiptBook(context: context).apply(envelopes, to: known)
+      } catch let error as SealingError {
+        throw Problem(.malformed, code: error.code.rawValue, error.detail)
+      } catch LedgerError.illegal {
+        throw Problem(.conflict, code: "receipt.order", "this receipt does not fit where the transfer is")
+      }
+    }
+    let held = try await context.ledger.read { try $0.receipts(known.sender, id) }
+    return .json(200, .object(ReceiptList.document(held.map(\.bytes))))
+  }
+
+  static let receiptsBytesMax = 4 * Envelope.bytesMax
+
+  private func take(statement bytes: [UInt8], of transfer: Transfer) async throws {
+    let statement: Statement
+    do {
+      var reader = try DocumentReader(JSON(canonical: bytes.trimmed, bytesMax: 1024), at: "statement")
+      statement = try reader.choice("statement")
+      try reader.finish()
+    } catch {
+      throw Problem(.malformed, #"expected {"statement":"received"} or {"statement":"delivered"}"#)
+    }
+    switch (statement, transfer.state) {
+    case (.received, .queued): try await received(transfer, by: .statement)
+    case (.received, _): break
+    case (.delivered, .queued), (.delivered, .custody):
+      throw Problem(.conflict, code: "receipt.order", "the key was not handed over yet")
+    case (.delivered, _): try await confirm(transfer, by: .statement)
+    }
+  }
+
+  private enum Statement: String, CaseIterable { case received, delivered }
+
+  private func received(_ transfer: Transfer, by evidence: Collected.Evidence) async throws {
+    _ = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .custody, ["evidence": .string(evidence.rawValue)]) { $0.nextAt = nil }
+    }
+  }
+
+  private func confirm(_ transfer: Transfer, by evidence: Collected.Evidence) async throws {
+    let context = context
+    let row = try await context.ledger.write { tx in
+      let record = Collected(
+        id: transfer.id, sender: transfer.sender, recipient: transfer.peer,
+        manifest: Digest(hex: transfer.manifestDigest)!, evidence: evidence, at: tx.at, head: tx.head)
+      let envelope = context.sign(record.document, as: .collected)
+      try tx.add(document: envelope, sender: transfer.sender, id: transfer.id)
+      return try tx.advance(
+        transfer, to: .confirmed,
+        ["evidence": .string(evidence.rawValue), "collected": .string(envelope.payloadDigest.hex)]
+      ) { $0.nextAt = nil }
+    }
+    context.downloads.forget(row)
+    try await ReceiptBook(context: context).settle(row)
+  }
+
+  // MARK: downloads that count
+
+  /// Every byte of the body went out to the partner.
+  func downloaded(_ transfer: Transfer) async {
+    await noting(transfer) {
+      guard let row = try await context.ledger.read({ try $0.transfer(transfer.sender, transfer.id) }) else { return }
+      try await settleDownload(row)
+    }
+  }
+
+  private func settleDownload(_ row: Transfer) async throws {
+    guard context.partners[row.peer]?.card?.card.hasGateway == false else { return }
+    let manifest = try Manifest(Envelope(parsing: row.manifest, as: .manifest).unverified())
+    guard context.policies.agreement(manifest.agreement.sha256)?.downloadCounts == true else { return }
+    switch row.state {
+    case .queued: try await received(row, by: .download)
+    case .released, .unconfirmed: try await confirm(row, by: .download)
+    default: break
+    }
+  }
+
+  /// What follows a reply that went out already can tell its failure to nobody but the log; the ledger says where it stands.
+  private func noting(_ transfer: Transfer, _ body: () async throws -> Void) async {
+    do {
+      try await body()
+    } catch LedgerError.stale {
+    } catch is CancellationError {
+    } catch {
+      if StoreFailure(error) == .unknown { onFatal(error) }
+      context.logger.error("after a download of transfer \(transfer.id): \(error)")
+    }
+  }
+
+  // MARK: what the stages find
+
+  /// A collected transfer that a stage came upon: after it was resumed, after a lease that a crash left open, or at its end.
+  static func rest(_ transfer: Transfer, _ context: GatewayContext) async throws {
+    try await context.ledger.write { tx in
+      if transfer.state == .releasing {
+        // The key may have gone with a reply that was cut: it counts as disclosed, and the partner may ask again.
+        try tx.advance(transfer, to: .unconfirmed) {
+          $0.nextAt = nil
+          $0.code = "receipt.late"
+          $0.note = "the key may have gone; the partner has not said so yet"
+        }
+      } else {
+        try tx.amend(transfer) { $0.nextAt = nil }
+        try tx.offer(transfer)
+      }
+    }
+    context.news.mail(to: transfer.peer).notify()
+  }
+
+  // MARK: the list
+
+  /// What a partner is told about one of its packages.
+  static func item(_ transfer: Transfer) -> JSON {
+    var members: [String: JSON] = [
+      "id": .string(transfer.id.text), "agreement": .string(transfer.agreement), "name": .string(transfer.name),
+      "state": .string(transfer.state.isEnd ? transfer.state.rawValue : "waiting"),
+      "payloadBytes": .integer(transfer.payloadBytes), "bodyBytes": .integer(transfer.bodyBytes),
+      "manifest": .string(transfer.manifestDigest), "since": .string(Timestamp.format(transfer.createdAt)),
+    ]
+    members["expiresAt"] = transfer.expiresAt.map { .string(Timestamp.format($0)) }
+    if transfer.state.isEnd, !transfer.code.isEmpty { members["code"] = .string(transfer.code) }
+    return .object(members)
+  }
+}
+
+extension [UInt8] {
+  /// Without the line end that editors and shells add.
+  fileprivate var trimmed: [UInt8] {
+    var bytes = self[...]
+    while let last = bytes.last, last == 10 || last == 13 || last == 32 { bytes.removeLast() }
+    return Array(bytes)
+  }
+}
+
+/// Which bytes of which bodies went out, while this process runs. After a restart a download begins to count anew.
+final class Downloads: Sendable {
+  private struct Key: Hashable {
+    let peer: AgencyID
+    let id: TransferID
+  }
+
+  private let sent = NIOLockedValueBox<[Key: RangeSet<Int64>]>([:])
+
+  /// Adds what went out; true once it is all of the body.
+  func add(_ range: Range<Int64>, of transfer: Transfer) -> Bool {
+    sent.withLockedValue { all in
+      var set = all[Key(peer: transfer.peer, id: transfer.id)] ?? RangeSet()
+      set.insert(contentsOf: range)
+      all[Key(peer: transfer.peer, id: transfer.id)] = set
+      return set.ranges.first == 0..<transfer.bodyBytes
+    }
+  }
+
+  func isWhole(_ transfer: Transfer) -> Bool {
+    sent.withLockedValue { $0[Key(peer: transfer.peer, id: transfer.id)]?.ranges.first == 0..<transfer.bodyBytes }
+  }
+
+  func forget(_ transfer: Transfer) {
+    sent.withLockedValue { $0[Key(peer: transfer.peer, id: transfer.id)] = nil }
+  }
+}
