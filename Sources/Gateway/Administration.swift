@@ -190,6 +190,14 @@ package struct Administration: Sendable {
       members["kind"] = "notice-overdue"
       return .object(members)
     }
+    let waiting = try await context.ledger.read { try $0.waiting(limit: Maintenance.waitingMax) }
+    for transfer in waiting {
+      guard let share = transfer.shareOfTime(at: instant), share >= Maintenance.waitingShares.last! else { continue }
+      rows.append([
+        "kind": "expires-uncollected", "id": .string(transfer.id.text), "partner": .string(transfer.peer.text),
+        "name": .string(transfer.name), "expiresAt": .string(transfer.expiresAt.map(Timestamp.format) ?? ""),
+      ])
+    }
     let cards = [context.keys.card.card] + context.partners.all.compactMap(\.card?.card)
     for expiry in cards.flatMap({ KeyExpiry.due($0, at: instant) }) {
       rows.append([

@@ -86,23 +86,16 @@ package struct Check: Sendable {
 
   private func body(_ transfer: Transfer) -> [(String, String)] {
     do {
-      let file = OpenFile(try context.spool.open(transfer.place))
-      let size = Int64(try file.file.status().st_size)
-      guard size == transfer.bodyBytes else {
-        return [("spool", "the body has \(size) bytes, not \(transfer.bodyBytes)")]
+      let file = try context.body(of: transfer)
+      if transfer.direction == .out, transfer.isCollected {
+        let segments = try BodyGeometry(sealedBytes: transfer.bodyBytes).segments
+        guard try context.spool.treeFile(transfer.place, segments: segments) != nil else {
+          return [("spool", "the body's side file is missing")]
+        }
       }
       guard isDeep else { return [] }
-      let buffer = SealedBuffer(BodyGeometry.sealedSegmentBytes)
-      var roots: [Digest] = []
-      var offset: Int64 = 0
-      while offset < size {
-        let count = try file.file.read(into: buffer.storage.bytes, at: offset)
-        guard count > 0 else { break }
-        roots.append(SegmentDigest.root(buffer.storage, sealedBytes: count))
-        offset += Int64(count)
-      }
       let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
-      return MerkleTree.root(roots) == manifest.bodyTreeRoot
+      return try BodyCheck.treeRoot(of: file) == manifest.bodyTreeRoot
         ? [] : [("spool", "the body does not have the signed tree root")]
     } catch {
       return [("spool", "\(error)")]
@@ -137,6 +130,11 @@ package struct Check: Sendable {
       kinds.append(receipt.kind)
       previous = envelope
     }
+    if transfer.isCollected, context.partners[transfer.peer]?.card?.card.hasGateway == false {
+      // Who has no gateway signs nothing: there stands our own record.
+      let isTold = try transfer.state != .confirmed || reader.document(transfer.sender, transfer.id, .collected) != nil
+      return isTold ? [] : [("receipts", "state confirmed needs a record that it was collected")]
+    }
     let needed: [Receipt.Kind] =
       switch transfer.state {
       case .custody, .releasing, .released, .unconfirmed, .received, .opened, .delivering: [.received]
@@ -146,5 +144,22 @@ package struct Check: Sendable {
     return Array(kinds.prefix(needed.count)) == needed
       ? []
       : [("receipts", "state \(transfer.state.rawValue) needs \(needed.map(\.rawValue).joined(separator: " and "))")]
+  }
+}
+
+/// A body read once more.
+enum BodyCheck {
+  /// The root of what is in `file`. Blocks.
+  static func treeRoot(of file: OpenFile) throws -> Digest {
+    let buffer = SegmentBuffer()
+    var roots: [Digest] = []
+    var offset: Int64 = 0
+    while true {
+      let count = try file.file.read(
+        into: UnsafeMutableRawBufferPointer(rebasing: buffer.bytes[..<BodyGeometry.sealedSegmentBytes]), at: offset)
+      guard count > 0 else { return MerkleTree.root(roots) }
+      roots.append(SegmentDigest.root(buffer, sealedBytes: count))
+      offset += Int64(count)
+    }
   }
 }

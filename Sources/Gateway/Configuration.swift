@@ -4,6 +4,7 @@ import Foundation
 import Policies
 import Sealing
 import Store
+import Transport
 
 /// The settings of one gateway.
 package struct Configuration: Sendable {
@@ -37,6 +38,10 @@ package struct Configuration: Sendable {
   /// Packages of one partner under way at once.
   package var packagesPerPartner: Int64 = 64
   package var bytesPerPartnerMax: Int64 = 1 << 40
+  /// Of the partner port, see `PartnerServerLimits`.
+  package var connectionsMax: Int64 = 2048
+  package var connectionsPerPartner: Int64 = 128
+  package var requestsPerSecond: Int64 = 2000
   package var retrySecondsMax: Int64 = 300
   /// Released, and no receipt after so long: unconfirmed.
   package var receiptSeconds: Int64 = 86400
@@ -47,6 +52,14 @@ package struct Configuration: Sendable {
   package var logLevel = "info"
 
   package init(agency: AgencyID) { self.agency = agency }
+
+  var serverLimits: PartnerServerLimits {
+    var limits = PartnerServerLimits()
+    limits.connections = Int(connectionsMax)
+    limits.connectionsPerPartner = Int(connectionsPerPartner)
+    limits.requestsPerSecond = Int(requestsPerSecond)
+    return limits
+  }
 
   /// Reads `sallyport.yaml`.
   ///
@@ -79,6 +92,9 @@ package struct Configuration: Sendable {
       try set("lowWaterInodes", &lowWaterInodes, 0...(1 << 40))
       try set("packagesPerPartner", &packagesPerPartner, 1...1024)
       try set("bytesPerPartnerMax", &bytesPerPartnerMax, 1...(1 << 50))
+      try set("connectionsMax", &connectionsMax, 16...65536)
+      try set("connectionsPerPartner", &connectionsPerPartner, 8...4096)
+      try set("requestsPerSecond", &requestsPerSecond, 10...1_000_000)
       try set("retrySecondsMax", &retrySecondsMax, 1...86400)
       try set("receiptSeconds", &receiptSeconds, 1...(366 * 86400))
       try set("retentionSeconds", &retentionSeconds, 0...(3660 * 86400))

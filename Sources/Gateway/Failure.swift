@@ -20,6 +20,7 @@ enum Disposition {
     switch error {
     case is CancellationError: self = .ignore
     case LedgerError.stale: self = .ignore
+    case let error as SpoolDamage: self = .halt(code: "spool.damaged", note: error.detail)
     case let error where StoreFailure(error) == .unknown: self = .stop
     case let error where StoreFailure(error) == .full: self = .retry(code: "disk.full", note: "\(error)")
     case let error as DiskError: self = .retry(code: "disk.error", note: error.description)
@@ -34,6 +35,13 @@ enum Disposition {
     default: self = .halt(code: "internal", note: String(describing: error))
     }
   }
+}
+
+/// The spool does not hold what the ledger says. Nothing can mend that by trying again: the transfer becomes `corrupt`, and what is
+/// there stays as evidence.
+struct SpoolDamage: Error, CustomStringConvertible {
+  let detail: String
+  var description: String { detail }
 }
 
 /// Thrown to end the process: nothing may be written any more.

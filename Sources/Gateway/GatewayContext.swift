@@ -1,6 +1,7 @@
 // What the journeys share: the home, the ledger, the spool, keys, partners, policies, the clock. No journey owns it.
 
 import Foundation
+import Glibc
 import Logging
 import NIOConcurrencyHelpers
 import Policies
@@ -205,6 +206,19 @@ package final class GatewayContext: Sendable {
       recipientKinds: partner?.card.map { Set($0.card.sealingRecipients(at: instant).map(\.kind)) } ?? [],
       packagesToday: packagesToday, standing: agreement.map { standing(of: $0, with: peer, at: instant) },
       consentHeard: consentHeard)
+  }
+
+  /// The body of a transfer whose state says that it is in the spool. Blocks.
+  ///
+  /// - Throws: `SpoolDamage` when it is not, or not in its size.
+  func body(of transfer: Transfer) throws -> OpenFile {
+    guard spool.has(transfer.place) else { throw SpoolDamage(detail: "the body is missing in the spool") }
+    let file = OpenFile(try spool.open(transfer.place))
+    let bytes = Int64(try file.file.status().st_size)
+    guard bytes == transfer.bodyBytes else {
+      throw SpoolDamage(detail: "the body in the spool has \(bytes) of \(transfer.bodyBytes) bytes")
+    }
+    return file
   }
 
   /// Whether there is room to take more. Below the low-water mark nothing new is taken; what is here still flows.

@@ -15,9 +15,11 @@ struct Maintenance: Service {
     try await rewriteOutcomes()
     try await untilShutdown {
       var warned: [String: Int] = [:]
+      var told: [TransferID: Double] = [:]
       while !Task.isCancelled {
         try await purge()
         warn(&warned)
+        try await warnOfWaiting(&told)
         await Signal().wait(after: 0, for: .seconds(Self.everySeconds))
       }
     }
@@ -80,6 +82,27 @@ struct Maintenance: Service {
         try await context.pool.run { try context.spool.remove(transfer.place) }
       }
     }
+  }
+
+  /// Shares of a package's time after which its sender is warned that nobody has come for it.
+  static let waitingShares = [0.5, 0.8]
+  static let waitingMax = 10_000
+
+  /// One log line per package that waits to be collected and share of its time.
+  private func warnOfWaiting(_ told: inout [TransferID: Double]) async throws {
+    let instant = context.now()
+    let waiting = try await context.ledger.read { try $0.waiting(limit: Self.waitingMax) }
+    var kept: [TransferID: Double] = [:]
+    for transfer in waiting {
+      guard let share = transfer.shareOfTime(at: instant), let step = Self.waitingShares.last(where: { share >= $0 })
+      else { continue }
+      kept[transfer.id] = step
+      guard told[transfer.id] != step else { continue }
+      context.logger.warning(
+        "transfer \(transfer.id) waits for \(transfer.peer), \(Int(share * 100)) % of its time is over; it expires \(transfer.expiresAt.map(Timestamp.format) ?? "")"
+      )
+    }
+    told = kept
   }
 
   /// One log line per key and warning day.

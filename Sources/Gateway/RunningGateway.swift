@@ -47,7 +47,8 @@ package struct RunningGateway: Service {
       [
         PartnerServer(
           host: context.configuration.host, port: context.configuration.port, identity: context.keys.tlsInUse,
-          partner: { context.partners.known(by: $0) }, handler: { await port.answer($0) }, group: group,
+          limits: context.configuration.serverLimits, partner: { context.partners.known(by: $0) },
+          handler: { await port.answer($0) }, group: group,
           logger: quiet, onListening: onListening),
         AdminServer(path: context.home.adminSocket, group: group, logger: quiet) { method, target, body in
           await administration.answer(method, target, body)

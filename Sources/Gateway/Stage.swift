@@ -99,7 +99,8 @@ struct Stage: Service {
         context.logger.critical("\(error)")
         throw FatalFailure(cause: error)
       case .retry(let code, let note): try await postpone(transfer, code, note)
-      case .halt(let code, let note): try await setAside(transfer, code, note)
+      case .halt(let code, let note):
+        try await setAside(transfer, code, note, error is SpoolDamage ? [.corrupt] : [.held, .quarantined])
       }
     }
   }
@@ -133,28 +134,29 @@ struct Stage: Service {
     }
   }
 
-  private func setAside(_ transfer: Transfer, _ code: String, _ note: String) async throws {
+  /// - Parameter targets: the first of these states that the transfer may enter; in none of them it stays where it is.
+  private func setAside(_ transfer: Transfer, _ code: String, _ note: String, _ targets: [TransferState]) async throws {
     guard let row = try await current(transfer), !row.state.isEnd else { return }
     context.logger.error("transfer \(row.id) is set aside: \(note)")
-    let target: TransferState? =
-      row.state.mayBecome(.held, direction) ? .held : row.state.mayBecome(.quarantined, direction) ? .quarantined : nil
+    let target = targets.first { row.state.mayBecome($0, direction) }
     do {
-      try await context.ledger.write { tx in
+      let moved = try await context.ledger.write { tx in
         if let target {
-          _ = try tx.advance(row, to: target) { next in
-            next.heldFrom = row.state == .sending ? .queued : row.state
+          return try tx.advance(row, to: target) { next in
+            if target == .held { next.heldFrom = row.state == .sending ? .queued : row.state }
             next.nextAt = nil
             next.code = code
             next.note = note
           }
         } else {
-          _ = try tx.amend(row) { next in
+          return try tx.amend(row) { next in
             next.nextAt = nil
             next.code = code
             next.note = note
           }
         }
       }
+      if moved.state.isEnd { try await context.pool.run { [context] in try Outcomes(context: context).write(moved) } }
     } catch LedgerError.stale {
       return
     }

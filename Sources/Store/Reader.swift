@@ -132,6 +132,16 @@ package struct Reader {
     ).map(Transfer.init)
   }
 
+  /// Packages of ours that wait to be collected, those that expire first first.
+  package func waiting(limit: Int) throws -> [Transfer] {
+    try fetchAll(
+      """
+      SELECT \(Transfer.columns) FROM transfers WHERE direction = 'out' AND collected = 1
+        AND state IN ('queued', 'custody') ORDER BY expires_at LIMIT ?
+      """, [limit]
+    ).map(Transfer.init)
+  }
+
   /// Collected transfers of ours that are under way, or that ended after `instant`.
   package func collecting(from peer: AgencyID, since instant: Date) throws -> [Transfer] {
     try fetchAll(

@@ -41,6 +41,11 @@ package struct Transfer: Equatable, Sendable {
   package var isCollected = false
   package var updatedAt: Date
 
+  /// How much of its time is over, 0 to 1 and beyond; nil without an end.
+  package func shareOfTime(at instant: Date) -> Double? {
+    expiresAt.map { instant.timeIntervalSince(createdAt) / max(1, $0.timeIntervalSince(createdAt)) }
+  }
+
   package var place: Spool.Place { direction == .out ? .out(id) : .incoming(sender, id) }
 
   package init(

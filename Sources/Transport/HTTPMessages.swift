@@ -30,6 +30,7 @@ package struct HTTPReply: Sendable {
     var headers = headers
     headers["content-type"] = "application/problem+json"
     if let seconds = problem.retryAfterSeconds { headers["retry-after"] = String(seconds) }
+    if !problem.allowed.isEmpty { headers["allow"] = problem.allowed.joined(separator: ", ") }
     return HTTPReply(problem.kind.status, headers: headers, body: problem.document.canonical)
   }
 }
@@ -75,12 +76,24 @@ package struct Problem: Error, Equatable, Sendable, CustomStringConvertible {
   package let code: String
   package let detail: String
   package let retryAfterSeconds: Int?
+  /// With `method`: what is possible in its place (RFC 9110 §15.5.6).
+  package let allowed: [String]
+
+  /// The resource is there, and takes only these methods.
+  package init(allowing allowed: [String]) {
+    kind = .method
+    code = ""
+    detail = "only \(allowed.joined(separator: ", "))"
+    retryAfterSeconds = nil
+    self.allowed = allowed
+  }
 
   package init(_ kind: Kind, code: String = "", _ detail: String, retryAfterSeconds: Int? = nil) {
     self.kind = kind
     self.code = code
     self.detail = detail
     self.retryAfterSeconds = retryAfterSeconds
+    allowed = []
   }
 
   package var document: JSON {
@@ -147,54 +160,46 @@ package enum PartnerRoute: Equatable, Sendable {
       return min(value, max)
     }
     let unknown = Problem(.notFound, "there is nothing here")
+    func choose(_ routes: KeyValuePairs<String, PartnerRoute>) throws(Problem) -> PartnerRoute {
+      guard let route = routes.first(where: { $0.key == method }) else { throw Problem(allowing: routes.map(\.key)) }
+      return route.value
+    }
     if parts == [""] {
-      guard method == "GET" || method == "HEAD" else { throw Problem(.method, "the page can only be read") }
-      self = .page
+      self = try choose(["GET": .page, "HEAD": .page])
       return
     }
     guard parts.first == "v1", parts.count >= 2 else { throw unknown }
     switch (parts[1], parts.count) {
-    case ("openapi.json", 2):
-      guard method == "GET" else { throw Problem(.method, "the description can only be read") }
-      self = .openAPI
-    case ("card", 2):
-      guard method == "GET" else { throw Problem(.method, "the card can only be read") }
-      self = .card
+    case ("openapi.json", 2): self = try choose(["GET": .openAPI])
+    case ("card", 2): self = try choose(["GET": .card])
     case ("transfers", 2):
-      guard method == "GET" else { throw Problem(.method, "the list can only be read") }
-      self = .list(
+      let list = PartnerRoute.list(
         after: try number("after", 0, max: JSON.integerMax),
         limit: Int(try number("limit", 100, max: Int64(Self.listLimitMax))),
         waitSeconds: Int(try number("wait", 0, max: Int64(Self.waitSecondsMax))))
+      self = try choose(["GET": list])
     case ("transfers", 3...4):
       guard let id = TransferID(parts[2]) else { throw unknown }
-      switch (method, parts.count == 4 ? parts[3] : "") {
-      case ("DELETE", ""): self = .takeBack(id)
-      case ("GET", "manifest"): self = .manifest(id)
-      case ("PUT", "manifest"): self = .putManifest(id)
-      case ("HEAD", "body"): self = .bodyOffset(id)
-      case ("PATCH", "body"): self = .appendBody(id)
-      case ("GET", "body"): self = .body(id)
-      case ("GET", "tree"): self = .tree(id)
-      case ("PUT", "key"): self = .putKey(id)
-      case ("POST", "key"): self = .askKey(id)
-      case ("GET", "package.age"), ("HEAD", "package.age"): self = .package(id)
-      case ("GET", "receipts"):
-        self = .receipts(
-          id, after: query["after"] ?? "", waitSeconds: Int(try number("wait", 0, max: Int64(Self.waitSecondsMax))))
-      case ("PUT", "receipts"): self = .putReceipts(id)
-      case (_, "manifest"), (_, "body"), (_, "tree"), (_, "key"), (_, "package.age"), (_, "receipts"), (_, ""):
-        throw Problem(.method, "\(method) is not possible here")
+      switch parts.count == 4 ? parts[3] : "" {
+      case "" where parts.count == 3: self = try choose(["DELETE": .takeBack(id)])
+      case "manifest": self = try choose(["GET": .manifest(id), "PUT": .putManifest(id)])
+      case "body": self = try choose(["HEAD": .bodyOffset(id), "GET": .body(id), "PATCH": .appendBody(id)])
+      case "tree": self = try choose(["GET": .tree(id)])
+      case "key": self = try choose(["PUT": .putKey(id), "POST": .askKey(id)])
+      case "package.age": self = try choose(["GET": .package(id), "HEAD": .package(id)])
+      case "receipts":
+        let wait = Int(try number("wait", 0, max: Int64(Self.waitSecondsMax)))
+        self = try choose([
+          "GET": .receipts(id, after: query["after"] ?? "", waitSeconds: wait), "PUT": .putReceipts(id),
+        ])
       default: throw unknown
       }
     case ("agreements", 3), ("agreements", 5):
       guard let digest = Digest(hex: parts[2]), parts.count == 3 || parts[3] == "signatures" else { throw unknown }
-      guard method == "PUT" else { throw Problem(.method, "\(method) is not possible here") }
-      self = parts.count == 3 ? .putAgreement(digest) : .putAct(digest)
+      self = try choose(["PUT": parts.count == 3 ? .putAgreement(digest) : .putAct(digest)])
     case ("notices", 3):
       guard let id = TransferID(parts[2]) else { throw unknown }
-      guard method == "PUT" else { throw Problem(.method, "\(method) is not possible here") }
-      self = .putNotice(id)
+      self = try choose(["PUT": .putNotice(id)])
     default: throw unknown
     }
   }

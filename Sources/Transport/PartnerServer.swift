@@ -81,7 +81,10 @@ package struct PartnerServerLimits: Sendable {
   package var idleSeconds: Int64 = 75
   package var headerBytes = 16384
   package var headerCount = 64
-  package var connections = 512
+  package var connections = 2048
+  package var connectionsPerPartner = 128
+  /// Of one partner; as many again may come at once after a pause.
+  package var requestsPerSecond = 2000
 
   package init() {}
 }
@@ -121,9 +124,17 @@ package struct PartnerServer: Service {
   }
 
   package func run() async throws {
+    let shares = PartnerShares(limits)
+    let handler = handler
     let channel = PartnerChannel(
-      context: try identity.serverContext(), limits: limits, partner: partner, handler: handler,
-      executors: LoopTaskExecutor.all(group))
+      context: try identity.serverContext(), limits: limits, partner: partner, shares: shares,
+      handler: { request in
+        guard shares.mayAsk(request.partner) else {
+          return .problem(
+            Problem(.busy, code: "limit.requests", "too many requests at once", retryAfterSeconds: 1))
+        }
+        return await handler(request)
+      }, executors: LoopTaskExecutor.all(group))
     let server = channel.server(
       configuration: .init(
         address: .hostname(host, port: port),
@@ -144,6 +155,7 @@ private struct PartnerChannel: ServerChildChannel {
   let context: NIOSSLContext
   let limits: PartnerServerLimits
   let partner: @Sendable (Sealing.Digest) -> AgencyID?
+  let shares: PartnerShares
   let handler: PartnerServer.Handler
   let executors: [ObjectIdentifier: LoopTaskExecutor]
 
@@ -163,6 +175,10 @@ private struct PartnerChannel: ServerChildChannel {
       let tls = NIOSSLServerHandler(context: context) { certificates, promise in
         // One answer for every unknown peer: the handshake fails, whatever the reason.
         guard let leaf = certificates.first, let pin = try? TLSIdentity.pin(of: leaf), let agency = partner(pin) else {
+          promise.succeed(.failed)
+          return
+        }
+        guard shares.open(agency, until: channel.closeFuture) else {
           promise.succeed(.failed)
           return
         }
@@ -202,7 +218,8 @@ private struct PartnerChannel: ServerChildChannel {
   private func partner(on value: Value) async throws -> AgencyID? {
     if let known = value.peer.withLockedValue({ $0 }) { return known }
     guard let leaf = try await value.channel.nioSSL_peerCertificate().get() else { return nil }
-    let resumed = partner(try TLSIdentity.pin(of: leaf))
+    guard let resumed = partner(try TLSIdentity.pin(of: leaf)), shares.open(resumed, until: value.channel.closeFuture)
+    else { return nil }
     value.peer.withLockedValue { $0 = resumed }
     return resumed
   }
@@ -236,6 +253,50 @@ private struct PartnerChannel: ServerChildChannel {
         try await writer.write(piece)
       }
       try await writer.finish(nil)
+    }
+  }
+}
+
+/// What one partner may take of the server, so that none takes it from the others. Callable concurrently.
+private final class PartnerShares: Sendable {
+  private struct Share {
+    var connections = 0
+    /// Requests that may come at once: refilled as time goes, at most one second's worth.
+    var allowance: Double
+    var at: ContinuousClock.Instant
+  }
+
+  private let limits: PartnerServerLimits
+  private let shares = NIOLockedValueBox<[AgencyID: Share]>([:])
+
+  init(_ limits: PartnerServerLimits) { self.limits = limits }
+
+  private var fresh: Share { Share(allowance: Double(limits.requestsPerSecond), at: .now) }
+
+  /// Counts a connection until it closes; false when the partner has its number.
+  func open(_ partner: AgencyID, until closed: EventLoopFuture<Void>) -> Bool {
+    let isOpen = shares.withLockedValue { all in
+      var share = all[partner] ?? fresh
+      guard share.connections < limits.connectionsPerPartner else { return false }
+      share.connections += 1
+      all[partner] = share
+      return true
+    }
+    if isOpen { closed.whenComplete { [self] _ in shares.withLockedValue { $0[partner]?.connections -= 1 } } }
+    return isOpen
+  }
+
+  func mayAsk(_ partner: AgencyID) -> Bool {
+    shares.withLockedValue { all in
+      var share = all[partner] ?? fresh
+      let now = ContinuousClock.now
+      let rate = Double(limits.requestsPerSecond)
+      share.allowance = min(rate, share.allowance + (now - share.at) / .seconds(1) * rate)
+      share.at = now
+      defer { all[partner] = share }
+      guard share.allowance >= 1 else { return false }
+      share.allowance -= 1
+      return true
     }
   }
 }

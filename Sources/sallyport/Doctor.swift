@@ -51,7 +51,18 @@ struct Doctor {
       add("warning", "no gateway runs on this home", "sallyport run --home \(home.path)")
       return findings
     }
-    for row in try await session.perform(.status) where row.text("kind") == "partner" {
+    let status = try await session.perform(.status)
+    for row in status where row.text("kind") == "notice-overdue" {
+      add(
+        "warning", "\(row.text("partner")) has not answered the withdrawal notice \(row.text("notice")) in time",
+        "sallyport consent notices")
+    }
+    for row in status where row.text("kind") == "expires-uncollected" {
+      add(
+        "warning", "\(row.text("partner")) has not come for \(row.text("name")); it expires \(row.text("expiresAt"))",
+        "sallyport trace \(row.text("id"))")
+    }
+    for row in status where row.text("kind") == "partner" {
       let agency = row.text("agency")
       if row.text("state") == "pending" || !row.text("pendingReason").isEmpty {
         add("warning", "a card of \(agency) waits for approval", "sallyport partners show \(agency)")

@@ -155,6 +155,10 @@ struct StatusCommand: AsyncParsableCommand {
         "  partner   \(row.text("agency"))  \(row.text("state"))"
           + (row.text("pausedUntil").isEmpty ? "" : "  unreachable, next try \(row.text("pausedUntil"))")
           + (row.text("pendingReason").isEmpty ? "" : "  a new card waits: \(row.text("pendingReason"))")
+      case "notice-overdue":
+        "  WARNING   \(row.text("partner")) has not answered the withdrawal notice \(row.text("notice"))"
+      case "expires-uncollected":
+        "  WARNING   \(row.text("partner")) has not come for \(row.text("name")) (\(row.text("id"))); it expires \(row.text("expiresAt"))"
       default: "  WARNING   key \(row.text("key")) of \(row.text("agency")) expires in \(row.text("days")) days"
       }
     }

@@ -224,4 +224,123 @@ import Testing
     #expect(gone.text.contains(#""status":410"#))
     #expect(partner.agencies.sender.stop() == 0)
   }
+
+  static let schemathesis = ProcessInfo.processInfo.environment["SALLYPORT_SCHEMATHESIS"]
+
+  /// Run by scripts/api. What is well-formed by the description may still be signed by nobody: that a server then refuses is no finding.
+  @Test(.enabled(if: schemathesis != nil, "scripts/api brings schemathesis"))
+  func theDescriptionHoldsOnTheRunningServer() throws {
+    let partner = try Partner(Self.options())
+    try partner.introduce()
+    try partner.drop("waits.bin", Self.random(100_000))
+    try Data("[parameters]\nwait = 0\n".utf8).write(to: URL(fileURLWithPath: "\(partner.folder)/schemathesis.toml"))
+    let result = try partner.shell(
+      """
+      cat partner.pem partner.key > both.pem
+      curl -s --cert both.pem -k --pinnedpubkey "$PIN" "$GATEWAY/v1/openapi.json" -o openapi.json
+      \(Self.schemathesis!) run openapi.json --url "$GATEWAY" --request-cert both.pem --tls-verify=false \
+        --max-examples 100 --seed 1 --exclude-checks positive_data_acceptance --no-color
+      """)
+    #expect(result.status == 0, "\(result.text.suffix(4000))\(result.errors)")
+    print(result.lines.suffix(5).joined(separator: "\n"))
+    #expect(partner.agencies.sender.stop() == 0)
+  }
+
+  // MARK: consent
+
+  @Test func whoWithdrawsBeforeTheKeyIsAskedForIsNotInWhatIsCollected() throws {
+    var options = TestAgencies.Options.optIn()
+    options.delivery = "collect"
+    let agencies = try TestAgencies(options)
+    try agencies.sender.start()
+    let agreement = TestAgencies.agreement
+    for person in ["P1", "P2"] {
+      #expect(try agencies.sender.sallyport("consent", "grant", person, "--agreement", agreement).status == 0)
+    }
+    try agencies.sender.drop("people.ndjson", TestRecords.of(["P1", "P2"]))
+    #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+    let before = try #require(try agencies.sender.sallyport("queue", "--json").lines.first.flatMap(Self.id))
+    #expect(try agencies.sender.sallyport("consent", "withdraw", "P1", "--agreement", agreement).status == 0)
+    let collected = try agencies.recipient.sallyport("collect", "--json")
+    #expect(collected.status == 0 && !collected.text.contains(before), "\(collected.text)\(collected.errors)")
+    #expect(TestRecords.claims(agencies.recipient.inbox(from: agencies.sender, "people.ndjson")) == ["P2"])
+    let audit = try agencies.sender.sallyport("consent", "audit")
+    #expect(audit.status == 0 && audit.text.contains("the release rule held"), "\(audit.text)")
+    agencies.sender.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  @Test func underConsentThereIsNoPackageInOneRequest() throws {
+    var options = TestAgencies.Options.optIn()
+    options.delivery = "collect, downloadCounts: true"
+    let partner = try Partner(options)
+    try partner.introduce()
+    #expect(
+      try partner.agencies.sender.sallyport("consent", "grant", "P1", "--agreement", TestAgencies.agreement).status == 0
+    )
+    try partner.drop("people.ndjson", TestRecords.of(["P1"]))
+    let get =
+      "get() { curl -s --cert partner.pem --key partner.key -k --pinnedpubkey $PIN $GATEWAY/v1/transfers\"$@\"; };"
+    let id = try #require(Self.id(try partner.shell("\(get) get").text))
+    #expect(try partner.shell("\(get) get /\(id)/package.age").text.contains("package.consent"))
+    // All bytes of the body count as `received`; then the key; and that counts as `delivered`.
+    #expect(try partner.shell("\(get) get /\(id)/key -X POST").text.contains("key.early"))
+    #expect(try partner.shell("\(get) get /\(id)/body -r 0-9 -o body; get /\(id)/body -r 10- >> body").status == 0)
+    #expect(
+      try eventually {
+        try partner.shell(
+          "\(get) get /\(id)/key -X POST -o key; cat key body | age -d -i identity.txt -o payload && cat payload"
+        ).text.contains("C-P1")
+      })
+    #expect(eventually { partner.agencies.sender.outcome("people.ndjson") == "delivered" })
+    #expect(partner.agencies.sender.stop() == 0)
+    #expect(try partner.agencies.sender.sallyport("check", "--deep").status == 0)
+  }
+
+  // MARK: hostile and greedy clients
+
+  @Test func rangesAndPathsAndMethodsAreHeldToTheirLetters() throws {
+    let partner = try Partner(Self.options())
+    try partner.introduce()
+    try partner.drop("a.bin", Self.random(200_000))
+    let get =
+      "get() { curl -s --path-as-is --cert partner.pem --key partner.key -k --pinnedpubkey $PIN $GATEWAY\"$@\"; };"
+    let id = try #require(Self.id(try partner.shell("\(get) get /v1/transfers").text))
+    let body = "/v1/transfers/\(id)/body"
+    let etag = try #require(
+      try partner.shell("\(get) get \(body) -I").text.firstMatch(of: /(?i)etag: ("[0-9a-f]{64}")/).map { String($0.1) })
+    let bytes = 200_000 + 4 * 16
+    let many = (0..<1000).map { "\($0)-\($0)" }.joined(separator: ",")
+    for (arguments, status, size) in [
+      ("-r 0-0", 206, 1), ("-r 10-19", 206, 10), ("-r -5", 206, 5), ("-r \(bytes - 1)-", 206, 1),
+      ("-r 5-99999999", 206, bytes - 5), ("-r \(bytes)-", 416, nil), ("-r 0-0,2-2", 416, nil), ("-r \(many)", 416, nil),
+      ("-H 'Range: bytes=5-2'", 200, bytes), ("-H 'Range: lines=1-2'", 200, bytes),
+      ("-H 'Range: bytes=a-b'", 200, bytes),
+      ("-r 0-9 -H 'If-Range: \(etag)'", 206, 10), (#"-r 0-9 -H 'If-Range: "0"'"#, 200, bytes),
+      ("-r 99999999999999999999-", 416, nil), ("-r -0", 416, nil),
+    ] as [(String, Int, Int?)] {
+      let result = try partner.shell("\(get) get \(body) \(arguments) -o part -w '%{http_code}'")
+      #expect(result.text == "\(status)", "\(arguments.prefix(40)): \(result.text)")
+      if let size { #expect(partner.file("part")?.count == size, "\(arguments.prefix(40))") }
+    }
+    for path in [
+      "/v1/transfers/../transfers/\(id)/body", "/v1/transfers/\(id)/body/", "/v1//transfers",
+      "/v1/transfers/%2e%2e/card",
+      "/v1/transfers/\(id.uppercased())/body", "/v1/transfers/\(TransferID())/body", "/v1/transfers/\(id)/body%00",
+      "/etc/passwd",
+      "/v1/transfers/\(id)/../../../../etc/passwd",
+    ] {
+      #expect(try partner.shell("\(get) get '\(path)' -o /dev/null -w '%{http_code}'").text == "404", "\(path)")
+    }
+    let post = try partner.shell("\(get) get \(body) -X POST -i")
+    #expect(post.text.contains(" 405 ") && post.text.lowercased().contains("allow: head, get, patch"), "\(post.text)")
+    // What only a sender does is not there for one who collects.
+    for (method, part) in [("PATCH", "body"), ("PUT", "key"), ("DELETE", "")] {
+      let path = "/v1/transfers/\(id)\(part.isEmpty ? "" : "/\(part)")"
+      let result = try partner.shell(
+        "\(get) get \(path) -X \(method) -H 'Upload-Offset: 0' -d x -o /dev/null -w '%{http_code}'")
+      #expect(result.text == "404", "\(method) \(part): \(result.text)")
+    }
+    #expect(partner.agencies.sender.stop() == 0)
+  }
 }

@@ -192,12 +192,19 @@ private func serving(
         .receipts(id, after: "received", waitSeconds: 5)
       ),
       ("DELETE", "/v1/transfers/\(Self.id)", .takeBack(id)),
+      ("GET", "/v1/transfers/\(Self.id)/manifest", .manifest(id)),
+      ("GET", "/v1/transfers/\(Self.id)/body", .body(id)), ("GET", "/v1/transfers/\(Self.id)/tree", .tree(id)),
+      ("POST", "/v1/transfers/\(Self.id)/key", .askKey(id)),
+      ("GET", "/v1/transfers/\(Self.id)/package.age", .package(id)),
+      ("PUT", "/v1/transfers/\(Self.id)/receipts", .putReceipts(id)), ("GET", "/", .page),
+      ("GET", "/v1/openapi.json", .openAPI),
     ]
     for (method, target, route) in routes { #expect(try PartnerRoute(method: method, target: target) == route) }
   }
 
   static let refused: [(String, String, Problem.Kind)] = [
-    ("GET", "/", .notFound), ("GET", "/v1", .notFound), ("GET", "/v2/card", .notFound), ("GET", "/v1/admin", .notFound),
+    ("GET", "/x", .notFound), ("GET", "", .notFound), ("POST", "/", .method), ("GET", "/v1", .notFound),
+    ("GET", "/v2/card", .notFound), ("GET", "/v1/admin", .notFound),
     ("GET", "/v1/transfers/x/manifest", .notFound), ("PUT", "/v1/transfers/\(id)/../card", .notFound),
     ("PUT", "/v1/transfers/\(id)/manifest/x", .notFound), ("PUT", "/v1/card", .method),
     ("POST", "/v1/transfers/\(id)/body", .method),

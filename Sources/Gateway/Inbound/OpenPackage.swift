@@ -77,6 +77,10 @@ struct OpenPackage: Sendable {
       }
     } catch let error as SealingError {
       try await context.pool.run { try Directory.remove(staged(transfer)) }
+      // A chunk that does not open may be the sender's lie, or what our disk made of it: the root tells.
+      if error.code == .bodyChunk, try await !isWhole(transfer, manifest) {
+        throw SpoolDamage(detail: "the body in the spool is not the one that was received")
+      }
       try await quarantine(transfer, code: error.code.rawValue, note: error.detail)
       return
     }
@@ -94,10 +98,7 @@ struct OpenPackage: Sendable {
     let key = try PackageKey(parsing: keyBytes)
     guard key.bytes == keyBytes else { throw SealingError(.headerMalformed, "bytes after the key's nonce") }
     let payloadKey = try key.open(with: context.keys.identities, binding: manifest.binding)
-    let body = try context.spool.open(transfer.place)
-    guard Int64(try body.status().st_size) == manifest.bodyBytes else {
-      throw SealingError(.bodyLength, "the body in the spool has another size")
-    }
+    let body = try context.body(of: transfer)
     let path = staged(transfer)
     try Directory.remove(path)
     let payload = try File(path, O_RDWR | O_CREAT | O_EXCL)
@@ -105,14 +106,14 @@ struct OpenPackage: Sendable {
     let isLarge = manifest.bodyBytes > Int64(BodyGeometry.sealedSegmentBytes)
     let pass = Pass(engine: context.engine, workers: isLarge ? context.workers : 1)
     let result = try pass.open(
-      FileSource(body, bytes: manifest.bodyBytes, layout: .sealed), to: FileSink(payload), payloadKey: payloadKey,
+      FileSource(body.file, bytes: manifest.bodyBytes, layout: .sealed), to: FileSink(payload), payloadKey: payloadKey,
       wholePrefixes: manifest.wholeFileSHA256 == nil ? [] : [keyBytes])
     guard result.plainBytes == manifest.payloadBytes else {
       throw SealingError(
         .bodyLength, "the payload has \(result.plainBytes) bytes, the manifest says \(manifest.payloadBytes)")
     }
     guard result.treeRoot == manifest.bodyTreeRoot else {
-      throw SealingError(.bodyRoot, "the body in the spool is not the one that was received")
+      throw SpoolDamage(detail: "the body in the spool is not the one that was received")
     }
     guard result.wholeSHA256.first == manifest.wholeFileSHA256 else {
       throw SealingError(.bodyRoot, "key and body do not have the signed SHA-256")
@@ -126,6 +127,12 @@ struct OpenPackage: Sendable {
     try payload.syncData()
     try context.stagingSync.sync()
     return report
+  }
+
+  private func isWhole(_ transfer: Transfer, _ manifest: Manifest) async throws -> Bool {
+    try await context.pool.run { [context] in
+      try BodyCheck.treeRoot(of: context.body(of: transfer)) == manifest.bodyTreeRoot
+    }
   }
 
   @discardableResult

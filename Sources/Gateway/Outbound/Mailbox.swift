@@ -98,7 +98,7 @@ struct Mailbox: Sendable {
     if part.lowerBound < head { reply.body = Array(key[Int(part.lowerBound)..<Int(min(head, part.upperBound))]) }
     let body = max(0, part.lowerBound - head)..<max(0, part.upperBound - head)
     let context = context
-    let file = try await context.pool.run { OpenFile(try context.spool.open(transfer.place)) }
+    let file = try await context.pool.run { try context.body(of: transfer) }
     reply.stream = BodyStream(bytes: Int64(body.count)) { offset, count in
       try await context.pool.run {
         var piece = ByteBufferAllocator().buffer(capacity: count)
@@ -227,7 +227,9 @@ struct Mailbox: Sendable {
   private func take(statement bytes: [UInt8], of transfer: Transfer) async throws {
     let statement: Statement
     do {
-      var reader = try DocumentReader(JSON(canonical: bytes.trimmed, bytesMax: 1024), at: "statement")
+      // People type it: spaces and line ends are free. No word in it has one.
+      var reader = try DocumentReader(
+        JSON(canonical: bytes.filter { ![9, 10, 13, 32].contains($0) }, bytesMax: 1024), at: "statement")
       statement = try reader.choice("statement")
       try reader.finish()
     } catch {
@@ -325,7 +327,8 @@ struct Mailbox: Sendable {
   /// What a partner is told about one of its packages.
   static func item(_ transfer: Transfer) -> JSON {
     var members: [String: JSON] = [
-      "id": .string(transfer.id.text), "agreement": .string(transfer.agreement), "name": .string(transfer.name),
+      "id": .string(transfer.id.text), "sender": .string(transfer.sender.text),
+      "agreement": .string(transfer.agreement), "name": .string(transfer.name),
       "state": .string(transfer.state.isEnd ? transfer.state.rawValue : "waiting"),
       "payloadBytes": .integer(transfer.payloadBytes), "bodyBytes": .integer(transfer.bodyBytes),
       "manifest": .string(transfer.manifestDigest), "since": .string(Timestamp.format(transfer.createdAt)),
@@ -333,15 +336,6 @@ struct Mailbox: Sendable {
     members["expiresAt"] = transfer.expiresAt.map { .string(Timestamp.format($0)) }
     if transfer.state.isEnd, !transfer.code.isEmpty { members["code"] = .string(transfer.code) }
     return .object(members)
-  }
-}
-
-extension [UInt8] {
-  /// Without the line end that editors and shells add.
-  fileprivate var trimmed: [UInt8] {
-    var bytes = self[...]
-    while let last = bytes.last, last == 10 || last == 13 || last == 32 { bytes.removeLast() }
-    return Array(bytes)
   }
 }
 

@@ -60,7 +60,7 @@ struct Relay: Sendable {
   }
 
   private func sendBody(_ transfer: Transfer, _ path: String, from start: Int64) async throws -> [[UInt8]] {
-    let file = try await context.pool.run { OpenFile(try context.spool.open(transfer.place)) }
+    let file = try await context.pool.run { [context] in try context.body(of: transfer) }
     var offset = start
     // A peer that lies about offsets costs a few rounds, not an endless loop.
     for _ in 0..<4 {
