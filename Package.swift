@@ -20,6 +20,8 @@ let package = Package(
     // Self-signed TLS certificates around our pinned keys.
     .package(url: "https://github.com/apple/swift-certificates", exact: "1.21.1"),
     .package(url: "https://github.com/apple/swift-asn1", exact: "1.7.4"),
+    // The heap of the alarm clock; the packages below bring it anyway.
+    .package(url: "https://github.com/apple/swift-collections", exact: "1.6.0"),
     .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
     .package(url: "https://github.com/apple/swift-http-types", exact: "1.8.0"),
     // The HTTPS server. swift-nio has a floor of 2.100.0: CVE-2026-28980 and CVE-2026-28970.
@@ -88,6 +90,7 @@ let package = Package(
       name: "Gateway",
       dependencies: [
         "CLinux", "Policies", "Records", "Sealing", "Store", "Transport",
+        .product(name: "HeapModule", package: "swift-collections"),
         .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
         .product(name: "NIOCore", package: "swift-nio"),
         .product(name: "NIOPosix", package: "swift-nio"),

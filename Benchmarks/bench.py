@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the release binary beside age, gpg, openssl, cp, curl and nginx: the same work, interleaved, as ratios.
 
-Usage: bench.py [seal] [open] [relay] [small] [queued] [records] [consent] [--size MIB] [--rounds N] [--count N] [--dir DIR]
+Usage: bench.py [seal] [open] [relay] [small] [queued] [collect] [crowd] [records] [consent] [--size MIB] [--rounds N] [--count N] [--dir DIR]
 Each line: what, best seconds, CPU seconds (user+system), peak memory, and the ratio to the named peer (above 1: faster).
 """
 import argparse
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 
+import collect
 import visits
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -394,6 +395,51 @@ def bench_records(directory, count, rounds):
 DROPPED = ["contact.email", "contact.phone", "address.street", "notes"]
 
 
+def bench_collect(directory, size, rounds):
+    """curl from the mailbox beside curl from nginx, both over mutual TLS."""
+    mailbox = collect.Mailbox(SALLYPORT, ROOT, directory)
+    server, curl, base, root = nginx(directory)
+    try:
+        payload = os.path.join(directory, "payload.bin")
+        with open(payload, "wb") as file:
+            for _ in range(size >> 20):
+                file.write(os.urandom(1 << 20))
+        os.link(payload, os.path.join(directory, "twin"))
+        os.rename(os.path.join(directory, "twin"), os.path.join(root, "x"))
+        shutil.copyfile(payload, payload + ".copy")
+        os.unlink(payload)
+        os.rename(payload + ".copy", payload)
+        transfer = mailbox.offer(payload)
+        report(f"collecting {size >> 20} MiB over mutual TLS, one connection, to /dev/null", interleave({
+            "curl from sallyport": [*mailbox.curl(), f"{mailbox.url}/v1/transfers/{transfer}/body", "-o", os.devnull],
+            "curl from nginx": [*curl, f"{base}/x", "-o", os.devnull],
+        }, rounds), ["curl from nginx"], size)
+        print(f"  peak memory of the gateway: {mailbox.memory() / 1024:.0f} MiB")
+    finally:
+        server.terminate()
+        server.wait()
+        mailbox.stop()
+
+
+def bench_crowd(directory, partners, downloading, size, seconds):
+    """Many partners that poll at once, some of which download; memory and the latency of a list."""
+    mailbox = collect.Mailbox(SALLYPORT, ROOT, directory, partners, downloading)
+    try:
+        downloads = []
+        for number in range(downloading):
+            path = os.path.join(directory, f"d{number}")
+            with open(path, "wb") as file:
+                file.write(os.urandom(1 << 20) * (size >> 20))
+            downloads.append((number, mailbox.offer(path, number), size + (size >> 16) * 16))
+        times, failures, whole = collect.crowd(mailbox, range(partners), downloads, seconds)
+        print(f"\n{partners} partners polling, {downloading} of them downloading {size >> 20} MiB: {len(times)} lists, "
+              f"{len(failures)} failures {failures[:3]}, {whole} downloads whole")
+        print(f"  list: median {times[len(times) // 2] * 1e3:.1f} ms, p99 {times[len(times) * 99 // 100] * 1e3:.1f} ms (the client included), "
+              f"most {times[-1] * 1e3:.0f} ms; peak memory of the gateway {mailbox.memory() / 1024:.0f} MiB")
+    finally:
+        mailbox.stop()
+
+
 def visit_agreement(directory, sender="sender.example.gov", recipient="recipient.example.gov", consent="{ model: none }"):
     """The visits' agreement with its schema beside it: four fields stay here."""
     os.makedirs(os.path.join(directory, "schemas"), exist_ok=True)
@@ -480,6 +526,10 @@ def main():
                 bench_seal(directory, options.size << 20, options.rounds, what == "open")
             elif what == "relay":
                 bench_relay(directory, options.size << 19, options.rounds)
+            elif what == "collect":
+                bench_collect(directory, options.size << 20, options.rounds)
+            elif what == "crowd":
+                bench_crowd(directory, 500, 64, 64 << 20, 20)
             elif what == "small":
                 bench_small(directory, options.count)
             elif what == "records":

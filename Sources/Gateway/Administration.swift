@@ -323,7 +323,8 @@ package struct Administration: Sendable {
       row = try await Ending(context: context).end(
         transfer, .cancelled, code: "cancelled", note: "cancelled by an administrator")
     }
-    for signal in [context.news.claimed, context.news.sealed, context.news.custody, context.news.keys] {
+    let lane = context.news.lane(of: row.peer)
+    for signal in [context.news.claimed, context.news.keys, lane.sealed, lane.custody, lane.collected] {
       signal.notify()
     }
     return Self.row(row)

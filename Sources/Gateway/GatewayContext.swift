@@ -44,27 +44,39 @@ package final class GatewayContext: Sendable {
   struct News: Sendable {
     let folders = Signal()
     let claimed = Signal()
-    let sealed = Signal()
-    let custody = Signal()
-    let takeBacks = Signal()
     let keys = Signal()
-    let released = Signal()
     let partners = Signal()
     let notices = Signal()
     let acts = Signal()
-    /// Something that we collect has to be fetched, or its sender to be told.
-    let collected = Signal()
-    /// A partner's list has something new; many poll at once, and each is woken for its own news alone.
-    private let mailboxes = NIOLockedValueBox<[AgencyID: Signal]>([:])
+    let expiries = Signal()
+    private let lanes = NIOLockedValueBox<[AgencyID: Lane]>([:])
 
-    func mail(to partner: AgencyID) -> Signal {
-      mailboxes.withLockedValue { all in
-        if let signal = all[partner] { return signal }
-        let signal = Signal()
-        all[partner] = signal
-        return signal
+    /// What concerns one partner alone: with hundreds of them, news for one must not wake the stages of all.
+    func lane(of partner: AgencyID) -> Lane {
+      lanes.withLockedValue { all in
+        if let lane = all[partner] { return lane }
+        let lane = Lane()
+        all[partner] = lane
+        return lane
       }
     }
+
+    /// For changes that may concern everybody.
+    func notifyLanes(_ news: KeyPath<Lane, Signal>) {
+      for lane in lanes.withLockedValue({ Array($0.values) }) { lane[keyPath: news].notify() }
+    }
+  }
+
+  /// Hints about one partner's transfers.
+  final class Lane: Sendable {
+    let sealed = Signal()
+    let custody = Signal()
+    let takeBacks = Signal()
+    let released = Signal()
+    /// Something that we collect has to be fetched, or its sender to be told.
+    let collected = Signal()
+    /// Its list has something new.
+    let mail = Signal()
   }
 
   /// Opens a home for one process: takes its lock, opens the ledger, loads partners and policies.
@@ -157,7 +169,7 @@ package final class GatewayContext: Sendable {
     verifyActs()
     news.folders.notify()
     news.claimed.notify()
-    news.custody.notify()
+    news.notifyLanes(\.custody)
   }
 
   /// Signatures are judged when agreements or cards change, not for each package.

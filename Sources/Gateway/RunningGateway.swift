@@ -178,13 +178,14 @@ private struct Lanes: Service {
         try await work()
       }
     }
-    stage(.queued, Self.concurrency, context.news.sealed) { try await relay.send($0) }
-    stage(.custody, 4, context.news.custody) { try await relay.release($0) }
-    stage(.releasing, 4, context.news.custody) { try await relay.release($0) }
+    let lane = context.news.lane(of: partner)
+    stage(.queued, Self.concurrency, lane.sealed) { try await relay.send($0) }
+    stage(.custody, 4, lane.custody) { try await relay.release($0) }
+    stage(.releasing, 4, lane.custody) { try await relay.release($0) }
     for state in TakeBackStage.reasonStates {
-      stage(state, 2, context.news.takeBacks) { try await takeBack.takeBack($0) }
+      stage(state, 2, lane.takeBacks) { try await takeBack.takeBack($0) }
     }
-    stage(.released, 4, context.news.custody) { transfer in
+    stage(.released, 4, lane.custody) { transfer in
       _ = try await context.ledger.write { tx in
         try tx.advance(transfer, to: .unconfirmed) {
           $0.nextAt = nil

@@ -33,8 +33,7 @@ package final class Signal: Sendable {
       defer { state.nextTicket += 1 }
       return state.nextTicket
     }
-    // Made before the wait, started by it: a timer that went off earlier would wake nobody.
-    let timer = NIOLockedValueBox<Task<Void, Never>?>(nil)
+    let alarm = NIOLockedValueBox<UInt64?>(nil)
     await withTaskCancellationHandler {
       await withCheckedContinuation { continuation in
         let isOver = state.withLockedValue { state in
@@ -45,17 +44,14 @@ package final class Signal: Sendable {
         if isOver {
           continuation.resume()
         } else {
-          let task = Task { [self] in
-            do { try await Task.sleep(for: limit) } catch { return }
-            resume(ticket)
-          }
-          timer.withLockedValue { $0 = task }
+          let set = AlarmClock.shared.set(after: limit) { [self] in resume(ticket) }
+          alarm.withLockedValue { $0 = set }
         }
       }
     } onCancel: {
       resume(ticket)
     }
-    timer.withLockedValue { $0?.cancel() }
+    if let set = alarm.withLockedValue({ $0 }) { AlarmClock.shared.cancel(set) }
   }
 
   private func resume(_ ticket: UInt64) {

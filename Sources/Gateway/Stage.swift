@@ -25,6 +25,8 @@ struct Stage: Service {
 
   /// At most so long without a look at the ledger.
   static let idle = Duration.seconds(2)
+  /// The same for a partner's own stages: there may be hundreds of partners, and whatever changes a row tells its lane.
+  static let idleOfLanes = Duration.seconds(30)
 
   func run() async throws {
     try await untilShutdown { try await loop() }
@@ -64,6 +66,8 @@ struct Stage: Service {
             }
             busy.withLockedValue { _ = $0.remove(Key(transfer)) }
             freed.notify()
+            // It may be due again at a time that an idle loop does not know of yet.
+            news.notify()
           }
         }
         if due.isEmpty { await news.wait(after: seen, for: try await idleTime(instant)) }
@@ -82,11 +86,14 @@ struct Stage: Service {
     }
   }
 
+  private var longest: Duration { peer == nil ? Self.idle : Self.idleOfLanes }
+
   private func idleTime(_ instant: Date) async throws -> Duration {
-    guard let next = try await context.ledger.read({ try $0.nextDue(direction, state) }), next > instant else {
-      return Self.idle
+    guard let next = try await context.ledger.read({ try $0.nextDue(direction, state, peer: peer) }), next > instant
+    else {
+      return longest
     }
-    return min(Self.idle, .seconds(max(0.01, next.timeIntervalSince(instant))))
+    return min(longest, .seconds(max(0.01, next.timeIntervalSince(instant))))
   }
 
   private func perform(_ transfer: Transfer) async throws {

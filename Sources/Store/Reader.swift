@@ -35,11 +35,11 @@ package struct Reader {
     ).map(Transfer.init)
   }
 
-  /// When the next transfer in `state` is due; nil when none has a time.
-  package func nextDue(_ direction: Direction, _ state: TransferState) throws -> Date? {
+  /// When the next transfer in `state`, of one peer where one is given, is due; nil when none has a time.
+  package func nextDue(_ direction: Direction, _ state: TransferState, peer: AgencyID? = nil) throws -> Date? {
     try fetchOne(
-      "SELECT min(next_at) AS at FROM transfers WHERE direction = ? AND state = ?",
-      [direction.rawValue, state.rawValue]
+      "SELECT min(next_at) AS at FROM transfers WHERE direction = ? AND state = ? \(peer == nil ? "" : "AND peer = ?")",
+      StatementArguments([direction.rawValue, state.rawValue]) + (peer.map { [$0.text] } ?? [])
     ).flatMap { ($0["at"] as Int64?).map(Transfer.date) }
   }
 

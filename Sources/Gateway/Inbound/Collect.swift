@@ -35,7 +35,8 @@ struct Collect: Sendable {
     ) -> Stage {
       Stage(
         context: context, direction: .in, state: state, peer: partner, hasKey: hasKey, concurrency: Self.concurrency,
-        news: context.news.collected, work: work, notBefore: { [links] in links.pausedUntil(partner) })
+        news: context.news.lane(of: partner).collected, work: work, notBefore: { [links] in links.pausedUntil(partner) }
+      )
     }
     return [
       stage(.receiving) { try await fetch($0) },
@@ -69,7 +70,7 @@ struct Collect: Sendable {
       // Another look at the list may have taken it on meanwhile.
       guard try await isKnown(id, partner) else { throw error }
     }
-    context.news.collected.notify()
+    context.news.lane(of: partner).collected.notify()
   }
 
   private func isKnown(_ id: TransferID, _ partner: AgencyID) async throws -> Bool {

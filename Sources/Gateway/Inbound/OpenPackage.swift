@@ -154,7 +154,8 @@ struct OpenPackage: Sendable {
 
   /// There is a receipt for the sender: it asks for it, or we bring it.
   private func tell(_ transfer: Transfer) {
-    if transfer.isCollected { context.news.collected.notify() } else { context.news.mail(to: transfer.sender).notify() }
+    let lane = context.news.lane(of: transfer.sender)
+    (transfer.isCollected ? lane.collected : lane.mail).notify()
   }
 
   // MARK: deliver

@@ -89,7 +89,7 @@ struct PartnerPort: Sendable {
   private func list(_ partner: AgencyID, _ after: Int64, _ limit: Int, _ wait: Int) async throws -> HTTPReply {
     try await acknowledge(partner, upTo: after)
     let deadline = context.now() + Double(wait)
-    let news = context.news.mail(to: partner)
+    let news = context.news.lane(of: partner).mail
     var isLast = wait == 0
     while true {
       let seen = news.generation

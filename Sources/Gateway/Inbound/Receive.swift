@@ -339,7 +339,7 @@ struct Receive: Sendable {
     -> HTTPReply
   {
     let deadline = context.now() + Double(waitSeconds)
-    let news = context.news.mail(to: request.partner)
+    let news = context.news.lane(of: request.partner).mail
     var isLast = waitSeconds == 0
     while true {
       let seen = news.generation

@@ -19,11 +19,12 @@ struct Confirm: Sendable {
   let collect: Collect
 
   func run(_ partner: AgencyID) async throws {
+    let news = context.news.lane(of: partner).released
     var isHeadChecked = false
     // The cursor of the last request; asking with a newer one is what acknowledges.
     var asked: Int64 = -1
     while !Task.isCancelled {
-      let seen = context.news.released.generation
+      let seen = news.generation
       let (owes, cursor) = try await context.ledger.read { reader in
         (
           try Self.owing.contains { try reader.has(.out, $0, peer: partner, collected: false) },
@@ -33,7 +34,7 @@ struct Confirm: Sendable {
       let pause = links.pausedUntil(partner).map { max(0, $0.timeIntervalSince(context.now())) } ?? 0
       let collects = context.collects(from: partner)
       guard owes || collects || !isHeadChecked || (asked >= 0 && cursor > asked), pause == 0 else {
-        await context.news.released.wait(after: seen, for: .seconds(owes ? min(2, max(0.05, pause)) : 2))
+        await news.wait(after: seen, for: owes || collects ? .seconds(min(2, max(0.05, pause))) : Stage.idleOfLanes)
         continue
       }
       do {
@@ -47,7 +48,7 @@ struct Confirm: Sendable {
         case .ignore: break
         case .retry(let code, let note), .halt(let code, let note):
           context.logger.notice("receipts of \(partner): \(note) [\(code)]")
-          await context.news.released.wait(after: context.news.released.generation, for: .seconds(2))
+          await news.wait(after: news.generation, for: .seconds(2))
         }
       }
     }

@@ -319,7 +319,7 @@ struct Mailbox: Sendable {
         try tx.offer(transfer)
       }
     }
-    context.news.mail(to: transfer.peer).notify()
+    context.news.lane(of: transfer.peer).mail.notify()
   }
 
   // MARK: the list

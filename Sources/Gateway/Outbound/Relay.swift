@@ -137,7 +137,7 @@ struct Relay: Sendable {
     }
     guard reply.status == 200 else { return try await refused(transfer, reply) }
     let row = try await Release(context: context).close(transfer)
-    context.news.released.notify()
+    context.news.lane(of: row.peer).released.notify()
     let held = try ReceiptList.parse(reply).receipts
     if !held.isEmpty { _ = try await receipts.apply(held, to: row) }
   }

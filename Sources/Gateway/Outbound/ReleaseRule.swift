@@ -160,7 +160,7 @@ struct Release: Sendable {
         $0.nextAt = tx.at
       }
     }
-    context.news.takeBacks.notify()
+    context.news.lane(of: row.peer).takeBacks.notify()
     try await context.pool.run { try Outcomes(context: context).write(row) }
   }
 

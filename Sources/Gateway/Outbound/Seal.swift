@@ -138,7 +138,8 @@ struct Seal: Sendable {
       if row.isCollected { try tx.offer(row) }
       return row
     }
-    if row.isCollected { context.news.mail(to: row.peer).notify() } else { context.news.sealed.notify() }
+    let lane = context.news.lane(of: row.peer)
+    (row.isCollected ? lane.mail : lane.sealed).notify()
     try await context.pool.run { try outcomes.write(row) }
   }
 

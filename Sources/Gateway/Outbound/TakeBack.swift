@@ -20,8 +20,8 @@ struct TakeBackStage: Sendable {
       let instant = context.now()
       let overdue = try await context.ledger.read { try $0.overdue(at: instant, limit: 200) }
       for transfer in overdue { try await expire(transfer, at: instant) }
-      await context.news.takeBacks.wait(
-        after: context.news.takeBacks.generation, for: .seconds(overdue.isEmpty ? 5 : 1))
+      await context.news.expiries.wait(
+        after: context.news.expiries.generation, for: .seconds(overdue.isEmpty ? 5 : 1))
     }
   }
 
@@ -115,7 +115,7 @@ struct Ending: Sendable {
       try Outcomes(context: context).write(row)
       try context.spool.remove(row.place)
     }
-    context.news.takeBacks.notify()
+    context.news.lane(of: row.peer).takeBacks.notify()
     // A claimed original goes back to the folder `returned/` with the next scan.
     context.news.folders.notify()
     return row

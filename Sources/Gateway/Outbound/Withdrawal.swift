@@ -62,7 +62,7 @@ struct Withdrawal: Sendable {
       try Outcomes(context: context).write(old)
       try context.spool.remove(old.place)
     }
-    context.news.takeBacks.notify()
+    context.news.lane(of: old.peer).takeBacks.notify()
     if let new, new.state == .sealed { try await Seal(context: context).queue(new) }
     context.logger.notice("transfer \(old.id) is taken back: \(old.note) [\(code)]")
   }

@@ -1,0 +1,119 @@
+"""Partners that collect with stock tools: one gateway, any number of partners known by certificate and age recipient."""
+import asyncio
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import time
+
+SENDER = "sender.example.gov"
+
+
+class Mailbox:
+    """A gateway and `count` partners without gateways, each with an agreement of its own called c0, c1, …, for those below `agreed`."""
+
+    def __init__(self, sallyport, root, directory, count=1, agreed=1):
+        self.sallyport, self.directory, self.home = sallyport, directory, os.path.join(directory, "sender")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"https://127.0.0.1:{self.port}"
+        self.command("init", "--agency", SENDER, "--listen", f"127.0.0.1:{self.port}", "--endpoint", self.url)
+        with open(os.path.join(self.home, "sallyport.yaml"), "a") as file:
+            file.write("logLevel: error\nscanSeconds: 1\n")
+        self.process = subprocess.Popen([sallyport, "run", "--home", self.home], stdout=subprocess.PIPE)
+        self.process.stdout.readline()
+        identity = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True).stdout
+        recipient = re.search("age1[a-z0-9]+", identity).group(0)
+        with open(os.path.join(root, "policies", "demo-files.v1.yaml")) as source:
+            text = source.read().replace("registry.demo.example", SENDER).replace("mode: relay", "mode: collect")
+        for number in range(count):
+            certificate, key = self.files(number)
+            subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                            "-subj", f"/CN=p{number}", "-keyout", key, "-out", certificate], check=True, stderr=subprocess.DEVNULL)
+            agency = f"p{number}.example.gov"
+            added = self.command("partners", "add", "--agency", agency, "--certificate", certificate, "--recipient", recipient)
+            fingerprint = re.search(r"fingerprint +(\S+)", added).group(1)
+            self.command("partners", "approve", agency, "--fingerprint", fingerprint)
+            if number < agreed:
+                path = os.path.join(self.home, "policies", f"c{number}.yaml")
+                with open(path, "w") as file:
+                    file.write(text.replace("benefits.demo.example", agency).replace("demo-files", f"c{number}"))
+                os.chmod(path, 0o600)
+                self.command("agreements", "reload")
+                self.command("agreements", "sign", f"c{number}", "--role", "data-officer", "--signer", "Officer")
+                self.command("agreements", "sign", f"c{number}", "--role", "information-sharing-manager", "--signer", "Paper",
+                             "--for", agency, "--evidence", "bench")
+
+    def files(self, number):
+        return os.path.join(self.directory, f"p{number}.pem"), os.path.join(self.directory, f"p{number}.key")
+
+    def command(self, *arguments):
+        return subprocess.run([self.sallyport, *arguments, "--home", self.home], check=True, capture_output=True, text=True).stdout
+
+    def curl(self, number=0):
+        certificate, key = self.files(number)
+        return ["curl", "-sS", "--fail", "--tlsv1.3", "--insecure", "--cert", certificate, "--key", key]
+
+    def offer(self, path, number=0):
+        """Puts a file in the outbox; the id under which it waits."""
+        outbox = os.path.join(self.home, "outbox", f"c{number}")
+        while not os.path.exists(os.path.join(outbox, ".sallyport-folder")):
+            time.sleep(0.05)
+        os.rename(path, os.path.join(outbox, os.path.basename(path)))
+        while True:
+            found = re.search('"id":"([a-z2-7]{26})"', subprocess.run(
+                [*self.curl(number), f"{self.url}/v1/transfers?wait=30"], capture_output=True, text=True).stdout)
+            if found:
+                return found.group(1)
+
+    def memory(self):
+        with open(f"/proc/{self.process.pid}/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+
+
+def tls(mailbox, number):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(*mailbox.files(number))
+    return context
+
+
+async def poll(mailbox, context, until, times, failures):
+    """One partner's connection: its list, once a second."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", mailbox.port, ssl=context)
+        while time.monotonic() < until:
+            start = time.monotonic()
+            writer.write(b"GET /v1/transfers HTTP/1.1\r\nHost: g\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head).group(1)))
+            times.append(time.monotonic() - start)
+            if not head.startswith(b"HTTP/1.1 200"):
+                failures.append(head)
+            await asyncio.sleep(max(0, 1 - (time.monotonic() - start)))
+        writer.close()
+    except Exception as error:
+        failures.append(repr(error))
+
+
+def crowd(mailbox, pollers, downloads, seconds):
+    """(list latencies in order, failures, downloads that were whole): `downloads` is (number, id, bytes) each."""
+    times, failures = [], []
+    contexts = [tls(mailbox, n) for n in pollers]
+    processes = [(subprocess.Popen([*mailbox.curl(n), "--limit-rate", "4M", f"{mailbox.url}/v1/transfers/{id}/body", "-o", os.devnull, "-w",
+                                    "%{size_download}"], stdout=subprocess.PIPE, text=True), size) for n, id, size in downloads]
+
+    async def everybody():
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(poll(mailbox, context, until, times, failures) for context in contexts))
+
+    asyncio.run(everybody())
+    whole = sum(int(process.communicate()[0] or 0) == size for process, size in processes)
+    return sorted(times), failures, whole
