@@ -323,10 +323,8 @@ package struct Administration: Sendable {
       row = try await Ending(context: context).end(
         transfer, .cancelled, code: "cancelled", note: "cancelled by an administrator")
     }
-    let lane = context.news.lane(of: row.peer)
-    for signal in [context.news.claimed, context.news.keys, lane.sealed, lane.custody, lane.collected] {
-      signal.notify()
-    }
+    for signal in [context.news.claimed, context.news.keys] { signal.notify() }
+    context.news.lane(of: row.peer).notify()
     return Self.row(row)
   }
 

@@ -8,6 +8,7 @@ import HeapModule
 
 /// Calls back after a while, unless it is cancelled first. Callable concurrently; callbacks run on the clock's thread and must not block.
 final class AlarmClock: @unchecked Sendable {
+  // One for the process, as the system's timers are: it holds no state of the gateway's.
   // Proof for @unchecked: everything is touched only under `condition`.
   static let shared = AlarmClock()
 

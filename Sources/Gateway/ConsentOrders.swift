@@ -88,7 +88,7 @@ extension Administration {
       return tx.at
     }
     context.news.claimed.notify()
-    context.news.notifyLanes(\.custody)
+    context.news.notifyLanes()
     return [["agreement": .string(agreement.id), "source": .string(source), "heard": .string(Timestamp.format(at))]]
   }
 

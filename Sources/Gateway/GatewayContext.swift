@@ -62,8 +62,8 @@ package final class GatewayContext: Sendable {
     }
 
     /// For changes that may concern everybody.
-    func notifyLanes(_ news: KeyPath<Lane, Signal>) {
-      for lane in lanes.withLockedValue({ Array($0.values) }) { lane[keyPath: news].notify() }
+    func notifyLanes() {
+      for lane in lanes.withLockedValue({ Array($0.values) }) { lane.notify() }
     }
   }
 
@@ -77,6 +77,11 @@ package final class GatewayContext: Sendable {
     let collected = Signal()
     /// Its list has something new.
     let mail = Signal()
+
+    /// Something about the partner's rows changed outside of their usual course: all stages look.
+    func notify() {
+      for signal in [sealed, custody, takeBacks, released, collected] { signal.notify() }
+    }
   }
 
   /// Opens a home for one process: takes its lock, opens the ledger, loads partners and policies.
@@ -169,7 +174,7 @@ package final class GatewayContext: Sendable {
     verifyActs()
     news.folders.notify()
     news.claimed.notify()
-    news.notifyLanes(\.custody)
+    news.notifyLanes()
   }
 
   /// Signatures are judged when agreements or cards change, not for each package.
@@ -217,7 +222,7 @@ package final class GatewayContext: Sendable {
       instant: instant, partner: partner?.state ?? .unknown,
       recipientKinds: partner?.card.map { Set($0.card.sealingRecipients(at: instant).map(\.kind)) } ?? [],
       packagesToday: packagesToday, standing: agreement.map { standing(of: $0, with: peer, at: instant) },
-      consentHeard: consentHeard)
+      consentHeard: consentHeard, isReachable: partner?.card?.card.endpoint != nil)
   }
 
   /// The body of a transfer whose state says that it is in the spool. Blocks.

@@ -152,14 +152,7 @@ struct CardExchange: Sendable {
   func run(_ partner: AgencyID) async throws {
     while !Task.isCancelled {
       do {
-        let reply = try await links.send(partner, "GET", "/v1/card")
-        if reply.status == 200 {
-          let (agency, outcome) = try await Partners(context: context).offer(reply.body)
-          if case .needsApproval(let reason) = outcome {
-            context.logger.warning(
-              "the new card of \(agency) waits: \(reason). Compare fingerprints: sallyport partners show \(agency)")
-          }
-        }
+        try await fetch(partner)
       } catch {
         switch Disposition(error) {
         case .stop: throw FatalFailure(cause: error)
@@ -168,6 +161,16 @@ struct CardExchange: Sendable {
         }
       }
       await Signal().wait(after: 0, for: .seconds(Self.everySeconds))
+    }
+  }
+
+  func fetch(_ partner: AgencyID) async throws {
+    let reply = try await links.send(partner, "GET", "/v1/card")
+    guard reply.status == 200 else { return }
+    let (agency, outcome) = try await Partners(context: context).offer(reply.body)
+    if case .needsApproval(let reason) = outcome {
+      context.logger.warning(
+        "the new card of \(agency) waits: \(reason). Compare fingerprints: sallyport partners show \(agency)")
     }
   }
 }

@@ -171,9 +171,11 @@ private struct Lanes: Service {
     /// What goes to a partner by itself waits until its card says where.
     func reaching(_ work: @escaping @Sendable () async throws -> Void) {
       run {
-        while !links.canReach(partner) {
+        while true {
+          let seen = context.news.partners.generation
+          if links.canReach(partner) { break }
           try Task.checkCancellation()
-          await context.news.partners.wait(after: context.news.partners.generation, for: .seconds(60))
+          await context.news.partners.wait(after: seen, for: .seconds(60))
         }
         try await work()
       }

@@ -89,7 +89,10 @@ struct Stage: Service {
   private var longest: Duration { peer == nil ? Self.idle : Self.idleOfLanes }
 
   private func idleTime(_ instant: Date) async throws -> Duration {
-    guard let next = try await context.ledger.read({ try $0.nextDue(direction, state, peer: peer) }), next > instant
+    guard
+      let next = try await context.ledger.read({
+        try $0.nextDue(direction, state, peer: peer, hasKey: hasKey, after: instant)
+      })
     else {
       return longest
     }
@@ -118,7 +121,9 @@ struct Stage: Service {
   }
 
   private func postpone(_ transfer: Transfer, _ code: String, _ note: String) async throws {
-    guard let row = try await current(transfer), !row.state.isEnd, row.state != .held else { return }
+    guard let row = try await current(transfer), row.state != .held, !row.state.isEnd || row.nextAt != nil else {
+      return
+    }
     let attempts = row.attempts + 1
     let next = context.now() + Backoff.seconds(attempts, max: context.configuration.retrySecondsMax)
     context.logger.notice("transfer \(row.id): \(note); next try at \(Timestamp.format(next))")
@@ -126,6 +131,8 @@ struct Stage: Service {
       let mark: @Sendable (inout Transfer) -> Void = {
         $0.nextAt = next
         $0.attempts = attempts
+        // How it ended says more than why the partner has not been told yet.
+        guard !$0.state.isEnd else { return }
         $0.code = code
         $0.note = note
       }
@@ -139,12 +146,18 @@ struct Stage: Service {
     } catch LedgerError.stale {
       return
     }
+    // The work may have moved the row on before it failed: it is another stage's now.
+    context.news.lane(of: row.peer).notify()
   }
 
   /// - Parameter targets: the first of these states that the transfer may enter; in none of them it stays where it is.
   private func setAside(_ transfer: Transfer, _ code: String, _ note: String, _ targets: [TransferState]) async throws {
-    guard let row = try await current(transfer), !row.state.isEnd else { return }
+    guard let row = try await current(transfer), !row.state.isEnd || row.nextAt != nil else { return }
     context.logger.error("transfer \(row.id) is set aside: \(note)")
+    guard !row.state.isEnd else {
+      _ = try await context.ledger.write { try $0.amend(row) { $0.nextAt = nil } }
+      return
+    }
     let target = targets.first { row.state.mayBecome($0, direction) }
     do {
       let moved = try await context.ledger.write { tx in

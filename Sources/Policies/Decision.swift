@@ -109,11 +109,14 @@ package struct Circumstances: Equatable, Sendable {
   package let standing: AgreementStanding?
   /// When the consent registry last gave a sign of life; nil for never.
   package let consentHeard: Date?
+  /// Whether the partner's card says where it listens.
+  package let isReachable: Bool
 
   package init(
     instant: Date, partner: PartnerState, recipientKinds: Set<RecipientKind>, packagesToday: Int64,
-    standing: AgreementStanding?, consentHeard: Date? = nil
+    standing: AgreementStanding?, consentHeard: Date? = nil, isReachable: Bool = true
   ) {
+    self.isReachable = isReachable
     self.instant = instant
     self.partner = partner
     self.recipientKinds = recipientKinds
@@ -128,7 +131,7 @@ extension Circumstances {
   package var countingNone: Circumstances {
     Circumstances(
       instant: instant, partner: partner, recipientKinds: recipientKinds, packagesToday: 0, standing: standing,
-      consentHeard: consentHeard)
+      consentHeard: consentHeard, isReachable: isReachable)
   }
 }
 
@@ -246,6 +249,10 @@ package enum Evaluation {
   ) -> Decision {
     guard let agreement else { return noAgreement(draft) }
     var rules = common(draft, agreement, now)
+    rules.append(
+      Rule(
+        .deliveryMode, passed: agreement.delivery == .collect || now.isReachable || now.partner == .unknown,
+        "what is relayed needs a partner that listens"))
     let offered = now.recipientKinds
     let allowed = Set(agreement.recipientKinds)
     rules.append(

@@ -27,7 +27,7 @@ package struct Reader {
       """
       SELECT \(Transfer.columns) FROM transfers
       WHERE direction = ? AND state = ? \(peer == nil ? "" : "AND peer = ?") AND next_at <= ?
-        \(hasKey.map { "AND key IS \($0 ? "NOT NULL" : "NULL")" } ?? "")
+        \(Self.key(hasKey))
       ORDER BY next_at LIMIT ?
       """,
       StatementArguments([direction.rawValue, state.rawValue]) + (peer.map { [$0.text] } ?? [])
@@ -35,11 +35,22 @@ package struct Reader {
     ).map(Transfer.init)
   }
 
-  /// When the next transfer in `state`, of one peer where one is given, is due; nil when none has a time.
-  package func nextDue(_ direction: Direction, _ state: TransferState, peer: AgencyID? = nil) throws -> Date? {
+  private static func key(_ isThere: Bool?) -> String {
+    isThere.map { "AND key IS \($0 ? "NOT NULL" : "NULL")" } ?? ""
+  }
+
+  /// When, after `instant`, the next transfer that `due` would name is due; nil when none has such a time.
+  package func nextDue(
+    _ direction: Direction, _ state: TransferState, peer: AgencyID? = nil, hasKey: Bool? = nil, after instant: Date
+  ) throws -> Date? {
     try fetchOne(
-      "SELECT min(next_at) AS at FROM transfers WHERE direction = ? AND state = ? \(peer == nil ? "" : "AND peer = ?")",
+      """
+      SELECT min(next_at) AS at FROM transfers
+      WHERE direction = ? AND state = ? \(peer == nil ? "" : "AND peer = ?") AND next_at > ?
+        \(Self.key(hasKey))
+      """,
       StatementArguments([direction.rawValue, state.rawValue]) + (peer.map { [$0.text] } ?? [])
+        + [Transfer.milliseconds(instant)]
     ).flatMap { ($0["at"] as Int64?).map(Transfer.date) }
   }
 
@@ -48,23 +59,6 @@ package struct Reader {
     try fetchOne(
       "SELECT 1 FROM transfers WHERE direction = ? AND state = ? AND peer = ? AND collected = ? LIMIT 1",
       [direction.rawValue, state.rawValue, peer.text, collected]) != nil
-  }
-
-  /// Peers that have transfers in one of `states`.
-  package func peers(_ direction: Direction, _ states: [TransferState]) throws -> [AgencyID] {
-    var peers: Set<AgencyID> = []
-    for state in states {
-      // A skip scan: one look-up per peer, whatever the number of rows.
-      var last = ""
-      while let row = try fetchOne(
-        "SELECT peer FROM transfers WHERE direction = ? AND state = ? AND peer > ? ORDER BY peer LIMIT 1",
-        [direction.rawValue, state.rawValue, last])
-      {
-        last = row["peer"]
-        if let peer = AgencyID(last) { peers.insert(peer) }
-      }
-    }
-    return peers.sorted()
   }
 
   /// Transfers whose time is over and whose journey is not.
@@ -142,7 +136,7 @@ package struct Reader {
     ).map(Transfer.init)
   }
 
-  /// Collected transfers of ours that are under way, or that ended after `instant`.
+  /// Transfers that we collect from `peer`, under way or ended after `instant`.
   package func collecting(from peer: AgencyID, since instant: Date) throws -> [Transfer] {
     try fetchAll(
       """
@@ -185,14 +179,15 @@ package struct Reader {
   }
 
   /// Collected transfers to `peer` of which it is told after `cursor`, in the state they are in now.
-  package func offers(to peer: AgencyID, after cursor: Int64, limit: Int) throws -> [(
+  package func offers(to peer: AgencyID, after cursor: Int64, waitingOnly: Bool = false, limit: Int) throws -> [(
     sequence: Int64, transfer: Transfer
   )] {
     let columns = Transfer.columns(of: "t")
     return try fetchAll(
       """
       SELECT o.sequence AS sequence, \(columns) FROM offers AS o JOIN transfers AS t ON t.sender = o.sender AND t.id = o.id
-      WHERE o.peer = ? AND o.sequence > ? AND t.peer = o.peer AND t.state NOT IN ('confirmed', 'purged', 'held', 'sealed')
+      WHERE o.peer = ? AND o.sequence > ? AND t.peer = o.peer AND t.state \(waitingOnly
+        ? "IN ('queued', 'custody', 'releasing', 'released', 'unconfirmed')" : "NOT IN ('confirmed', 'purged', 'held', 'sealed')")
       ORDER BY o.sequence LIMIT ?
       """, [peer.text, cursor, limit]
     ).map { ($0["sequence"], try Transfer($0)) }

@@ -12,8 +12,10 @@ package struct HTTPReply: Sendable {
   package var body: [UInt8]
   /// What follows `body`, read while it is sent. Only on the serving side.
   package var stream: BodyStream?
-  /// Called once when the reply went out whole (true), or its connection ended before (false). Only on the serving side.
-  package var onEnd: (@Sendable (Bool) async -> Void)?
+  /// Called once `body` went out, before anything of `stream`; not when the connection ended before. Only on the serving side.
+  package var onWritten: (@Sendable () async -> Void)?
+  /// Called once, however the reply ended, with how much of `stream` went out. Only on the serving side.
+  package var onEnd: (@Sendable (Int64) async -> Void)?
 
   package init(_ status: Int, headers: [String: String] = [:], body: [UInt8] = []) {
     self.status = status

@@ -200,13 +200,14 @@ private struct PartnerChannel: ServerChildChannel {
         return
       }
       let reply = await handler(PartnerRequest(partner: partner, request))
+      let streamed = NIOLockedValueBox<Int64>(0)
       do {
-        try await PartnerChannel.write(reply, isHead: request.method == .head, to: writer)
+        try await PartnerChannel.write(reply, isHead: request.method == .head, to: writer, streamed)
       } catch {
-        await reply.onEnd?(false)
+        await reply.onEnd?(streamed.withLockedValue { $0 })
         throw error
       }
-      await reply.onEnd?(true)
+      await reply.onEnd?(streamed.withLockedValue { $0 })
     }
     await withTaskExecutorPreference(executors[ObjectIdentifier(value.channel.eventLoop)]) {
       await channel.handle(value: value.http, logger: logger)
@@ -224,7 +225,10 @@ private struct PartnerChannel: ServerChildChannel {
     return resumed
   }
 
-  static func write(_ reply: HTTPReply, isHead: Bool, to writer: consuming ResponseWriter) async throws {
+  static func write(
+    _ reply: HTTPReply, isHead: Bool, to writer: consuming ResponseWriter,
+    _ streamed: NIOLockedValueBox<Int64> = .init(0)
+  ) async throws {
     var head = HTTPResponse(status: .init(code: reply.status))
     for (name, value) in reply.headers {
       if let field = HTTPField.Name(name) { head.headerFields[field] = value }
@@ -234,23 +238,30 @@ private struct PartnerChannel: ServerChildChannel {
     if isHead || (reply.body.isEmpty && reply.stream == nil) {
       try await writer.writeResponse(head)
     } else if let stream = reply.stream {
-      try await writer.write(response: head, body: body(reply.body, stream))
+      try await writer.write(response: head, body: body(reply, stream, streamed))
     } else {
       try await writer.write(response: head, body: .init(byteBuffer: ByteBuffer(bytes: reply.body)))
+      await reply.onWritten?()
     }
   }
 
   /// Larger pieces cost less: most of the price of a piece is its way between two threads (measured: half of that of 128 KiB).
   static let pieceBytes: Int64 = 512 << 10
 
-  private static func body(_ first: [UInt8], _ stream: BodyStream) -> ResponseBody {
+  private static func body(_ reply: HTTPReply, _ stream: BodyStream, _ streamed: NIOLockedValueBox<Int64>)
+    -> ResponseBody
+  {
     ResponseBody { writer in
-      if !first.isEmpty { try await writer.write(ByteBuffer(bytes: first)) }
+      if !reply.body.isEmpty {
+        try await writer.write(ByteBuffer(bytes: reply.body))
+        await reply.onWritten?()
+      }
       var sent: Int64 = 0
       while sent < stream.bytes {
         let piece = try await stream.read(sent, Int(min(pieceBytes, stream.bytes - sent)))
         sent += Int64(piece.readableBytes)
         try await writer.write(piece)
+        streamed.withLockedValue { [sent] in $0 = sent }
       }
       try await writer.finish(nil)
     }

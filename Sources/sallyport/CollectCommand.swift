@@ -22,7 +22,8 @@ struct CollectCommand: AsyncParsableCommand {
       try await withThrowingTaskGroup(of: [JSON]?.self) { group in
         group.addTask { try await perform(.collect, partner.map { ["partner": .string($0)] } ?? [:]) }
         group.addTask {
-          try await Self.show(perform, partner, quiet: quiet)
+          // The bar may fail; what it shows goes on.
+          do { try await Self.show(perform, partner, quiet: quiet) } catch {}
           return nil
         }
         defer { group.cancelAll() }
@@ -39,14 +40,14 @@ struct CollectCommand: AsyncParsableCommand {
         ("NOTE", "note"),
       ])
     if rows.isEmpty, !options.json { Output.note("nothing waits") }
-    let good = rows.filter { ["delivered", "acknowledged"].contains($0.text("state")) }.count
+    let good = rows.filter { ["delivered", "acknowledged", "cancelled", "expired"].contains($0.text("state")) }.count
     guard good < rows.count else { return }
+    func has(_ states: String...) -> Bool { rows.contains { states.contains($0.text("state")) } }
+    let isUnreachable = has("unreachable") || rows.contains { $0.text("code") == "partner.unreachable" }
     throw ExitCode(
       good > 0
         ? .partlyDone
-        : rows.contains { $0.text("state") == "unreachable" || $0.text("code") == "partner.unreachable" }
-          ? .unreachable
-          : rows.contains { ["quarantined", "refused"].contains($0.text("state")) } ? .refused : .waiting)
+        : isUnreachable ? .unreachable : has("corrupt") ? .failed : has("quarantined", "refused") ? .refused : .waiting)
   }
 
   /// Draws how much has come until it is cancelled.

@@ -55,9 +55,9 @@ private final class Demo {
   private var agencies: [String] = []
   private let out = Output(asJSON: false)
   private let keep: Bool
-  /// The children end with their standard input, so also when this process dies without a word.
   /// Kept from everybody else, so that a gateway finds its own free.
   private var ports: [ReservedPort] = []
+  /// The children end with their standard input, so also when this process dies without a word.
   private var lifelines: [Pipe] = []
   private var signals: [any DispatchSourceSignal] = []
   /// For atexit(3), which takes no context; set once, before anything is started.

@@ -297,6 +297,72 @@ import Testing
     #expect(try partner.agencies.sender.sallyport("check", "--deep").status == 0)
   }
 
+  @Test func aDownloadThatWasCutAndResumedCountsToo() throws {
+    let partner = try Partner(Self.options(", downloadCounts: true"))
+    try partner.introduce()
+    let bytes = Self.random(24 << 20)
+    try partner.drop("cut.bin", bytes)
+    let result = try partner.shell(
+      """
+      get() { curl -s --cert partner.pem --key partner.key -k --pinnedpubkey $PIN $GATEWAY/v1/transfers"$@"; }
+      ID=$(get "" | sed 's/.*"id":"\\([a-z2-7]*\\)".*/\\1/')
+      get /$ID/body -o body --limit-rate 4M --max-time 1 || true
+      get /$ID/body -o body --continue-at -
+      for try in 1 2 3 4 5 6 7 8 9 10; do get /$ID/key -X POST -o key --fail && break; sleep 0.2; done
+      cat key body | age -d -i identity.txt -o payload
+      """)
+    #expect(result.status == 0, "\(result.errors)")
+    #expect(partner.file("payload") == bytes)
+    #expect(eventually { partner.agencies.sender.outcome("cut.bin") == "delivered" })
+    #expect(partner.agencies.sender.stop() == 0)
+  }
+
+  // MARK: crashes and damage
+
+  @Test func aFetchThatWasKilledGoesOnAndDeliversOnce() throws {
+    let agencies = try TestAgencies(Self.options())
+    try agencies.sender.start()
+    let bytes = Self.random(48 << 20)
+    try agencies.sender.drop("large.bin", bytes)
+    #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+    let spool = "\(agencies.recipient.home)/spool/in/\(agencies.sender.id)"
+    try agencies.recipient.start()
+    #expect(
+      eventually {
+        (try? FileManager.default.contentsOfDirectory(atPath: spool))?.contains { $0.hasSuffix(".part") } ?? false
+      })
+    agencies.recipient.kill()
+    try agencies.recipient.start()
+    #expect(eventually(60) { agencies.sender.outcome("large.bin") == "delivered" })
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == ["large.bin"])
+    #expect(agencies.recipient.inbox(from: agencies.sender, "large.bin") == bytes)
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  @Test(arguments: ["relay", "collect"])
+  func aDamagedSpoolIsEvidenceAndIsNotTriedForEver(delivery: String) throws {
+    var options = TestAgencies.Options()
+    options.delivery = delivery
+    let agencies = try TestAgencies(options)
+    try agencies.sender.start()
+    try agencies.sender.drop("damaged.bin", Self.random(100_000))
+    #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+    let spool = "\(agencies.sender.home)/spool/out"
+    let body = try #require(
+      try FileManager.default.contentsOfDirectory(atPath: spool).first { $0.hasSuffix(".body") })
+    truncate("\(spool)/\(body)", 50_000)
+    try agencies.recipient.start()
+    #expect(eventually { agencies.sender.outcome("damaged.bin") == "failed" })
+    #expect(try agencies.sender.sallyport("queue", "--all", "--json").text.contains(#""code":"spool.damaged""#))
+    // Evidence stays, also over a start.
+    #expect(agencies.sender.stop() == 0)
+    try agencies.sender.start()
+    #expect(FileManager.default.fileExists(atPath: "\(spool)/\(body)"))
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
+    try agencies.stop()
+  }
+
   // MARK: hostile and greedy clients
 
   @Test func rangesAndPathsAndMethodsAreHeldToTheirLetters() throws {

@@ -127,6 +127,43 @@ private func serving(
     }
   }
 
+  @Test func onePartnerHasItsShareOfConnectionsAndRequests() async throws {
+    var limits = PartnerServerLimits()
+    limits.requestsPerSecond = 20
+    try await serving(pins: [client.pin], limits: limits) { _ in
+      HTTPReply(200)
+    } _: { [client] port, server in
+      let relay = RelayClient(identity: client)
+      defer { relay.stop() }
+      var statuses: [Int] = []
+      for _ in 0..<30 {
+        statuses.append(
+          try await relay.send(RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])).status)
+      }
+      // So many at once, and what a second brings anew; never all of them.
+      #expect(statuses.prefix(20).allSatisfy { $0 == 200 } && statuses.contains(429), "\(statuses)")
+    }
+    limits.requestsPerSecond = 1000
+    limits.connectionsPerPartner = 2
+    try await serving(pins: [client.pin], limits: limits) { _ in
+      HTTPReply(200)
+    } _: { [client] port, server in
+      let request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
+      // A client each, so a connection each; they stay open.
+      let relays = (0..<3).map { _ in RelayClient(identity: client) }
+      defer { for relay in relays { relay.stop() } }
+      #expect(try await relays[0].send(request).status == 200)
+      #expect(try await relays[1].send(request).status == 200)
+      await #expect(throws: RelayError.self) { try await relays[2].send(request) }
+      relays[0].stop()
+      var status = 0
+      for _ in 0..<100 where status != 200 {
+        do { status = try await relays[2].send(request).status } catch { try await Task.sleep(for: .milliseconds(20)) }
+      }
+      #expect(status == 200)
+    }
+  }
+
   @Test func aResumedSessionIsTheSamePartnerAndANewConnectionOfAStrangerIsNot() async throws {
     let relay = RelayClient(identity: client)
     defer { relay.stop() }

@@ -55,14 +55,16 @@ struct Collect: Sendable {
       $0.replyBytesMax = Envelope.bytesMax
     }
     guard reply.status == 200 else {
-      if [404, 410].contains(reply.status) { return }
+      if reply.status == 410 { return }
       throw Self.unexpected(reply, partner)
     }
     do {
-      let (manifest, envelope) = try receive.verified(reply.body, id, from: partner)
+      let (manifest, envelope) = try await verified(reply.body, id, from: partner)
       if let (code, sentence, _) = try await receive.admit(manifest, envelope, by: .collect) {
         context.logger.error("transfer \(id) of \(partner) is refused: \(sentence) [\(code)]")
       }
+    } catch let problem as Problem where problem.code == "manifest.clock" {
+      throw Problem(.unavailable, code: problem.code, problem.detail, retryAfterSeconds: 60)
     } catch let problem as Problem where [.refused, .malformed].contains(problem.kind) {
       // Nobody's signature is on it, or its time is over: there is nothing to keep, and nothing to answer.
       context.logger.error("transfer \(id) waits at \(partner) and is not taken: \(problem)")
@@ -71,6 +73,17 @@ struct Collect: Sendable {
       guard try await isKnown(id, partner) else { throw error }
     }
     context.news.lane(of: partner).collected.notify()
+  }
+
+  /// A signature that does not hold may be of a key that came after the card held here.
+  private func verified(_ bytes: [UInt8], _ id: TransferID, from partner: AgencyID) async throws -> (Manifest, Envelope)
+  {
+    do {
+      return try receive.verified(bytes, id, from: partner)
+    } catch let problem as Problem where problem.code == SealingError.Code.documentSignature.rawValue {
+      try await CardExchange(context: context, links: links).fetch(partner)
+      return try receive.verified(bytes, id, from: partner)
+    }
   }
 
   private func isKnown(_ id: TransferID, _ partner: AgencyID) async throws -> Bool {
@@ -145,7 +158,14 @@ struct Collect: Sendable {
           $0.take = { claim.take($0) }
         }
         try requirePart(reply, transfer, range == 0..<transfer.bodyBytes ? [200, 206] : [206])
-        tries = 0
+        guard !claim.isWhole else {
+          tries = 0
+          continue
+        }
+        tries += 1
+        guard tries < Self.triesMax else {
+          throw Problem(.unavailable, code: "partner.cut", "the body comes in pieces")
+        }
       } catch let error as RelayError {
         if let failure = claim.failure { throw failure }
         tries += 1
@@ -163,7 +183,8 @@ struct Collect: Sendable {
 
   private func requirePart(_ reply: HTTPReply, _ transfer: Transfer, _ statuses: [Int]) throws {
     if statuses.contains(reply.status) { return }
-    if [404, 410].contains(reply.status) {
+    // 404 may be all that a suspended partner hears; 410 is about this transfer.
+    if reply.status == 410 {
       throw Gone(
         code: "taken-back", detail: Problem(reply)?.detail ?? "\(transfer.peer) has this transfer no longer")
     }
@@ -225,7 +246,7 @@ struct Collect: Sendable {
       $0.body = .bytes(JSON.object(ReceiptList.document(held.map(\.bytes))).canonical)
     }
     // One that ended there needs no receipt any more.
-    guard [200, 404, 410].contains(reply.status) else { throw Self.unexpected(reply, transfer.peer) }
+    guard [200, 410].contains(reply.status) else { throw Self.unexpected(reply, transfer.peer) }
   }
 }
 

@@ -63,17 +63,26 @@ struct CollectRound: Sendable {
       context: context, links: links, receipts: ReceiptBook(context: context), collect: collect)
     do {
       // From the beginning of the list: what was passed over once may be taken now.
-      try await confirm.poll(partner, after: 0, waitSeconds: 0, checkHead: false)
+      var cursor: Int64 = -1
+      var next: Int64 = 0
+      while next > cursor {
+        do {
+          (cursor, next) = (next, try await confirm.poll(partner, after: next, waitSeconds: 0, checkHead: false))
+        } catch let problem as Problem where problem.kind == .busy {
+          // As soon as some of those under way are here there is room for the next.
+          try await Task.sleep(for: .milliseconds(50))
+        }
+      }
     } catch let error as RelayError {
-      return [
-        ["peer": .string(partner.text), "state": "unreachable", "note": .string(error.description)]
-      ]
+      return [["peer": .string(partner.text), "state": "unreachable", "note": .string(error.description)]]
+    } catch let problem as Problem {
+      return [["peer": .string(partner.text), "state": "waiting", "note": .string(problem.description)]]
     }
     while true {
       let rows = try await context.ledger.read { try $0.collecting(from: partner, since: start) }
       // What failed once is tried again by and by; nobody waits for that here.
       let isWorking = rows.contains { $0.nextAt != nil && $0.attempts == 0 && $0.state != .held }
-      if !isWorking || Task.isCancelled { return rows.map(Administration.row) }
+      if !isWorking || links.pausedUntil(partner) != nil || Task.isCancelled { return rows.map(Administration.row) }
       try await Task.sleep(for: .milliseconds(20))
     }
   }

@@ -145,6 +145,8 @@ final class CollectedBody: Sendable {
       filled = 0
     }
 
+    var isWhole: Bool { at == segments.upperBound }
+
     /// Gives back what did not come.
     func end() {
       body.state.withLockedValue { state in

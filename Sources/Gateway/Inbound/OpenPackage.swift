@@ -75,6 +75,9 @@ struct OpenPackage: Sendable {
           note: "\(report?.sentence ?? "no records"), the manifest says \(manifest.records.map(String.init) ?? "none")")
         return
       }
+    } catch let damage as SpoolDamage {
+      try await context.pool.run { try Directory.remove(staged(transfer)) }
+      throw damage
     } catch let error as SealingError {
       try await context.pool.run { try Directory.remove(staged(transfer)) }
       // A chunk that does not open may be the sender's lie, or what our disk made of it: the root tells.

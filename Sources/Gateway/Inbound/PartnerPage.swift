@@ -12,8 +12,9 @@ struct PartnerPage: Sendable {
   let context: GatewayContext
 
   func answer(_ partner: AgencyID) async throws -> HTTPReply {
-    let waiting = try await context.ledger.read { try $0.offers(to: partner, after: 0, limit: Self.rowsMax) }
-      .map(\.transfer).filter { Mailbox.states.contains($0.state) }
+    let waiting = try await context.ledger.read {
+      try $0.offers(to: partner, after: 0, waitingOnly: true, limit: Self.rowsMax)
+    }.map(\.transfer)
     let html = page(partner, waiting)
     return HTTPReply(
       200,

@@ -168,6 +168,13 @@ struct Receive: Sendable {
     return transfer
   }
 
+  /// The same, of those whose parts its sender puts.
+  private func relayed(_ id: TransferID, _ request: PartnerRequest) async throws -> Transfer {
+    let transfer = try await own(id, request)
+    guard !transfer.isCollected else { throw Problem(.conflict, code: "delivery.mode", "this one is collected") }
+    return transfer
+  }
+
   // MARK: body
 
   func bodyOffset(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
@@ -187,7 +194,7 @@ struct Receive: Sendable {
       }
       digest = parsed
     }
-    let first = try await own(id, request)
+    let first = try await relayed(id, request)
     guard first.state == .receiving else { return try await standing(first) }
     let expected = digest
     // The request itself runs in a task of its own, so that a newer one can stop it.
@@ -276,7 +283,7 @@ struct Receive: Sendable {
 
   func putKey(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     let key = try await request.collect(bytesMax: PackageKey.bytesMax)
-    let transfer = try await own(id, request)
+    let transfer = try await relayed(id, request)
     try requireKey(key, of: transfer)
     let head = try senderHead(request.header("sallyport-head"), of: request.partner)
     guard transfer.state == .received, transfer.key == nil else {

@@ -34,7 +34,8 @@ struct Confirm: Sendable {
       let pause = links.pausedUntil(partner).map { max(0, $0.timeIntervalSince(context.now())) } ?? 0
       let collects = context.collects(from: partner)
       guard owes || collects || !isHeadChecked || (asked >= 0 && cursor > asked), pause == 0 else {
-        await news.wait(after: seen, for: owes || collects ? .seconds(min(2, max(0.05, pause))) : Stage.idleOfLanes)
+        await news.wait(
+          after: seen, for: owes || collects || !isHeadChecked ? .seconds(min(2, max(0.05, pause))) : Stage.idleOfLanes)
         continue
       }
       do {
@@ -55,7 +56,11 @@ struct Confirm: Sendable {
   }
 
   /// One look at the partner's list: its receipts applied, its packages for us taken on, then the cursor moved.
-  func poll(_ partner: AgencyID, after cursor: Int64, waitSeconds: Int, checkHead: Bool) async throws {
+  ///
+  /// - Returns: where the list goes on.
+  /// - Throws: `Problem` busy, full or unavailable when a package could not be taken on now; RelayError.
+  @discardableResult
+  func poll(_ partner: AgencyID, after cursor: Int64, waitSeconds: Int, checkHead: Bool) async throws -> Int64 {
     let reply = try await links.send(
       partner, "GET", "/v1/transfers?after=\(cursor)&limit=\(ReceiptList.receiptsMax)&wait=\(waitSeconds)"
     ) {
@@ -84,18 +89,26 @@ struct Confirm: Sendable {
         }
       }
     }
+    // One that cannot be taken now keeps none of the others back; but it is asked for again.
+    var waits: Problem?
     for var item in try reader.objects("transfers", countMax: ReceiptList.receiptsMax)
     where try item.string("state") == "waiting" {
-      try await collect.accept(item.transfer("id"), from: partner)
+      do {
+        try await collect.accept(item.transfer("id"), from: partner)
+      } catch let problem as Problem where [.busy, .full, .unavailable].contains(problem.kind) {
+        waits = problem
+      }
     }
+    if let waits { throw waits }
     if next > cursor {
       try await context.ledger.write { tx in
-        guard var record = try tx.reader.partner(partner) else { return }
+        guard var record = try tx.reader.partner(partner), next > record.cursor else { return }
         record.cursor = next
         record.lastSeen = tx.at
         try tx.put(record)
       }
     }
+    return next
   }
 
   /// The head in what a partner gives back to us, when we signed it: a receipt of ours, or a head that went with a release.
@@ -130,7 +143,8 @@ struct Confirm: Sendable {
         let transfer = try await context.ledger.read({ try $0.transfer(claimed.sender, claimed.id) }),
         transfer.peer == partner, transfer.direction == .out
       else { return }
-      _ = try await receipts.apply([bytes], to: transfer)
+      // Nobody goes on with one that came this way but the stages.
+      if try await receipts.apply([bytes], to: transfer) != nil { context.news.lane(of: partner).custody.notify() }
     } catch let error as SealingError {
       context.logger.error("a receipt of \(partner) is not accepted: \(error)")
     } catch LedgerError.illegal(let what) {

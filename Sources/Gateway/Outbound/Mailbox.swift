@@ -59,7 +59,7 @@ struct Mailbox: Sendable {
       let side = try await context.pool.run({ [context] in
         try context.spool.treeFile(transfer.place, segments: segments)
       })
-    else { throw Problem(.unavailable, "the body's side file is missing") }
+    else { throw try await damaged(transfer, SpoolDamage(detail: "the body's side file is missing")) }
     return side
   }
 
@@ -69,21 +69,49 @@ struct Mailbox: Sendable {
       .map { $0.direction == .out && $0.peer == partner && $0.isCollected } ?? false
   }
 
+  private func file(_ transfer: Transfer) async throws -> OpenFile {
+    do {
+      return try await context.pool.run { [context] in try context.body(of: transfer) }
+    } catch let damage as SpoolDamage {
+      throw try await damaged(transfer, damage)
+    }
+  }
+
+  /// What can never be handed over any more ends, where it may: no stage comes upon it.
+  private func damaged(_ transfer: Transfer, _ damage: SpoolDamage) async throws -> Problem {
+    context.logger.error("transfer \(transfer.id): \(damage)")
+    if transfer.state.mayBecome(.corrupt, .out) {
+      let row = try await context.ledger.write { tx in
+        let row = try tx.advance(transfer, to: .corrupt) {
+          $0.code = "spool.damaged"
+          $0.note = damage.detail
+          $0.nextAt = nil
+        }
+        try tx.offer(row)
+        return row
+      }
+      context.downloads.forget(row)
+      try await context.pool.run { [context] in try Outcomes(context: context).write(row) }
+    }
+    return Problem(.gone, code: "transfer.corrupt", "this package was damaged here and cannot be handed over")
+  }
+
   func body(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     let transfer = try await waiting(id, for: request.partner)
     let side = try await sideFile(transfer)
     let etag = "\"\(side.bodySHA256.hex)\""
     let range = try ByteRange(
       request.header("range"), ifRange: request.header("if-range"), etag: etag, bytes: transfer.bodyBytes)
-    return try await reply(
-      transfer, range, key: [], headers: ["etag": etag, "repr-digest": ContentDigest.header(side.bodySHA256)],
+    return reply(
+      transfer, range, of: try await file(transfer), key: [],
+      headers: ["etag": etag, "repr-digest": ContentDigest.header(side.bodySHA256)],
       isHead: request.method == "HEAD")
   }
 
   /// Bytes of `key` and the body after it.
   private func reply(
-    _ transfer: Transfer, _ range: ByteRange, key: [UInt8], headers: [String: String], isHead: Bool
-  ) async throws -> HTTPReply {
+    _ transfer: Transfer, _ range: ByteRange, of file: OpenFile, key: [UInt8], headers: [String: String], isHead: Bool
+  ) -> HTTPReply {
     let all = Int64(key.count) + transfer.bodyBytes
     var reply = HTTPReply(200, headers: headers)
     var part = 0..<all
@@ -98,7 +126,6 @@ struct Mailbox: Sendable {
     if part.lowerBound < head { reply.body = Array(key[Int(part.lowerBound)..<Int(min(head, part.upperBound))]) }
     let body = max(0, part.lowerBound - head)..<max(0, part.upperBound - head)
     let context = context
-    let file = try await context.pool.run { try context.body(of: transfer) }
     reply.stream = BodyStream(bytes: Int64(body.count)) { offset, count in
       try await context.pool.run {
         var piece = ByteBufferAllocator().buffer(capacity: count)
@@ -113,8 +140,10 @@ struct Mailbox: Sendable {
       }
     }
     if !isHead, context.partners[transfer.peer]?.card?.card.hasGateway == false {
-      reply.onEnd = { [self] isWhole in
-        if isWhole, context.downloads.add(body, of: transfer) { await downloaded(transfer) }
+      // What a cut reply brought counts too: whoever resumes asks only for the rest.
+      reply.onEnd = { [self] streamed in
+        let sent = body.lowerBound..<body.lowerBound + streamed
+        if context.downloads.add(sent, of: transfer) { await downloaded(transfer) }
       }
     }
     return reply
@@ -133,7 +162,7 @@ struct Mailbox: Sendable {
     var reply = HTTPReply(
       200, headers: ["content-type": "application/octet-stream", "sallyport-head": Base64.encode(head.bytes)],
       body: row.key ?? [])
-    reply.onEnd = { [self] isWhole in if isWhole { await handedOver(row) } }
+    reply.onWritten = { [self] in await handedOver(row) }
     return reply
   }
 
@@ -168,23 +197,23 @@ struct Mailbox: Sendable {
     headers["repr-digest"] = manifest.wholeFileSHA256.map(ContentDigest.header)
     // Only bytes of the key are a release.
     let isHead = request.method == "HEAD"
+    let file = try await file(transfer)
     if case .part(let part) = range, part.lowerBound >= key.count {
-      return try await reply(transfer, range, key: key, headers: headers, isHead: isHead)
+      return reply(transfer, range, of: file, key: key, headers: headers, isHead: isHead)
     }
-    guard !isHead else { return try await reply(transfer, range, key: key, headers: headers, isHead: true) }
+    guard !isHead else { return reply(transfer, range, of: file, key: key, headers: headers, isHead: true) }
     if transfer.state == .queued {
+      guard context.partners[request.partner]?.card?.card.hasGateway == false else {
+        throw Problem(.conflict, code: "receipt.order", "a gateway signs `received` first")
+      }
       let queued = transfer
       transfer = try await context.ledger.write { tx in
         try tx.advance(queued, to: .custody, ["evidence": "package.age"]) { $0.nextAt = nil }
       }
     }
     let row = try await release(transfer)
-    var reply = try await reply(row, range, key: row.key ?? [], headers: headers, isHead: false)
-    let onEnd = reply.onEnd
-    reply.onEnd = { [self] isWhole in
-      if isWhole { await handedOver(row) }
-      await onEnd?(isWhole)
-    }
+    var reply = reply(row, range, of: file, key: row.key ?? [], headers: headers, isHead: false)
+    reply.onWritten = { [self] in await handedOver(row) }
     return reply
   }
 
@@ -319,7 +348,7 @@ struct Mailbox: Sendable {
         try tx.offer(transfer)
       }
     }
-    context.news.lane(of: transfer.peer).mail.notify()
+    if transfer.state != .releasing { context.news.lane(of: transfer.peer).mail.notify() }
   }
 
   // MARK: the list

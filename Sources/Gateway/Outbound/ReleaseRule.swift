@@ -183,5 +183,7 @@ struct Release: Sendable {
         $0.note = note
       }
     }
+    // Whoever tried may have been no stage of custody.
+    context.news.lane(of: transfer.peer).custody.notify()
   }
 }
