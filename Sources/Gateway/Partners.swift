@@ -166,7 +166,8 @@ struct CardExchange: Sendable {
 
   func fetch(_ partner: AgencyID) async throws {
     let reply = try await links.send(partner, "GET", "/v1/card")
-    guard reply.status == 200 else { return }
+    // A partner speaks for itself alone.
+    guard reply.status == 200, try SignedCard(own: reply.body).card.agency == partner else { return }
     let (agency, outcome) = try await Partners(context: context).offer(reply.body)
     if case .needsApproval(let reason) = outcome {
       context.logger.warning(

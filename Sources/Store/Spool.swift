@@ -102,11 +102,13 @@ package final class Spool: Sendable {
 
   package func has(_ place: Place) -> Bool { Directory.exists(body(place)) }
 
-  /// Every body and part in the spool, with whether it is a finished body.
+  /// Every body and part in the spool, with whether it is a finished body. Removes what a crash left of files being replaced: call it
+  /// before anything is written.
   package func inventory() throws(DiskError) -> [(place: Place, isBody: Bool)] {
     var found: [(Place, Bool)] = []
     func scan(_ directory: String, _ make: (TransferID) -> Place) throws(DiskError) {
       for name in try Directory.names(directory) {
+        if name.hasPrefix("."), name.contains(".tmp-") { try Directory.remove("\(directory)/\(name)") }
         let parts = name.split(separator: ".")
         guard parts.count == 2, parts[1] == "body" || parts[1] == "part", let id = TransferID(String(parts[0])) else {
           continue

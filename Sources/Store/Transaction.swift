@@ -77,6 +77,9 @@ package final class Transaction {
     try update(next, from: transfer.state)
     // What will never be sealed again leaves its sender no way into it.
     if next.direction == .out, next.state.isEnd || next.state == .releasing { try forgetRetained(next.id) }
+    if next.isCollected, next.state == .purged {
+      try execute("DELETE FROM offers WHERE sender = ? AND id = ?", [next.sender.text, next.id.text])
+    }
     var detail = detail
     detail["from"] = .string(transfer.state.rawValue)
     if !next.code.isEmpty { detail["code"] = .string(next.code) }

@@ -105,7 +105,7 @@ package struct PartnerServer: Service {
 
   /// - Parameters:
   ///   - port: 0 lets the system choose; `onListening` gets the real one.
-  ///   - partner: the partner whose card has this pin, or nil; called once a connection, must not block.
+  ///   - partner: the partner whose card has this pin, or nil; called with each request, must not block.
   ///   - handler: answers one request; must not block its thread.
   package init(
     host: String, port: Int, identity: TLSIdentity, limits: PartnerServerLimits = .init(),
@@ -149,7 +149,8 @@ private struct PartnerChannel: ServerChildChannel {
   struct Value: ServerChildChannelValue {
     let http: HTTP1Channel.Value
     let channel: any Channel
-    let peer: NIOLockedValueBox<AgencyID?>
+    /// By which key the peer is known; whose it is is asked with each request, for a key may be replaced meanwhile.
+    let pin: NIOLockedValueBox<Sealing.Digest?>
   }
 
   let context: NIOSSLContext
@@ -170,7 +171,7 @@ private struct PartnerChannel: ServerChildChannel {
   }
 
   func setup(channel: any Channel, logger: Logger) -> EventLoopFuture<Value> {
-    let peer = NIOLockedValueBox<AgencyID?>(nil)
+    let known = NIOLockedValueBox<Sealing.Digest?>(nil)
     return channel.eventLoop.makeCompletedFuture {
       let tls = NIOSSLServerHandler(context: context) { certificates, promise in
         // One answer for every unknown peer: the handshake fails, whatever the reason.
@@ -182,14 +183,14 @@ private struct PartnerChannel: ServerChildChannel {
           promise.succeed(.failed)
           return
         }
-        peer.withLockedValue { $0 = agency }
+        known.withLockedValue { $0 = pin }
         promise.succeed(.certificateVerified)
       }
       try channel.pipeline.syncOperations.addHandler(tls)
       try channel.pipeline.syncOperations.addHandler(HandshakeTimeout(.seconds(limits.handshakeSeconds)))
     }.flatMap {
       http1 { _, _, _ in }.setup(channel: channel, logger: logger)
-    }.map { Value(http: $0, channel: channel, peer: peer) }
+    }.map { Value(http: $0, channel: channel, pin: known) }
   }
 
   func handle(value: Value, logger: Logger) async {
@@ -202,7 +203,8 @@ private struct PartnerChannel: ServerChildChannel {
       let reply = await handler(PartnerRequest(partner: partner, request))
       let streamed = NIOLockedValueBox<Int64>(0)
       do {
-        try await PartnerChannel.write(reply, isHead: request.method == .head, to: writer, streamed)
+        try await PartnerChannel.write(
+          reply, isHead: request.method == .head, to: writer, on: value.channel, streamed)
       } catch {
         await reply.onEnd?(streamed.withLockedValue { $0 })
         throw error
@@ -217,17 +219,18 @@ private struct PartnerChannel: ServerChildChannel {
   /// Who the peer is. A resumed TLS session brings no certificate to the callback; the session remembers it, and the pin
   /// is judged again.
   private func partner(on value: Value) async throws -> AgencyID? {
-    if let known = value.peer.withLockedValue({ $0 }) { return known }
+    if let pin = value.pin.withLockedValue({ $0 }) { return partner(pin) }
     guard let leaf = try await value.channel.nioSSL_peerCertificate().get() else { return nil }
-    guard let resumed = partner(try TLSIdentity.pin(of: leaf)), shares.open(resumed, until: value.channel.closeFuture)
+    let pin = try TLSIdentity.pin(of: leaf)
+    guard let resumed = partner(pin), shares.open(resumed, until: value.channel.closeFuture)
     else { return nil }
-    value.peer.withLockedValue { $0 = resumed }
+    value.pin.withLockedValue { $0 = pin }
     return resumed
   }
 
   static func write(
     _ reply: HTTPReply, isHead: Bool, to writer: consuming ResponseWriter,
-    _ streamed: NIOLockedValueBox<Int64> = .init(0)
+    on channel: (any Channel)? = nil, _ streamed: NIOLockedValueBox<Int64> = .init(0)
   ) async throws {
     var head = HTTPResponse(status: .init(code: reply.status))
     for (name, value) in reply.headers {
@@ -238,7 +241,7 @@ private struct PartnerChannel: ServerChildChannel {
     if isHead || (reply.body.isEmpty && reply.stream == nil) {
       try await writer.writeResponse(head)
     } else if let stream = reply.stream {
-      try await writer.write(response: head, body: body(reply, stream, streamed))
+      try await writer.write(response: head, body: body(reply, stream, on: channel, streamed))
     } else {
       try await writer.write(response: head, body: .init(byteBuffer: ByteBuffer(bytes: reply.body)))
       await reply.onWritten?()
@@ -248,9 +251,12 @@ private struct PartnerChannel: ServerChildChannel {
   /// Larger pieces cost less: most of the price of a piece is its way between two threads (measured: half of that of 128 KiB).
   static let pieceBytes: Int64 = 512 << 10
 
-  private static func body(_ reply: HTTPReply, _ stream: BodyStream, _ streamed: NIOLockedValueBox<Int64>)
-    -> ResponseBody
-  {
+  /// A reader that takes less than a piece in this time is cut off; it may resume.
+  static let pieceSeconds: Int64 = 60
+
+  private static func body(
+    _ reply: HTTPReply, _ stream: BodyStream, on channel: (any Channel)?, _ streamed: NIOLockedValueBox<Int64>
+  ) -> ResponseBody {
     ResponseBody { writer in
       if !reply.body.isEmpty {
         try await writer.write(ByteBuffer(bytes: reply.body))
@@ -260,6 +266,8 @@ private struct PartnerChannel: ServerChildChannel {
       while sent < stream.bytes {
         let piece = try await stream.read(sent, Int(min(pieceBytes, stream.bytes - sent)))
         sent += Int64(piece.readableBytes)
+        let stall = channel?.eventLoop.scheduleTask(in: .seconds(pieceSeconds)) { channel?.close(promise: nil) }
+        defer { stall?.cancel() }
         try await writer.write(piece)
         streamed.withLockedValue { [sent] in $0 = sent }
       }

@@ -317,6 +317,30 @@ import Testing
     #expect(partner.agencies.sender.stop() == 0)
   }
 
+  @Test func aPackageSealedToAReplacedIdentityIsNotReleased() throws {
+    let partner = try Partner(Self.options())
+    try partner.introduce()
+    try partner.drop("\u{d4e}<h1>.bin", Self.random(1000))
+    let again = try partner.shell(
+      """
+      age-keygen -o new.txt 2>/dev/null
+      sallyport partners add --agency $PARTNER --certificate partner.pem --recipient $(age-keygen -y new.txt)
+      """)
+    let fingerprint =
+      again.lines.first { $0.hasPrefix("fingerprint") }?.split(separator: " ").last.map(String.init) ?? ""
+    #expect(try partner.shell("sallyport partners approve $PARTNER --fingerprint \(fingerprint)").status == 0)
+    let get = "get() { curl -s --cert partner.pem --key partner.key -k --pinnedpubkey $PIN $GATEWAY\"$@\"; };"
+    let id = try #require(Self.id(try partner.shell("\(get) get /v1/transfers").text))
+    let key = try partner.shell(
+      "\(get) get /v1/transfers/\(id)/receipts -X PUT -d '{ \"statement\" : \"received\" }' -o /dev/null; get /v1/transfers/\(id)/key -X POST"
+    )
+    #expect(key.text.contains("key.revoked"), "\(key.text)")
+    // Nor does a name become a part of the page.
+    let page = try partner.shell("\(get) get /").text
+    #expect(page.contains("&lt;h1&gt;") && page.components(separatedBy: "<h1>").count == 2)
+    #expect(partner.agencies.sender.stop() == 0)
+  }
+
   // MARK: crashes and damage
 
   @Test func aFetchThatWasKilledGoesOnAndDeliversOnce() throws {

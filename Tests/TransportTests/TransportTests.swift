@@ -12,16 +12,29 @@ import Testing
 
 private let peer = AgencyID("peer.example.gov")!
 
+/// Whether the partner's card is still the one with its pins.
+private final class Held: @unchecked Sendable {
+  // Proof for @unchecked: touched only under `lock`.
+  private let lock = NSLock()
+  private var value = true
+
+  var isHeld: Bool {
+    get { lock.withLock { value } }
+    set { lock.withLock { value = newValue } }
+  }
+}
+
 /// A server on a free port, while `body` runs.
 private func serving(
-  pins: [Digest], limits: PartnerServerLimits = .init(),
+  pins: [Digest], limits: PartnerServerLimits = .init(), card: Held = Held(),
   _ handler: @escaping PartnerServer.Handler, _ body: @escaping @Sendable (Int, TLSIdentity) async throws -> Void
 ) async throws {
   let identity = try TLSIdentity(key: TLSIdentity.generateKey(), name: "server.example.gov")
   let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
   let (ports, listening) = AsyncStream<Int>.makeStream()
   let server = PartnerServer(
-    host: "127.0.0.1", port: 0, identity: identity, limits: limits, partner: { pins.contains($0) ? peer : nil },
+    host: "127.0.0.1", port: 0, identity: identity, limits: limits,
+    partner: { card.isHeld && pins.contains($0) ? peer : nil },
     handler: handler,
     group: group, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }, onListening: { listening.yield($0) })
   // Stopped as the gateway is: gracefully. A cancelled NIOAsyncChannel server may drop a connection unfinished, and traps.
@@ -105,7 +118,7 @@ private func serving(
     let relay = RelayClient(identity: client)
     defer { relay.stop() }
     try await serving(pins: [client.pin]) { request in
-      if request.target == "/slow" { try? await Task.sleep(for: .seconds(20)) }
+      if request.target == "/slow" { try? await Task.sleep(for: .seconds(2)) }
       return HTTPReply(200, body: Array(request.target.utf8))
     } _: { port, server in
       try await withThrowingTaskGroup { group in
@@ -124,6 +137,21 @@ private func serving(
       try await Task.sleep(for: .milliseconds(200))
       slow.cancel()
       await #expect(throws: CancellationError.self) { try await slow.value }
+    }
+  }
+
+  @Test func aKeyThatIsReplacedIsUnknownOnOpenConnectionsToo() async throws {
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    let card = Held()
+    try await serving(pins: [client.pin], card: card) { _ in
+      HTTPReply(200)
+    } _: { port, server in
+      let request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
+      let before = try await relay.send(request)
+      #expect(before.status == 200)
+      card.isHeld = false
+      await #expect(throws: RelayError.self) { try await relay.send(request) }
     }
   }
 

@@ -82,14 +82,15 @@ struct PartnerPage: Sendable {
 
   private static func escape(_ text: String) -> String {
     var escaped = ""
-    for character in text {
-      switch character {
+    // Scalar by scalar: a character may hide a letter of HTML behind one that joins it.
+    for scalar in text.unicodeScalars {
+      switch scalar {
       case "&": escaped += "&amp;"
       case "<": escaped += "&lt;"
       case ">": escaped += "&gt;"
       case "\"": escaped += "&quot;"
       case "'": escaped += "&#39;"
-      default: escaped.append(character)
+      default: escaped.unicodeScalars.append(scalar)
       }
     }
     return escaped

@@ -23,6 +23,13 @@ struct Mailbox: Sendable {
   let context: GatewayContext
   /// Called when the disk's state is unknown: the process must stop.
   let onFatal: @Sendable (any Error) -> Void
+  /// Transfers whose release is being decided: one at a time each, however often it is asked for.
+  private let deciding = NIOLockedValueBox<Set<TransferID>>([])
+
+  init(context: GatewayContext, onFatal: @escaping @Sendable (any Error) -> Void) {
+    self.context = context
+    self.onFatal = onFatal
+  }
 
   static let states: Set<TransferState> = [.queued, .custody, .releasing, .released, .unconfirmed]
 
@@ -139,7 +146,7 @@ struct Mailbox: Sendable {
         return piece
       }
     }
-    if !isHead, context.partners[transfer.peer]?.card?.card.hasGateway == false {
+    if !isHead, context.partners[transfer.peer]?.card?.card.hasGateway == false, downloadCounts(transfer) {
       // What a cut reply brought counts too: whoever resumes asks only for the rest.
       reply.onEnd = { [self] streamed in
         let sent = body.lowerBound..<body.lowerBound + streamed
@@ -157,6 +164,7 @@ struct Mailbox: Sendable {
     guard transfer.state != .queued else {
       throw Problem(.conflict, code: "key.early", "say `received` first: PUT \(Self.path(id))/receipts")
     }
+    _ = try await file(transfer)
     let row = try await release(transfer)
     let head = context.sign(context.ledger.head.document, as: .head)
     var reply = HTTPReply(
@@ -168,7 +176,17 @@ struct Mailbox: Sendable {
 
   static func path(_ id: TransferID) -> String { "/v1/transfers/\(id)" }
 
+  /// Every repeat is written down for ever, so there may not be many.
+  static let repeatSeconds: TimeInterval = 5
+
   private func release(_ transfer: Transfer) async throws -> Transfer {
+    guard transfer.state == .custody || context.now() >= transfer.updatedAt + Self.repeatSeconds,
+      deciding.withLockedValue({ $0.insert(transfer.id).inserted })
+    else {
+      throw Problem(
+        .busy, code: "limit.releases", "the key was asked for a moment ago", retryAfterSeconds: Int(Self.repeatSeconds))
+    }
+    defer { deciding.withLockedValue { _ = $0.remove(transfer.id) } }
     switch try await Release(context: context).open(transfer) {
     case .opened(let row): return row
     case .refused(let decision):
@@ -308,13 +326,20 @@ struct Mailbox: Sendable {
     }
   }
 
+  private func downloadCounts(_ transfer: Transfer) -> Bool {
+    guard let envelope = try? Envelope(parsing: transfer.manifest, as: .manifest),
+      let manifest = try? Manifest(envelope.unverified())
+    else { return false }
+    return context.policies.agreement(manifest.agreement.sha256)?.downloadCounts ?? false
+  }
+
   private func settleDownload(_ row: Transfer) async throws {
     guard context.partners[row.peer]?.card?.card.hasGateway == false else { return }
-    let manifest = try Manifest(Envelope(parsing: row.manifest, as: .manifest).unverified())
-    guard context.policies.agreement(manifest.agreement.sha256)?.downloadCounts == true else { return }
+    guard downloadCounts(row) else { return }
     switch row.state {
     case .queued: try await received(row, by: .download)
-    case .released, .unconfirmed: try await confirm(row, by: .download)
+    // Only where the key is known to have gone out whole: `unconfirmed` may be what a cut left.
+    case .released: try await confirm(row, by: .download)
     default: break
     }
   }
@@ -375,6 +400,7 @@ final class Downloads: Sendable {
     let id: TransferID
   }
 
+  static let piecesMax = 1000
   private let sent = NIOLockedValueBox<[Key: RangeSet<Int64>]>([:])
 
   /// Adds what went out; true once it is all of the body.
@@ -382,6 +408,8 @@ final class Downloads: Sendable {
     sent.withLockedValue { all in
       var set = all[Key(peer: transfer.peer, id: transfer.id)] ?? RangeSet()
       set.insert(contentsOf: range)
+      // Whoever fetches single bytes begins to count anew.
+      if set.ranges.count > Self.piecesMax { set = RangeSet() }
       all[Key(peer: transfer.peer, id: transfer.id)] = set
       return set.ranges.first == 0..<transfer.bodyBytes
     }

@@ -34,8 +34,8 @@ struct ReleaseRule: Sendable {
       if tx.at >= manifest.expiresAt + GatewayContext.skewSeconds {
         return .waits(code: "expired", note: "the package has expired")
       }
-      let held = try tx.reader.receipts(transfer.sender, transfer.id)
-      guard !held.isEmpty || partner?.card?.card.hasGateway == false else {
+      let receipts = try tx.reader.receipts(transfer.sender, transfer.id)
+      guard !receipts.isEmpty || partner?.card?.card.hasGateway == false else {
         return .waits(code: "receipt.missing", note: "no received receipt is held")
       }
       let agreement = policies.agreement(manifest.agreement.sha256)
@@ -51,14 +51,15 @@ struct ReleaseRule: Sendable {
         return decision.outcome == .refuse
           ? .refused(decision) : .waits(code: decision.codes.first?.rawValue ?? "hold", note: decision.sentence)
       }
-      let revoked = Set(
-        (partner?.card?.card.recipients ?? []).filter { $0.state == .revoked }.map {
+      // A key that is not on the card any more is as good as revoked.
+      let held = Set(
+        (partner?.card?.card.recipients ?? []).filter { $0.state != .revoked }.map {
           Digest(of: Array($0.key.description.utf8)).hex
         })
-      guard transfer.sealedTo.split(separator: ",").allSatisfy({ !revoked.contains(String($0)) }) else {
+      guard transfer.sealedTo.split(separator: ",").allSatisfy({ held.contains(String($0)) }) else {
         return .waits(
           code: "key.revoked",
-          note: "the key that the package is sealed to was revoked; cancel it and drop the file again")
+          note: "the key that the package is sealed to was revoked or replaced; cancel it and drop the file again")
       }
       var package = try tx.reader.package(transfer.id)
       if let agreement, agreement.consent.model != .none {
