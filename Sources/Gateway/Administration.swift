@@ -251,7 +251,9 @@ package struct Administration: Sendable {
       let card = try SignedCard(own: record.card).card
       var members: [String: JSON] = [
         "agency": .string(record.agency.text), "state": .string(record.state.rawValue), "serial": .integer(card.serial),
-        "fingerprint": .string(Fingerprint(card).description), "endpoint": .string(card.endpoint ?? ""),
+        "fingerprint": .string(Fingerprint(card).description),
+        "fingerprintSha256": .string(Fingerprint(card).digest.hex), "gateway": .bool(card.hasGateway),
+        "endpoint": .string(card.endpoint ?? ""),
         "sealing": .string(card.sealingRecipients(at: instant).first?.kind.rawValue ?? "none"),
       ]
       if let pending = record.pendingCard {

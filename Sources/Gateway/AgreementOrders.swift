@@ -50,12 +50,15 @@ extension Administration {
     let evidence = try arguments.optional("evidence") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
     try arguments.finish()
     if let absent {
-      guard let card = context.partners[absent]?.card?.card, !card.hasGateway else {
+      guard let card = context.partners[absent]?.card?.card else {
+        throw AdminError(.failed, "\(absent) is not known here: sallyport partners add --agency \(absent) …")
+      }
+      guard !card.hasGateway else {
         throw AdminError(.refused, "\(absent) signs for itself: only a partner without a gateway is signed for")
       }
     }
     guard (absent == nil) == (evidence == nil) else {
-      throw AdminError(.usage, "who is signed for, and the paper that shows it, belong together")
+      throw AdminError(.usage, "--for PARTNER and --evidence PAPER belong together")
     }
     let context = context
     let exchange = AgreementExchange(context: context)

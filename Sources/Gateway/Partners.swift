@@ -34,6 +34,11 @@ package struct Partners: Sendable {
   package func describe(_ agency: AgencyID, pin: Digest, recipient: Recipient) async throws -> CardOutcome {
     let instant = context.now()
     let held = try await context.ledger.read { try $0.partner(agency) }
+    if let held = try held.map({ try SignedCard(own: $0.pendingCard ?? $0.card).card }), !held.hasGateway,
+      held.tlsPins == [pin], held.sealingRecipients(at: instant) == [recipient]
+    {
+      return .unchanged
+    }
     let serial = try held.map { try SignedCard(own: $0.card).card.serial + 1 } ?? 1
     let card = Card(
       agency: agency, serial: serial, previous: nil, issuedAt: instant, signingKeys: [],

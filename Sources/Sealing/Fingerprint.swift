@@ -3,7 +3,8 @@
 /// A card's fingerprint: 52 base 32 letters of the SHA-256 of its keys, cut into four parts of 13, each part followed by
 /// a check letter (Luhn mod 32), written in eight groups of seven: `mfzwi3d-bonsgyc-…`.
 public struct Fingerprint: Hashable, Sendable, CustomStringConvertible {
-  private let digest: Digest
+  /// What the letters stand for.
+  public let digest: Digest
 
   public init(_ digest: Digest) { self.digest = digest }
 

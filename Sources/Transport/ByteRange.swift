@@ -13,7 +13,8 @@ package enum ByteRange: Equatable, Sendable {
   ///   - etag: of the representation, with its quotes.
   ///   - bytes: of the representation.
   /// - Throws: `Problem` range for one that cannot be satisfied, and for several at once, which RFC 9110 §14.2 lets a server
-  ///   refuse. A unit other than bytes, or what cannot be read, is ignored, as §14.2 says.
+  ///   refuse. Without Content-Range (§15.5.17 says SHOULD): with it curl 7.88 fails when it resumes what is whole already; without
+  ///   it is content. A unit other than bytes, or what cannot be read, is ignored, as §14.2 says.
   package init(_ header: String?, ifRange condition: String?, etag: String, bytes: Int64) throws(Problem) {
     guard let header, header.lowercased().hasPrefix("bytes="), condition == nil || condition == etag else {
       self = .whole

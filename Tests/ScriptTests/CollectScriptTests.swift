@@ -155,13 +155,17 @@ import Testing
 
     /// Steps 1 and 2 of the page.
     func introduce() throws {
-      let keys = try shell(Self.blocks("")[0])
+      let own = try Self.blocks("")
+      let keys = try shell(own[0])
       #expect(keys.status == 0, "\(keys.errors)")
+      let computed = try shell(own[1]).text.prefix(64)
       let administrator = try Self.blocks("administrator")
-      // The fingerprint is what `add` prints and both sides compare.
+      // What `add` prints is what both sides compare, and what the partner computes from its own files.
       let added = try shell(administrator[0].components(separatedBy: "\n").first { $0.contains("partners add") }!)
       let fingerprint =
         added.lines.first { $0.hasPrefix("fingerprint") }?.split(separator: " ").last.map(String.init) ?? ""
+      #expect(
+        try agencies.sender.sallyport("partners", "list", "--json").text.contains(computed) && computed.count == 64)
       for step in administrator {
         let result = try shell(step, ["FINGERPRINT": fingerprint])
         #expect(result.status == 0, "\(step) \(result.errors)")
@@ -189,10 +193,10 @@ import Testing
     let steps = try Partner.blocks("")
     // Asking for the key before saying `received` is out of order.
     let early = try partner.shell(
-      steps[1]
+      steps[2]
         + "curl -s --cert partner.pem --key partner.key -k --pinnedpubkey $PIN -X POST $GATEWAY/v1/transfers/$ID/key")
     #expect(early.status == 0 && early.text.contains("key.early"), "\(early.text) \(early.errors)")
-    let all = try partner.shell(steps[1...].joined(separator: "\n") + "\nsha256sum package.age")
+    let all = try partner.shell(steps[2...].joined(separator: "\n") + "\nsha256sum $ID.age; cp $ID.payload payload")
     #expect(all.status == 0 && all.text.contains("Signature Verified Successfully"), "\(all.text)\(all.errors)")
     #expect(partner.file("payload") == bytes)
     let digest = all.lines.last?.prefix(64) ?? ""
@@ -213,7 +217,7 @@ import Testing
     try partner.drop("whole.bin", bytes)
     let page = try partner.shell("curl -s --cert partner.pem --key partner.key -k --pinnedpubkey $PIN $GATEWAY/")
     #expect(page.text.contains("whole.bin") && page.text.contains("Packages for \(partner.agencies.recipient.id)"))
-    let result = try partner.shell(Partner.blocks("whole")[0])
+    let result = try partner.shell(Partner.blocks("whole")[0] + "\ncp $ID.payload payload")
     #expect(result.status == 0, "\(result.errors)")
     #expect(partner.file("payload") == bytes)
     #expect(eventually { partner.agencies.sender.outcome("whole.bin") == "delivered" })

@@ -30,7 +30,7 @@ struct Outcomes: Sendable {
   static func document(_ transfer: Transfer) -> JSON {
     let (outcome, next): (String, String) =
       switch transfer.state {
-      case .confirmed: ("delivered", "Nothing: the recipient signed for it.")
+      case .confirmed: ("delivered", "Nothing: the recipient has it.")
       case .refused:
         (
           "refused",
