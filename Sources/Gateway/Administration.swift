@@ -180,16 +180,8 @@ package struct Administration: Sendable {
         "count": .integer(count.count), "oldest": .string(Timestamp.format(count.oldest)),
       ])
     }
-    rows += try await partners().map { row in
-      guard case .object(var members) = row else { return row }
-      members["kind"] = "partner"
-      return .object(members)
-    }
-    rows += try await notices().filter { $0.isOverdue }.map { row in
-      guard case .object(var members) = row else { return row }
-      members["kind"] = "notice-overdue"
-      return .object(members)
-    }
+    rows += try await partners().map { $0.adding("kind", "partner") }
+    rows += try await notices().filter { $0.isOverdue }.map { $0.adding("kind", "notice-overdue") }
     let waiting = try await context.ledger.read { try $0.waiting(limit: Maintenance.waitingMax) }
     for transfer in waiting {
       guard let share = transfer.shareOfTime(at: instant), share >= Maintenance.waitingShares.last! else { continue }
@@ -217,11 +209,8 @@ package struct Administration: Sendable {
     return try await context.ledger.read {
       try $0.queue(state: state, peer: peer, agreement: agreement, openOnly: !all && state == nil, limit: limit)
     }.map { transfer in
-      guard let arrived = context.arriving.of(transfer), case .object(var members) = Self.row(transfer) else {
-        return Self.row(transfer)
-      }
-      members["arrivedBytes"] = .integer(arrived)
-      return .object(members)
+      let row = Self.row(transfer)
+      return context.arriving.of(transfer).map { row.adding("arrivedBytes", .integer($0)) } ?? row
     }
   }
 
@@ -350,5 +339,14 @@ package struct Administration: Sendable {
       "agency": .string(agency.text), "state": .string(record.state.rawValue), "outcome": .string(word),
       "fingerprint": .string(Fingerprint(shown).description),
     ]
+  }
+}
+
+extension JSON {
+  /// An object with one more member.
+  fileprivate func adding(_ name: String, _ value: JSON) -> JSON {
+    guard case .object(var members) = self else { return self }
+    members[name] = value
+    return .object(members)
   }
 }

@@ -89,12 +89,12 @@ package struct Check: Sendable {
       let file = try context.body(of: transfer)
       if transfer.direction == .out, transfer.isCollected {
         let segments = try BodyGeometry(sealedBytes: transfer.bodyBytes).segments
-        guard try context.spool.treeFile(transfer.place, segments: segments) != nil else {
+        guard try context.spool.bodySHA256(transfer.place, segments: segments) != nil else {
           return [("spool", "the body's side file is missing")]
         }
       }
       guard isDeep else { return [] }
-      let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+      let manifest = try transfer.readManifest()
       return try BodyCheck.treeRoot(of: file) == manifest.bodyTreeRoot
         ? [] : [("spool", "the body does not have the signed tree root")]
     } catch {

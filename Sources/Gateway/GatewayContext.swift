@@ -1,7 +1,6 @@
 // What the journeys share: the home, the ledger, the spool, keys, partners, policies, the clock. No journey owns it.
 
 import Foundation
-import Glibc
 import Logging
 import NIOConcurrencyHelpers
 import Policies
@@ -48,7 +47,6 @@ package final class GatewayContext: Sendable {
     let partners = Signal()
     let notices = Signal()
     let acts = Signal()
-    let expiries = Signal()
     private let lanes = NIOLockedValueBox<[AgencyID: Lane]>([:])
 
     /// What concerns one partner alone: with hundreds of them, news for one must not wake the stages of all.
@@ -281,6 +279,8 @@ package struct PartnerDirectory: Sendable {
   }
 
   package subscript(_ agency: AgencyID) -> Partner? { partners[agency] }
+  /// False only for one that is described, and signs nothing.
+  func hasGateway(_ agency: AgencyID) -> Bool { partners[agency]?.card?.card.hasGateway ?? true }
   /// Cards of those whose fingerprint was approved.
   var cards: [Card] { partners.values.filter { $0.state != .pending }.compactMap { $0.card?.card } }
   package var all: [Partner] { partners.values.sorted { $0.agency < $1.agency } }

@@ -35,7 +35,7 @@ struct Stage: Service {
   func loop() async throws {
     let failure = NIOLockedValueBox<(any Error)?>(nil)
     try await withThrowingDiscardingTaskGroup { group in
-      let busy = NIOLockedValueBox<Set<Key>>([])
+      let busy = NIOLockedValueBox<Set<Spool.Place>>([])
       let freed = Signal()
       while !Task.isCancelled {
         if let error = failure.withLockedValue({ $0 }) { throw error }
@@ -48,7 +48,7 @@ struct Stage: Service {
         let limit = concurrency * 2 + busy.withLockedValue { $0.count }
         let due = try await context.ledger.read {
           try $0.due(direction, state, peer: peer, hasKey: hasKey, at: instant, limit: limit)
-        }.filter { transfer in !busy.withLockedValue { $0.contains(Key(transfer)) } }
+        }.filter { transfer in !busy.withLockedValue { $0.contains(transfer.place) } }
         for transfer in due {
           while true {
             let before = freed.generation
@@ -56,15 +56,14 @@ struct Stage: Service {
             await freed.wait(after: before, for: Self.idle)
           }
           if Task.isCancelled || notBefore().map({ $0 > context.now() }) == true { break }
-          busy.withLockedValue { _ = $0.insert(Key(transfer)) }
+          busy.withLockedValue { _ = $0.insert(transfer.place) }
           group.addTask {
             do {
               try await perform(transfer)
             } catch {
               failure.withLockedValue { $0 = $0 ?? error }
-              news.notify()
             }
-            busy.withLockedValue { _ = $0.remove(Key(transfer)) }
+            busy.withLockedValue { _ = $0.remove(transfer.place) }
             freed.notify()
             // It may be due again at a time that an idle loop does not know of yet.
             news.notify()
@@ -74,16 +73,6 @@ struct Stage: Service {
       }
     }
     if let error = failure.withLockedValue({ $0 }) { throw error }
-  }
-
-  private struct Key: Hashable {
-    let sender: AgencyID
-    let id: TransferID
-
-    init(_ transfer: Transfer) {
-      sender = transfer.sender
-      id = transfer.id
-    }
   }
 
   private var longest: Duration { peer == nil ? Self.idle : Self.idleOfLanes }

@@ -62,6 +62,14 @@ package struct File: ~Copyable, Sendable {
     return done
   }
 
+  /// Just `count` bytes from `offset` on; ENODATA where the file ends before.
+  package func bytes(at offset: Int64, count: Int) throws(DiskError) -> [UInt8] {
+    let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: count, alignment: 16)
+    defer { buffer.deallocate() }
+    guard try read(into: buffer, at: offset) == count else { throw DiskError("read", path, errno: ENODATA) }
+    return Array(buffer)
+  }
+
   /// pwrite(2) until all of `buffer` is written.
   package func write(_ buffer: UnsafeRawBufferPointer, at offset: Int64) throws(DiskError) {
     var done = 0

@@ -55,12 +55,23 @@ package final class Spool: Sendable {
     try DurableFile.write(bytes, to: tree(place))
   }
 
-  /// The side file's content; nil when there is none.
-  package func treeFile(_ place: Place, segments: Int64) throws(DiskError) -> (bodySHA256: Digest, roots: [UInt8])? {
+  /// SHA-256 of the body, from its side file; nil when there is none.
+  package func bodySHA256(_ place: Place, segments: Int64) throws(DiskError) -> Digest? {
+    try treeBytes(place, segments: segments, at: 0, count: 32).map { Digest($0) }
+  }
+
+  /// The roots of the body's segments, from its side file; nil when there is none.
+  package func segmentRoots(_ place: Place, segments: Int64) throws(DiskError) -> [UInt8]? {
+    try treeBytes(place, segments: segments, at: 32, count: Int(32 * segments))
+  }
+
+  private func treeBytes(_ place: Place, segments: Int64, at offset: Int64, count: Int) throws(DiskError) -> [UInt8]? {
     guard Directory.exists(tree(place)) else { return nil }
-    let bytes = try File.contents(tree(place), bytesMax: Int(32 * (segments + 1)))
-    guard bytes.count == Int(32 * (segments + 1)) else { throw DiskError("read", tree(place), errno: ENODATA) }
-    return (Digest(bytes[..<32]), Array(bytes[32...]))
+    let file = try File(tree(place), O_RDONLY)
+    guard Int64(try file.status().st_size) == 32 * (segments + 1) else {
+      throw DiskError("read", tree(place), errno: ENODATA)
+    }
+    return try file.bytes(at: offset, count: count)
   }
 
   /// A fresh, empty part, with room for `bytes` reserved.

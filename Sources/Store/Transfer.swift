@@ -41,6 +41,13 @@ package struct Transfer: Equatable, Sendable {
   package var isCollected = false
   package var updatedAt: Date
 
+  /// The manifest in its envelope: its signature was verified when the row was made.
+  ///
+  /// - Throws: `document.json`, `document.invalid` while there is none yet.
+  package func readManifest() throws(SealingError) -> Manifest {
+    try Manifest(Envelope(parsing: manifest, as: .manifest).unverified())
+  }
+
   /// How much of its time is over, 0 to 1 and beyond; nil without an end.
   package func shareOfTime(at instant: Date) -> Double? {
     expiresAt.map { instant.timeIntervalSince(createdAt) / max(1, $0.timeIntervalSince(createdAt)) }

@@ -52,6 +52,11 @@ import Testing
     #expect(try FileManager.default.contentsOfDirectory(atPath: "\(agencies.sender.home)/spool/out") == [])
   }
 
+  /// Whether a package comes to wait at `agency`.
+  static func waits(_ agency: TestAgency) throws -> Bool {
+    try eventually { try agency.sallyport("queue", "--json").text.contains(#""state":"queued""#) }
+  }
+
   static func id(_ line: String) -> String? {
     line.firstMatch(of: /"id":"([a-z2-7]{26})"/).map { String($0.1) }
   }
@@ -61,7 +66,7 @@ import Testing
     try agencies.sender.start()
     let bytes = Self.random(3 << 20)
     try agencies.sender.drop("waits.bin", bytes)
-    #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+    #expect(try Self.waits(agencies.sender))
     var result = try agencies.recipient.sallyport("collect", "--json")
     #expect(result.status == 0 && result.text.contains(#""state":"acknowledged""#), "\(result.text) \(result.errors)")
     #expect(agencies.recipient.inbox(from: agencies.sender, "waits.bin") == bytes)
@@ -162,8 +167,7 @@ import Testing
       let administrator = try Self.blocks("administrator")
       // What `add` prints is what both sides compare, and what the partner computes from its own files.
       let added = try shell(administrator[0].components(separatedBy: "\n").first { $0.contains("partners add") }!)
-      let fingerprint =
-        added.lines.first { $0.hasPrefix("fingerprint") }?.split(separator: " ").last.map(String.init) ?? ""
+      let fingerprint = Self.line("fingerprint", added.text)
       #expect(
         try agencies.sender.sallyport("partners", "list", "--json").text.contains(computed) && computed.count == 64)
       for step in administrator {
@@ -177,7 +181,7 @@ import Testing
 
     func drop(_ name: String, _ bytes: Data) throws {
       try agencies.sender.drop(name, bytes)
-      #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+      #expect(try CollectScriptTests.waits(agencies.sender))
     }
 
     func file(_ name: String) -> Data? { FileManager.default.contents(atPath: "\(folder)/\(name)") }
@@ -262,7 +266,7 @@ import Testing
       #expect(try agencies.sender.sallyport("consent", "grant", person, "--agreement", agreement).status == 0)
     }
     try agencies.sender.drop("people.ndjson", TestRecords.of(["P1", "P2"]))
-    #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+    #expect(try Self.waits(agencies.sender))
     let before = try #require(try agencies.sender.sallyport("queue", "--json").lines.first.flatMap(Self.id))
     #expect(try agencies.sender.sallyport("consent", "withdraw", "P1", "--agreement", agreement).status == 0)
     let collected = try agencies.recipient.sallyport("collect", "--json")
@@ -330,8 +334,7 @@ import Testing
       age-keygen -o new.txt 2>/dev/null
       sallyport partners add --agency $PARTNER --certificate partner.pem --recipient $(age-keygen -y new.txt)
       """)
-    let fingerprint =
-      again.lines.first { $0.hasPrefix("fingerprint") }?.split(separator: " ").last.map(String.init) ?? ""
+    let fingerprint = Partner.line("fingerprint", again.text)
     #expect(try partner.shell("sallyport partners approve $PARTNER --fingerprint \(fingerprint)").status == 0)
     let get = "get() { curl -s --cert partner.pem --key partner.key -k --pinnedpubkey $PIN $GATEWAY\"$@\"; };"
     let id = try #require(Self.id(try partner.shell("\(get) get /v1/transfers").text))
@@ -352,7 +355,7 @@ import Testing
     try agencies.sender.start()
     let bytes = Self.random(48 << 20)
     try agencies.sender.drop("large.bin", bytes)
-    #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+    #expect(try Self.waits(agencies.sender))
     let spool = "\(agencies.recipient.home)/spool/in/\(agencies.sender.id)"
     try agencies.recipient.start()
     #expect(
@@ -375,7 +378,7 @@ import Testing
     let agencies = try TestAgencies(options)
     try agencies.sender.start()
     try agencies.sender.drop("damaged.bin", Self.random(100_000))
-    #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+    #expect(try Self.waits(agencies.sender))
     let spool = "\(agencies.sender.home)/spool/out"
     let body = try #require(
       try FileManager.default.contentsOfDirectory(atPath: spool).first { $0.hasSuffix(".body") })

@@ -102,7 +102,7 @@ struct Collect: Sendable {
   /// Work of the stage `receiving`.
   func fetch(_ transfer: Transfer) async throws {
     do {
-      let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+      let manifest = try transfer.readManifest()
       let roots = try await roots(of: transfer, manifest)
       let context = context
       let body = try await context.pool.run {

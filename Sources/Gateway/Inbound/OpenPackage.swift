@@ -45,7 +45,7 @@ struct OpenPackage: Sendable {
   /// Work of the stage `received`: rows that have their key.
   func open(_ transfer: Transfer) async throws {
     guard let bytes = transfer.key else { return }
-    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let manifest = try transfer.readManifest()
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     let decision = Evaluation.inbound(
       manifest, under: agreement, try await context.circumstances(transfer.sender, agreement),

@@ -252,7 +252,7 @@ struct Receive: Sendable {
   }
 
   private func complete(_ transfer: Transfer, _ body: ReceivingBody) async throws -> HTTPReply {
-    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let manifest = try transfer.readManifest()
     guard body.treeRoot == manifest.bodyTreeRoot else {
       let (code, note) = (SealingError.Code.bodyRoot.rawValue, "the body is not the one that was signed")
       return Self.refusal(
@@ -297,7 +297,7 @@ struct Receive: Sendable {
   }
 
   func requireKey(_ key: [UInt8], of transfer: Transfer) throws {
-    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let manifest = try transfer.readManifest()
     guard Digest(of: key) == manifest.keySHA256 else {
       throw Problem(.conflict, code: "key.digest", "the key is not the one that the manifest names")
     }

@@ -220,12 +220,7 @@ final class Sessions: Sendable {
     let freed: Signal
   }
 
-  private struct Key: Hashable {
-    let sender: AgencyID
-    let id: TransferID
-  }
-
-  private let entries = NIOLockedValueBox<[Key: Entry]>([:])
+  private let entries = NIOLockedValueBox<[Spool.Place: Entry]>([:])
   private let tickets = NIOLockedValueBox<UInt64>(0)
 
   /// Takes the session for a new request: stops the request that has it and waits until that let go.
@@ -237,7 +232,7 @@ final class Sessions: Sendable {
       value += 1
       return value
     }
-    let key = Key(sender: transfer.sender, id: transfer.id)
+    let key = transfer.place
     while true {
       let (older, freed, seen): ((@Sendable () -> Void)?, Signal, UInt64) = entries.withLockedValue { all in
         var entry = all[key] ?? Entry(body: nil, holder: 0, stop: nil, freed: Signal())
@@ -257,7 +252,7 @@ final class Sessions: Sendable {
 
   /// Gives the session back, with the body for the next request; nil forgets it.
   func leave(_ transfer: Transfer, _ ticket: UInt64, keeping body: ReceivingBody?) {
-    let key = Key(sender: transfer.sender, id: transfer.id)
+    let key = transfer.place
     let freed = entries.withLockedValue { all -> Signal? in
       guard var entry = all[key], entry.holder == ticket else { return nil }
       if let body {
@@ -275,7 +270,7 @@ final class Sessions: Sendable {
 
   /// Forgets a transfer that ended: its request is stopped, its part closed.
   func end(_ transfer: Transfer) {
-    let key = Key(sender: transfer.sender, id: transfer.id)
+    let key = transfer.place
     let stop = entries.withLockedValue { all -> (@Sendable () -> Void)? in
       guard let entry = all[key] else { return nil }
       if entry.holder == 0 { all[key] = nil }
@@ -286,6 +281,6 @@ final class Sessions: Sendable {
 
   /// The durable offset, when a session is open.
   func durableBytes(_ transfer: Transfer) -> Int64? {
-    entries.withLockedValue { $0[Key(sender: transfer.sender, id: transfer.id)]?.body?.durableBytes }
+    entries.withLockedValue { $0[transfer.place]?.body?.durableBytes }
   }
 }

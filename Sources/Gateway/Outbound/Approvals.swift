@@ -11,7 +11,7 @@ struct Approvals: Sendable {
 
   /// What a package still waits for, in words; nil when it may leave.
   func missing(for transfer: Transfer) async throws -> String? {
-    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let manifest = try transfer.readManifest()
     guard let agreement = context.policies.agreement(manifest.agreement.sha256), agreement.approval.mode != .automatic
     else { return nil }
     let approval = agreement.approval
@@ -35,7 +35,7 @@ struct Approvals: Sendable {
 
   /// Whether nobody may approve a package any more.
   func hasExpired(_ transfer: Transfer) throws -> Bool {
-    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let manifest = try transfer.readManifest()
     let span = context.policies.agreement(manifest.agreement.sha256)?.approval.expiresAfter
     return span.map { context.now() >= $0.after(manifest.createdAt) } ?? false
   }
@@ -47,7 +47,7 @@ struct Approvals: Sendable {
     guard transfer.state == .sealed, try await missing(for: transfer) != nil else {
       throw LedgerError.illegal("approving \(transfer.id), which waits for no approval")
     }
-    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let manifest = try transfer.readManifest()
     guard try !hasExpired(transfer) else {
       throw LedgerError.illegal("approving \(transfer.id): it waited too long; drop the file again")
     }

@@ -35,15 +35,29 @@ struct Mailbox: Sendable {
 
   /// A package that waits for `partner`. Everybody else's does not exist.
   private func waiting(_ id: TransferID, for partner: AgencyID) async throws -> Transfer {
-    guard let transfer = try await context.ledger.read({ [context] in try $0.transfer(context.agency, id) }),
-      transfer.direction == .out, transfer.peer == partner, transfer.isCollected
-    else { throw Problem(.notFound, "there is no such transfer") }
+    let transfer = try await own(id, for: partner)
     if Self.states.contains(transfer.state) { return transfer }
     if transfer.state.isEnd {
       throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer has ended")
     }
     throw Problem(.unavailable, code: "transfer.held", "this transfer is held here", retryAfterSeconds: 60)
   }
+
+  private func own(_ id: TransferID, for partner: AgencyID) async throws -> Transfer {
+    guard let transfer = try await found(id, for: partner) else {
+      throw Problem(.notFound, "there is no such transfer")
+    }
+    return transfer
+  }
+
+  private func found(_ id: TransferID, for partner: AgencyID) async throws -> Transfer? {
+    let transfer = try await context.ledger.read { [context] in try $0.transfer(context.agency, id) }
+    guard let transfer, transfer.direction == .out, transfer.peer == partner, transfer.isCollected else { return nil }
+    return transfer
+  }
+
+  /// Whether `id` names a package of ours that the partner collects; else it may be one of its own to us.
+  func holds(_ id: TransferID, for partner: AgencyID) async throws -> Bool { try await found(id, for: partner) != nil }
 
   // MARK: ciphertext
 
@@ -56,24 +70,18 @@ struct Mailbox: Sendable {
 
   func tree(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     let transfer = try await waiting(id, for: request.partner)
-    let side = try await sideFile(transfer)
-    return HTTPReply(200, headers: ["content-type": "application/octet-stream"], body: side.roots)
+    let roots = try await side(transfer) { try $0.segmentRoots($1, segments: $2) }
+    return HTTPReply(200, headers: ["content-type": "application/octet-stream"], body: roots)
   }
 
-  private func sideFile(_ transfer: Transfer) async throws -> (bodySHA256: Digest, roots: [UInt8]) {
+  /// Something of the body's side file.
+  private func side<Value: Sendable>(
+    _ transfer: Transfer, _ read: @escaping @Sendable (Spool, Spool.Place, Int64) throws -> Value?
+  ) async throws -> Value {
     let segments = try BodyGeometry(sealedBytes: transfer.bodyBytes).segments
-    guard
-      let side = try await context.pool.run({ [context] in
-        try context.spool.treeFile(transfer.place, segments: segments)
-      })
+    guard let value = try await context.pool.run({ [context] in try read(context.spool, transfer.place, segments) })
     else { throw try await damaged(transfer, SpoolDamage(detail: "the body's side file is missing")) }
-    return side
-  }
-
-  /// Whether `id` names a package of ours that the partner collects; else it may be one of its own to us.
-  func holds(_ id: TransferID, for partner: AgencyID) async throws -> Bool {
-    try await context.ledger.read { [context] in try $0.transfer(context.agency, id) }
-      .map { $0.direction == .out && $0.peer == partner && $0.isCollected } ?? false
+    return value
   }
 
   private func file(_ transfer: Transfer) async throws -> OpenFile {
@@ -105,20 +113,20 @@ struct Mailbox: Sendable {
 
   func body(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     let transfer = try await waiting(id, for: request.partner)
-    let side = try await sideFile(transfer)
-    let etag = "\"\(side.bodySHA256.hex)\""
+    let sha256 = try await side(transfer) { try $0.bodySHA256($1, segments: $2) }
+    let etag = "\"\(sha256.hex)\""
     let range = try ByteRange(
       request.header("range"), ifRange: request.header("if-range"), etag: etag, bytes: transfer.bodyBytes)
-    return reply(
+    return try reply(
       transfer, range, of: try await file(transfer), key: [],
-      headers: ["etag": etag, "repr-digest": ContentDigest.header(side.bodySHA256)],
+      headers: ["etag": etag, "repr-digest": ContentDigest.header(sha256)],
       isHead: request.method == "HEAD")
   }
 
   /// Bytes of `key` and the body after it.
   private func reply(
     _ transfer: Transfer, _ range: ByteRange, of file: OpenFile, key: [UInt8], headers: [String: String], isHead: Bool
-  ) -> HTTPReply {
+  ) throws -> HTTPReply {
     let all = Int64(key.count) + transfer.bodyBytes
     var reply = HTTPReply(200, headers: headers)
     var part = 0..<all
@@ -146,7 +154,7 @@ struct Mailbox: Sendable {
         return piece
       }
     }
-    if !isHead, context.partners[transfer.peer]?.card?.card.hasGateway == false, downloadCounts(transfer) {
+    if !isHead, try downloadCounts(transfer) {
       // What a cut reply brought counts too: whoever resumes asks only for the rest.
       reply.onEnd = { [self] streamed in
         let sent = body.lowerBound..<body.lowerBound + streamed
@@ -200,7 +208,7 @@ struct Mailbox: Sendable {
   /// Key and body in one file, as stock age reads it.
   func package(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     var transfer = try await waiting(id, for: request.partner)
-    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let manifest = try transfer.readManifest()
     guard context.policies.agreement(manifest.agreement.sha256)?.consent.model == Agreement.Consent.Model.none else {
       throw Problem(
         .conflict, code: "package.consent",
@@ -217,11 +225,11 @@ struct Mailbox: Sendable {
     let isHead = request.method == "HEAD"
     let file = try await file(transfer)
     if case .part(let part) = range, part.lowerBound >= key.count {
-      return reply(transfer, range, of: file, key: key, headers: headers, isHead: isHead)
+      return try reply(transfer, range, of: file, key: key, headers: headers, isHead: isHead)
     }
-    guard !isHead else { return reply(transfer, range, of: file, key: key, headers: headers, isHead: true) }
+    guard !isHead else { return try reply(transfer, range, of: file, key: key, headers: headers, isHead: true) }
     if transfer.state == .queued {
-      guard context.partners[request.partner]?.card?.card.hasGateway == false else {
+      guard !context.partners.hasGateway(request.partner) else {
         throw Problem(.conflict, code: "receipt.order", "a gateway signs `received` first")
       }
       let queued = transfer
@@ -230,7 +238,7 @@ struct Mailbox: Sendable {
       }
     }
     let row = try await release(transfer)
-    var reply = reply(row, range, of: file, key: row.key ?? [], headers: headers, isHead: false)
+    var reply = try reply(row, range, of: file, key: row.key ?? [], headers: headers, isHead: false)
     reply.onWritten = { [self] in await handedOver(row) }
     return reply
   }
@@ -248,10 +256,8 @@ struct Mailbox: Sendable {
   /// The recipient's receipts, or, from a partner without a gateway, what it says: `{"statement": "received" | "delivered"}`.
   func putReceipts(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     let bytes = try await request.collect(bytesMax: Self.receiptsBytesMax)
-    guard try await holds(id, for: request.partner),
-      let known = try await context.ledger.read({ [context] in try $0.transfer(context.agency, id) })
-    else { throw Problem(.notFound, "there is no such transfer") }
-    if context.partners[request.partner]?.card?.card.hasGateway == false {
+    let known = try await own(id, for: request.partner)
+    if !context.partners.hasGateway(request.partner) {
       try await take(statement: bytes, of: waiting(id, for: request.partner))
     } else {
       do {
@@ -319,23 +325,21 @@ struct Mailbox: Sendable {
   // MARK: downloads that count
 
   /// Every byte of the body went out to the partner.
-  func downloaded(_ transfer: Transfer) async {
+  private func downloaded(_ transfer: Transfer) async {
     await noting(transfer) {
       guard let row = try await context.ledger.read({ try $0.transfer(transfer.sender, transfer.id) }) else { return }
       try await settleDownload(row)
     }
   }
 
-  private func downloadCounts(_ transfer: Transfer) -> Bool {
-    guard let envelope = try? Envelope(parsing: transfer.manifest, as: .manifest),
-      let manifest = try? Manifest(envelope.unverified())
-    else { return false }
-    return context.policies.agreement(manifest.agreement.sha256)?.downloadCounts ?? false
+  /// Whether what goes out to the partner is all that it says of the package.
+  private func downloadCounts(_ transfer: Transfer) throws -> Bool {
+    guard !context.partners.hasGateway(transfer.peer) else { return false }
+    return try context.policies.agreement(transfer.readManifest().agreement.sha256)?.downloadCounts ?? false
   }
 
   private func settleDownload(_ row: Transfer) async throws {
-    guard context.partners[row.peer]?.card?.card.hasGateway == false else { return }
-    guard downloadCounts(row) else { return }
+    guard try downloadCounts(row) else { return }
     switch row.state {
     case .queued: try await received(row, by: .download)
     // Only where the key is known to have gone out whole: `unconfirmed` may be what a cut left.
@@ -395,31 +399,26 @@ struct Mailbox: Sendable {
 
 /// Which bytes of which bodies went out, while this process runs. After a restart a download begins to count anew.
 final class Downloads: Sendable {
-  private struct Key: Hashable {
-    let peer: AgencyID
-    let id: TransferID
-  }
-
   static let piecesMax = 1000
-  private let sent = NIOLockedValueBox<[Key: RangeSet<Int64>]>([:])
+  private let sent = NIOLockedValueBox<[Spool.Place: RangeSet<Int64>]>([:])
 
   /// Adds what went out; true once it is all of the body.
   func add(_ range: Range<Int64>, of transfer: Transfer) -> Bool {
     sent.withLockedValue { all in
-      var set = all[Key(peer: transfer.peer, id: transfer.id)] ?? RangeSet()
+      var set = all[transfer.place] ?? RangeSet()
       set.insert(contentsOf: range)
       // Whoever fetches single bytes begins to count anew.
       if set.ranges.count > Self.piecesMax { set = RangeSet() }
-      all[Key(peer: transfer.peer, id: transfer.id)] = set
+      all[transfer.place] = set
       return set.ranges.first == 0..<transfer.bodyBytes
     }
   }
 
   func isWhole(_ transfer: Transfer) -> Bool {
-    sent.withLockedValue { $0[Key(peer: transfer.peer, id: transfer.id)]?.ranges.first == 0..<transfer.bodyBytes }
+    sent.withLockedValue { $0[transfer.place]?.ranges.first == 0..<transfer.bodyBytes }
   }
 
   func forget(_ transfer: Transfer) {
-    sent.withLockedValue { $0[Key(peer: transfer.peer, id: transfer.id)] = nil }
+    sent.withLockedValue { $0[transfer.place] = nil }
   }
 }

@@ -69,7 +69,7 @@ struct Relay: Sendable {
       // Small bodies carry their digest; a large one is covered by the tree root, and hashing it first would cost a pass.
       if length <= Int64(BodyGeometry.sealedSegmentBytes), length > 0 {
         let start = offset
-        let bytes = try await context.pool.run { try file.bytes(at: start, count: Int(length)) }
+        let bytes = try await context.pool.run { try file.file.bytes(at: start, count: Int(length)) }
         headers.append("Content-Digest: \(ContentDigest.header(Digest(of: bytes)))")
       }
       let (from, fields) = (offset, headers)
@@ -148,11 +148,4 @@ final class OpenFile: Sendable {
   let file: File
 
   init(_ file: consuming File) { self.file = file }
-
-  func bytes(at offset: Int64, count: Int) throws -> [UInt8] {
-    let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: count, alignment: 16)
-    defer { buffer.deallocate() }
-    guard try file.read(into: buffer, at: offset) == count else { throw DiskError("read", file.path, errno: ENODATA) }
-    return Array(buffer)
-  }
 }

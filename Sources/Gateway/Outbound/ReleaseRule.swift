@@ -30,7 +30,7 @@ struct ReleaseRule: Sendable {
       if let last = try tx.reader.lastInstant(), tx.at < last - GatewayContext.skewSeconds {
         return .waits(code: "clock.behind", note: "this machine's clock is behind the ledger's last entry")
       }
-      let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+      let manifest = try transfer.readManifest()
       if tx.at >= manifest.expiresAt + GatewayContext.skewSeconds {
         return .waits(code: "expired", note: "the package has expired")
       }
@@ -53,9 +53,7 @@ struct ReleaseRule: Sendable {
       }
       // A key that is not on the card any more is as good as revoked.
       let held = Set(
-        (partner?.card?.card.recipients ?? []).filter { $0.state != .revoked }.map {
-          Digest(of: Array($0.key.description.utf8)).hex
-        })
+        (partner?.card?.card.recipients ?? []).filter { $0.state != .revoked }.map { SealingPass.digest($0.key) })
       guard transfer.sealedTo.split(separator: ",").allSatisfy({ held.contains(String($0)) }) else {
         return .waits(
           code: "key.revoked",

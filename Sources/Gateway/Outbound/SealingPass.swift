@@ -143,8 +143,11 @@ struct SealingPass: Sendable {
   }
 
   static func digests(_ recipients: [Recipient]) -> String {
-    recipients.map { Digest(of: Array($0.description.utf8)).hex }.joined(separator: ",")
+    recipients.map(digest).joined(separator: ",")
   }
+
+  /// By which a row remembers a recipient, hexadecimal.
+  static func digest(_ recipient: Recipient) -> String { Digest(of: Array(recipient.description.utf8)).hex }
 
   private func discard() throws {
     try context.spool.remove(.out(transfer.id))

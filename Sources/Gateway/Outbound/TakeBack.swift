@@ -20,8 +20,7 @@ struct TakeBackStage: Sendable {
       let instant = context.now()
       let overdue = try await context.ledger.read { try $0.overdue(at: instant, limit: 200) }
       for transfer in overdue { try await expire(transfer, at: instant) }
-      await context.news.expiries.wait(
-        after: context.news.expiries.generation, for: .seconds(overdue.isEmpty ? 5 : 1))
+      await Signal().wait(after: 0, for: .seconds(overdue.isEmpty ? 5 : 1))
     }
   }
 

@@ -17,7 +17,7 @@ struct Withdrawal: Sendable {
 
   /// - Parameter ordinals: of the records that may not go.
   func stop(_ transfer: Transfer, _ ordinals: [Int64], code: String) async throws {
-    let manifest = try Manifest(Envelope(parsing: transfer.manifest, as: .manifest).unverified())
+    let manifest = try transfer.readManifest()
     let note = "\(ordinals.count) of \(manifest.records ?? 0) records may no longer go"
     guard transfer.state != .releasing else {
       // It counts as disclosed; it is only not sent again.
