@@ -158,6 +158,7 @@ package struct Administration: Sendable {
       "updatedAt": .string(Timestamp.format(transfer.updatedAt)),
       "attempts": .integer(Int64(transfer.attempts)), "code": .string(transfer.code), "note": .string(transfer.note),
     ]
+    members["via"] = transfer.via.map { .string($0.text) }
     members["expiresAt"] = transfer.expiresAt.map { .string(Timestamp.format($0)) }
     members["nextAt"] = transfer.nextAt.map { .string(Timestamp.format($0)) }
     members["inboxName"] = transfer.inboxName.isEmpty ? nil : .string(transfer.inboxName)

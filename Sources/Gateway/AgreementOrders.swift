@@ -31,6 +31,7 @@ extension Administration {
                 + agreement.forbid.map { .string("forbid \($0.predicate.text)") }),
             "sha256": .string(agreement.digest.hex),
           ]
+          members["via"] = agreement.via.map { .string($0.text) }
           members["consentHeard"] = heard.map { .string(Timestamp.format($0)) }
           rows.append(.object(members))
         }

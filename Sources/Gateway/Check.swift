@@ -87,9 +87,9 @@ package struct Check: Sendable {
   private func body(_ transfer: Transfer) -> [(String, String)] {
     do {
       let file = try context.body(of: transfer)
-      if transfer.direction == .out, transfer.isCollected {
+      if transfer.direction != .in, transfer.isCollected {
         let segments = try BodyGeometry(sealedBytes: transfer.bodyBytes).segments
-        guard try context.spool.bodySHA256(transfer.place, segments: segments) != nil else {
+        guard try context.spool.bodyDigest(transfer.place, segments: segments) != nil else {
           return [("spool", "the body's side file is missing")]
         }
       }

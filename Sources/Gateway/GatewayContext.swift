@@ -149,12 +149,25 @@ package final class GatewayContext: Sendable {
   func standing(of agreement: Agreement, with peer: AgencyID, at instant: Date) -> AgreementStanding {
     actBook.withLockedValue { $0 }.standing(of: agreement, between: agency, peer, at: instant)
   }
-  /// Whether an agreement in force lets packages wait for us at `partner`.
-  func collects(from partner: AgencyID) -> Bool {
-    policies.agreements.contains {
-      $0.delivery == .collect && $0.party(agency, as: .recipient) != nil && $0.party(partner, as: .provider) != nil
-        && standing(of: $0, with: partner, at: now()).state == .valid
+  /// Whose packages may wait for us at `partner`, under agreements in force: its own, or others' where it is their hub.
+  func collects(from partner: AgencyID) -> Set<AgencyID> {
+    var senders: Set<AgencyID> = []
+    for agreement in policies.agreements
+    where agreement.delivery == .collect && agreement.party(agency, as: .recipient) != nil {
+      for party in agreement.parties where party.role == .provider && (agreement.via ?? party.id) == partner {
+        if standing(of: agreement, with: party.id, at: now()).state == .valid { senders.insert(party.id) }
+      }
     }
+    return senders
+  }
+  /// Whether something may wait for us at `partner`: packages, or at a hub what their recipients signed about ours.
+  func visits(_ partner: AgencyID) -> Bool {
+    !collects(from: partner).isEmpty
+      || policies.agreements.contains { $0.via == partner && $0.party(agency, as: .provider) != nil }
+  }
+  /// Whether an agreement names us as the hub on the way to `partner`.
+  func isHub(before partner: AgencyID) -> Bool {
+    policies.agreements.contains { $0.via == agency && $0.party(partner, as: .recipient) != nil }
   }
   package var acts: ActBook { actBook.withLockedValue { $0 } }
   package var partners: PartnerDirectory { partnerBox.withLockedValue { $0 } }
@@ -216,11 +229,13 @@ package final class GatewayContext: Sendable {
     _ peer: AgencyID, _ agreement: Agreement?, packagesToday: Int64, consentHeard: Date?, at instant: Date
   ) -> Circumstances {
     let partner = partners[peer]
+    let hub = agreement?.via
     return Circumstances(
       instant: instant, partner: partner?.state ?? .unknown,
       recipientKinds: partner?.card.map { Set($0.card.sealingRecipients(at: instant).map(\.kind)) } ?? [],
       packagesToday: packagesToday, standing: agreement.map { standing(of: $0, with: peer, at: instant) },
-      consentHeard: consentHeard, isReachable: partner?.card?.card.endpoint != nil)
+      consentHeard: consentHeard, isReachable: (hub.map { partners[$0] } ?? partner)?.card?.card.endpoint != nil,
+      hub: hub.map { partners[$0]?.state ?? .unknown }, hasGateway: partners.hasGateway(peer))
   }
 
   /// The body of a transfer whose state says that it is in the spool. Blocks.

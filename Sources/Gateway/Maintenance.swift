@@ -33,20 +33,20 @@ struct Maintenance: Service {
     let found = try await context.pool.run { try context.spool.inventory() }
     let garbage = try await context.ledger.read { reader in
       try found.filter { place, isBody in
-        let (row, direction): (Transfer?, Direction) =
+        let row: Transfer? =
           switch place {
-          case .out(let id): (try reader.transfer(agency, id), .out)
-          case .incoming(let sender, let id): (try reader.transfer(sender, id), .in)
+          case .out(let id): try reader.transfer(agency, id)
+          case .incoming(let sender, let id): try reader.transfer(sender, id)
           }
         guard let row else { return true }
         if row.state == .quarantined || row.state == .corrupt { return false }
         let state = row.state == .held ? row.heldFrom ?? row.state : row.state
-        return isBody ? !state.needsBody(direction) && state != .receiving : state != .receiving
+        return isBody ? !state.needsBody(row.direction) && state != .receiving : state != .receiving
       }
     }
     try await context.pool.run {
       for (place, isBody) in garbage {
-        if case .out = place, isBody || !context.spool.has(place) { try Directory.remove(context.spool.tree(place)) }
+        if isBody || !context.spool.has(place) { try Directory.remove(context.spool.tree(place)) }
         try Directory.remove(isBody ? context.spool.body(place) : context.spool.part(place))
       }
     }

@@ -31,7 +31,7 @@ package struct RunningGateway: Service {
     let group = MultiThreadedEventLoopGroup(numberOfThreads: 2)
     let fatal = FatalStop()
     let port = PartnerPort(
-      context: context, receive: Receive(context: context, sessions: Sessions()),
+      context: context, receive: Receive(context: context, sessions: Sessions(), hub: Hub(context: context)),
       mailbox: Mailbox(context: context, onFatal: { fatal.raise($0) }), onFatal: { fatal.raise($0) })
     let context = context
     // The server reports every cancelled connection as an error; what matters is logged here.
@@ -160,13 +160,22 @@ private struct Lanes: Service {
       }
     }
     func stage(
-      _ state: TransferState, _ concurrency: Int, _ news: Signal,
+      _ state: TransferState, _ concurrency: Int, _ news: Signal, direction: Direction = .out,
       _ work: @escaping @Sendable (Transfer) async throws -> Void
     ) {
       let stage = Stage(
-        context: context, direction: .out, state: state, peer: partner, concurrency: concurrency, news: news,
-        work: work, notBefore: { links.pausedUntil(partner) })
-      run { try await stage.loop() }
+        context: context, direction: direction, state: state, peer: partner, concurrency: concurrency, news: news,
+        work: { transfer in try await links.unlessPaused(transfer, work) },
+        notBefore: { links.pausedUntil(partner) })
+      run {
+        // Most partners are behind no hub of ours: their stages need not look.
+        while direction == .hub, !context.isHub(before: partner) {
+          let seen = news.generation
+          try Task.checkCancellation()
+          await news.wait(after: seen, for: Stage.idleOfLanes)
+        }
+        try await stage.loop()
+      }
     }
     /// What goes to a partner by itself waits until its card says where.
     func reaching(_ work: @escaping @Sendable () async throws -> Void) {
@@ -196,6 +205,9 @@ private struct Lanes: Service {
         }
       }
     }
+    stage(.queued, Self.concurrency, lane.sealed, direction: .hub) { try await relay.send($0) }
+    stage(.released, 4, lane.custody, direction: .hub) { try await relay.passKey($0) }
+    stage(.cancelled, 2, lane.takeBacks, direction: .hub) { try await takeBack.takeBack($0) }
     let collect = Collect(context: context, links: links)
     for stage in collect.stages(of: partner) { run { try await stage.loop() } }
     let cards = CardExchange(context: context, links: links)

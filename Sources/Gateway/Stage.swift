@@ -98,6 +98,8 @@ struct Stage: Service {
         context.logger.critical("\(error)")
         throw FatalFailure(cause: error)
       case .retry(let code, let note): try await postpone(transfer, code, note)
+      case .halt where error is SpoolDamage && direction == .hub:
+        if let row = try await current(transfer) { try await Hub(context: context).lost(row) }
       case .halt(let code, let note):
         try await setAside(transfer, code, note, error is SpoolDamage ? [.corrupt] : [.held, .quarantined])
       }

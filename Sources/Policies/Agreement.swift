@@ -68,6 +68,8 @@ package struct Agreement: Equatable, Sendable {
   package let forbid: [Forbidden]
   package let labels: Labels?
   package let delivery: Delivery
+  /// The hub that holds packages on their way and can open none of them; nil: the parties' gateways meet.
+  package let via: AgencyID?
   package let windows: [DeliveryWindow]
   package let timeZone: String
   package let recordsMax: Int64
@@ -170,6 +172,7 @@ package struct Agreement: Equatable, Sendable {
 
     var delivery = try reader.object("delivery")
     self.delivery = try delivery.choice("mode")
+    via = try delivery.optional("via") { (r, n) throws(SealingError) in try r.agency(n) }
     windows = try delivery.list("windows").map { (text) throws(SealingError) in
       guard let window = DeliveryWindow(text) else {
         throw delivery.invalid("windows", "expected such as \"mon 01:00-05:00\" or \"mon-fri 08:00-18:00\"")
@@ -191,6 +194,9 @@ package struct Agreement: Equatable, Sendable {
     downloadCounts = try delivery.flag("downloadCounts")
     guard !downloadCounts || self.delivery == .collect else {
       throw delivery.invalid("downloadCounts", "only for mode: collect")
+    }
+    guard !downloadCounts || via == nil else {
+      throw delivery.invalid("downloadCounts", "a hub's word is no proof: not with via")
     }
     try delivery.finish()
 
@@ -227,6 +233,9 @@ package struct Agreement: Equatable, Sendable {
 
   /// What no key can say alone.
   private func checkCrossRules(_ reader: DocumentReader) throws(SealingError) {
+    if let via, party(via, as: .processor) == nil {
+      throw reader.invalid("delivery.via", "the hub is a party with role processor")
+    }
     if legalBasis.kind == .consent, consent.model != .optIn {
       throw reader.invalid("consent.model", "the legal basis is consent, so it is opt-in")
     }
@@ -312,6 +321,9 @@ package struct Agreement: Equatable, Sendable {
         !part.isEmpty && part.allSatisfy { (97...122).contains($0) || (48...57).contains($0) }
       }
   }
+
+  /// Whether packages wait at their sender's own gateway until the recipient comes.
+  package var waitsAtSender: Bool { delivery == .collect && via == nil }
 
   package func party(_ id: AgencyID, as role: Role) -> Party? {
     parties.first { $0.id == id && $0.role == role }

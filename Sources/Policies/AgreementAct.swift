@@ -97,7 +97,9 @@ package struct AgreementStanding: Equatable, Sendable {
     superseded: Set<Digest> = []
   ) {
     let own = acts.filter { $0.agreement.sha256 == agreement.digest }.sorted { ($0.number, $0.at) < ($1.number, $1.at) }
-    let concerned = agreement.parties.filter { $0.id == provider || $0.id == recipient || $0.role == .registrar }
+    let concerned = agreement.parties.filter {
+      $0.id == provider || $0.id == recipient || $0.role == .registrar || $0.id == agreement.via
+    }
     if let act = own.first(where: { $0.kind == .revoke }) {
       (state, detail) = (.revoked, Self.told(act))
       return

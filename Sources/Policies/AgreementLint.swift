@@ -185,6 +185,8 @@ package enum AgreementDiff {
     number("records a file", a.recordsMax, b.recordsMax)
     number("bytes a file", a.bytesMax, b.bytesMax)
     number("files a day", a.packagesPerDayMax, b.packagesPerDayMax)
+    if a.delivery != b.delivery { add(.other, "delivery: \(a.delivery.rawValue) → \(b.delivery.rawValue)") }
+    if a.via != b.via { add(.other, "hub: \(a.via?.text ?? "none") → \(b.via?.text ?? "none")") }
     list("delivery windows", a.windows.map(\.description), b.windows.map(\.description), added: .other)
     list("kinds of key", a.recipientKinds.map(\.rawValue), b.recipientKinds.map(\.rawValue), added: .other)
     span("the recipient may keep it", a.retention.recipientDeleteAfter, b.retention.recipientDeleteAfter)

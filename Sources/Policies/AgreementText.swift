@@ -48,7 +48,7 @@ package enum AgreementText {
     }
     lines += [
       "", "How",
-      "  \(a.delivery.rawValue), at most \(a.bytesMax) bytes\(a.recordsMax == JSON.integerMax ? "" : " and \(a.recordsMax) records") a file, \(a.packagesPerDayMax) files a day, within \(a.timeToLive.components.seconds / 3600) hours",
+      "  \(a.delivery.rawValue)\(a.via.map { " through the hub \($0), which can open nothing" } ?? ""), at most \(a.bytesMax) bytes\(a.recordsMax == JSON.integerMax ? "" : " and \(a.recordsMax) records") a file, \(a.packagesPerDayMax) files a day, within \(a.timeToLive.components.seconds / 3600) hours",
       "  sealed to \(a.recipientKinds.map(\.rawValue).joined(separator: " or "))",
     ]
     if !a.windows.isEmpty {

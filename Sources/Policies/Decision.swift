@@ -33,6 +33,7 @@ package enum ReasonCode: String, Sendable, CaseIterable {
   case partnerPending = "partner.pending"
   case partnerSuspended = "partner.suspended"
   case deliveryMode = "delivery.mode"
+  case hubInactive = "hub.inactive"
   case consentStale = "consent.source-stale"
   case consentMissing = "consent.missing"
   case recordsNone = "records.none"
@@ -73,7 +74,8 @@ package enum ReasonCode: String, Sendable, CaseIterable {
     case .partnerUnknown: "Add the partner's card: sallyport partners add CARD"
     case .partnerPending: "Compare fingerprints by telephone, then: sallyport partners approve"
     case .partnerSuspended: "Resume the partner: sallyport partners resume"
-    case .deliveryMode: "Deliver it as the agreement says: relay or collect."
+    case .deliveryMode: "Deliver it as the agreement says: relay or collect, through its hub or without one."
+    case .hubInactive: "Add the hub's card: sallyport partners add CARD, then: sallyport partners approve"
     }
   }
 }
@@ -109,13 +111,20 @@ package struct Circumstances: Equatable, Sendable {
   package let standing: AgreementStanding?
   /// When the consent registry last gave a sign of life; nil for never.
   package let consentHeard: Date?
-  /// Whether the partner's card says where it listens.
+  /// Whether the card of whom packages are handed to says where it listens: the partner, or the hub before it.
   package let isReachable: Bool
+  /// nil where the agreement names no hub.
+  package let hub: PartnerState?
+  /// Whether the partner signs what it receives.
+  package let hasGateway: Bool
 
   package init(
     instant: Date, partner: PartnerState, recipientKinds: Set<RecipientKind>, packagesToday: Int64,
-    standing: AgreementStanding?, consentHeard: Date? = nil, isReachable: Bool = true
+    standing: AgreementStanding?, consentHeard: Date? = nil, isReachable: Bool = true, hub: PartnerState? = nil,
+    hasGateway: Bool = true
   ) {
+    self.hub = hub
+    self.hasGateway = hasGateway
     self.isReachable = isReachable
     self.instant = instant
     self.partner = partner
@@ -131,7 +140,7 @@ extension Circumstances {
   package var countingNone: Circumstances {
     Circumstances(
       instant: instant, partner: partner, recipientKinds: recipientKinds, packagesToday: 0, standing: standing,
-      consentHeard: consentHeard, isReachable: isReachable)
+      consentHeard: consentHeard, isReachable: isReachable, hub: hub, hasGateway: hasGateway)
   }
 }
 
@@ -251,8 +260,19 @@ package enum Evaluation {
     var rules = common(draft, agreement, now)
     rules.append(
       Rule(
-        .deliveryMode, passed: agreement.delivery == .collect || now.isReachable || now.partner == .unknown,
+        .deliveryMode,
+        passed: agreement.delivery == .collect || agreement.via != nil || now.isReachable || now.partner == .unknown,
         "what is relayed needs a partner that listens"))
+    if let hub = agreement.via {
+      rules.append(
+        Rule(
+          .hubInactive, holds: true, passed: now.hub == .active && now.isReachable,
+          "the hub \(hub) is an active partner that listens"))
+      rules.append(
+        Rule(
+          .deliveryMode, passed: now.hasGateway || now.partner == .unknown,
+          "a partner behind a hub signs its receipts itself"))
+    }
     let offered = now.recipientKinds
     let allowed = Set(agreement.recipientKinds)
     rules.append(
@@ -352,20 +372,21 @@ package enum Evaluation {
 
   /// Decides for the recipient, about a manifest that names `agreement`.
   package static func inbound(
-    _ manifest: Manifest, under agreement: Agreement?, _ now: Circumstances, by delivery: Agreement.Delivery
+    _ manifest: Manifest, under agreement: Agreement?, _ now: Circumstances, by delivery: Agreement.Delivery,
+    via hub: AgencyID? = nil
   ) -> Decision {
     let draft = Draft(
       sender: manifest.sender, recipient: manifest.recipient, name: manifest.name,
       mediaType: manifest.mediaType, payloadBytes: manifest.payloadBytes)
     guard let agreement, agreement.id == manifest.agreement.id, agreement.version == manifest.agreementVersion else {
-      return Decision(
-        outcome: .refuse, codes: [.agreementUnknown], agreement: manifest.agreement,
-        trace: [.init(rule: ReasonCode.agreementUnknown.rawValue, passed: false, detail: "not an agreement held here")],
-        sentence: "Refused: this gateway does not hold the agreement that the manifest names.")
+      return unknown(manifest)
     }
     var rules = common(draft, agreement, now)
+    let way = "\(delivery.rawValue)\(hub.map { " through \($0)" } ?? "")"
     rules.append(
-      Rule(.deliveryMode, passed: agreement.delivery == delivery, "the agreement's delivery is \(delivery.rawValue)"))
+      Rule(
+        .deliveryMode, passed: agreement.delivery == delivery && agreement.via == hub,
+        "the agreement's delivery is \(way)"))
     let lifetime = Duration.seconds(manifest.expiresAt.timeIntervalSince(manifest.createdAt))
     rules.append(
       Rule(.limitTimeToLive, passed: lifetime <= agreement.timeToLive, "the package lives no longer than agreed"))
@@ -378,6 +399,14 @@ package enum Evaluation {
         .inputSchema, passed: manifest.schema?.sha256 == agreement.records?.sha256,
         "the payload was checked against the schema that the agreement names"))
     return decide(rules, draft, agreement)
+  }
+
+  /// Decides for the hub that an agreement names: may it hold this package for others? It knows nothing of the payload.
+  package static func through(
+    _ hub: AgencyID, _ manifest: Manifest, under agreement: Agreement?, _ now: Circumstances
+  ) -> Decision {
+    guard let agreement, agreement.via == hub else { return unknown(manifest) }
+    return inbound(manifest, under: agreement, now, by: agreement.delivery, via: hub)
   }
 
   private struct Rule {
@@ -464,6 +493,13 @@ package enum Evaluation {
     return "Permitted: \(what) may go to \(name) under \"\(agreement.title)\"."
       + (left.isEmpty ? "" : " Left out: \(left.joined(separator: ", ")).")
       + (gone.isEmpty ? "" : " Never sent: \(gone.joined(separator: ", ")).")
+  }
+
+  private static func unknown(_ manifest: Manifest) -> Decision {
+    Decision(
+      outcome: .refuse, codes: [.agreementUnknown], agreement: manifest.agreement,
+      trace: [.init(rule: ReasonCode.agreementUnknown.rawValue, passed: false, detail: "not an agreement held here")],
+      sentence: "Refused: this gateway does not hold the agreement that the manifest names.")
   }
 
   private static func noAgreement(_ draft: Draft) -> Decision {

@@ -15,6 +15,8 @@ public enum DocumentKind: String, Sendable, CaseIterable {
   case takeBack = "take-back"
   case nonDelivery = "non-delivery"
   case acknowledgement
+  /// The recipient of a package that waits at a hub asks its sender for the key.
+  case keyRequest = "key-request"
   /// A party accepts, rejects, suspends, resumes or revokes an agreement.
   case agreementAct = "agreement-act"
   /// Asks a recipient to act on a withdrawal of consent, and its answer.

@@ -1,6 +1,7 @@
 // What a recipient, or a sender that gives up, signs about a transfer.
 //
 //   receipts  received → delivered | refused(code); each kind at most once, each naming the receipt before it
+//   key-request the recipient's: it has the body from a hub and asks for the key
 //   take-back the sender's: what is not released yet shall never be
 //   non-delivery the sender's own record that a transfer ended unreleased
 //   collected the sender's own record that a partner without a gateway has a package
@@ -101,6 +102,43 @@ public struct Receipt: Equatable, Sendable {
     previous = try reader.optional("previous") { (r, n) throws(SealingError) in try r.digest(n) }
     var head = try reader.object("head")
     self.head = try LedgerHead(fields: &head)
+    try reader.finish()
+  }
+}
+
+/// The recipient's signed wish for the key of a package that came through a hub: the body is here, verified, and so is somebody to
+/// take the key.
+public struct KeyRequest: Equatable, Sendable {
+  public let id: TransferID
+  public let sender: AgencyID
+  public let recipient: AgencyID
+  public let manifest: Digest
+  public let at: Date
+
+  public init(id: TransferID, sender: AgencyID, recipient: AgencyID, manifest: Digest, at: Date) {
+    self.id = id
+    self.sender = sender
+    self.recipient = recipient
+    self.manifest = manifest
+    self.at = at
+  }
+
+  public var document: JSON {
+    [
+      "version": 1, "id": .string(id.text), "sender": .string(sender.text), "recipient": .string(recipient.text),
+      "manifest": .string(manifest.hex), "at": .string(Timestamp.format(at)),
+    ]
+  }
+
+  /// - Throws: `document.invalid`.
+  public init(_ document: JSON) throws(SealingError) {
+    var reader = try DocumentReader(document, at: "key-request")
+    try reader.version(1)
+    id = try reader.transfer("id")
+    sender = try reader.agency("sender")
+    recipient = try reader.agency("recipient")
+    manifest = try reader.digest("manifest")
+    at = try reader.date("at")
     try reader.finish()
   }
 }

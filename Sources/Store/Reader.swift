@@ -18,6 +18,16 @@ package struct Reader {
     try fetchAll("SELECT \(Transfer.columns) FROM transfers WHERE id = ?", [id.text]).map(Transfer.init)
   }
 
+  /// The transfer called `id` that `sender` sends, and any that passes through a hub under that id.
+  package func transfers(called id: TransferID, of sender: AgencyID) throws -> [Transfer] {
+    try fetchAll(
+      """
+      SELECT \(Transfer.columns) FROM transfers WHERE sender = ? AND id = ? AND via IS NULL
+      UNION ALL SELECT \(Transfer.columns) FROM transfers WHERE id = ? AND via IS NOT NULL
+      """, [sender.text, id.text, id.text]
+    ).map(Transfer.init)
+  }
+
   /// Transfers in `state` that are due, oldest first, at most `limit`; of one peer, and with or without a key, where that is given.
   package func due(
     _ direction: Direction, _ state: TransferState, peer: AgencyID? = nil, hasKey: Bool? = nil, at instant: Date,
@@ -54,11 +64,15 @@ package struct Reader {
     ).flatMap { ($0["at"] as Int64?).map(Transfer.date) }
   }
 
-  /// Whether any transfer with `peer`, collected or relayed, is in `state`.
-  package func has(_ direction: Direction, _ state: TransferState, peer: AgencyID, collected: Bool) throws -> Bool {
-    try fetchOne(
-      "SELECT 1 FROM transfers WHERE direction = ? AND state = ? AND peer = ? AND collected = ? LIMIT 1",
-      [direction.rawValue, state.rawValue, peer.text, collected]) != nil
+  /// Whether `partner` owes receipts that nothing but its list brings: about what was relayed to it, for ourselves or as a hub.
+  package func owesReceipts(_ partner: AgencyID) throws -> Bool {
+    try [("out", "releasing"), ("out", "released"), ("out", "unconfirmed"), ("hub", "released")].contains {
+      try fetchOne(
+        """
+        SELECT 1 FROM transfers WHERE direction = ? AND state = ? AND peer = ? AND collected = 0
+          AND (via IS NULL OR direction = 'hub') LIMIT 1
+        """, [$0.0, $0.1, partner.text]) != nil
+    }
   }
 
   /// Transfers whose time is over and whose journey is not.
@@ -69,8 +83,8 @@ package struct Reader {
     try fetchAll(
       """
       SELECT \(Transfer.columns) FROM transfers WHERE expires_at <= ?
-        AND state IN ('sealed', 'queued', 'sending', 'custody', 'held', 'receiving', 'received')
-        AND (direction = 'out' OR key IS NULL)
+        AND (state IN ('sealed', 'queued', 'sending', 'custody', 'held', 'receiving', 'received')
+          AND (direction = 'out' OR key IS NULL) OR direction = 'hub' AND state = 'released')
         AND state NOT IN
         ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined', 'corrupt', 'purged')
       ORDER BY expires_at LIMIT ?
@@ -140,9 +154,9 @@ package struct Reader {
   package func collecting(from peer: AgencyID, since instant: Date) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers WHERE direction = 'in' AND collected = 1 AND peer = ?
-        AND (updated_at >= ? OR next_at IS NOT NULL) ORDER BY created_at, id
-      """, [peer.text, Transfer.milliseconds(instant)]
+      SELECT \(Transfer.columns) FROM transfers WHERE direction = 'in' AND collected = 1
+        AND (peer = ? AND via IS NULL OR via = ?) AND (updated_at >= ? OR next_at IS NOT NULL) ORDER BY created_at, id
+      """, [peer.text, peer.text, Transfer.milliseconds(instant)]
     ).map(Transfer.init)
   }
 
@@ -168,17 +182,20 @@ package struct Reader {
       .map { try Envelope(parsing: Array($0["envelope"] as Data), as: .receipt) }
   }
 
-  /// Receipts about `sender`'s transfers after `cursor`, for its long poll.
+  /// Receipts about `sender`'s transfers, and about those that came through it, after `cursor`, for its long poll.
   package func receipts(about sender: AgencyID, after cursor: Int64, limit: Int) throws -> [(
     sequence: Int64, envelope: [UInt8]
   )] {
     try fetchAll(
-      "SELECT sequence, envelope FROM receipts WHERE sequence > ? AND sender = ? ORDER BY sequence LIMIT ?",
-      [cursor, sender.text, limit]
+      """
+      SELECT sequence, envelope FROM receipts AS r WHERE sequence > ? AND (sender = ? OR EXISTS
+        (SELECT 1 FROM transfers AS t WHERE t.sender = r.sender AND t.id = r.id AND t.via = ? AND t.direction = 'in'))
+      ORDER BY sequence LIMIT ?
+      """, [cursor, sender.text, sender.text, limit]
     ).map { ($0["sequence"], Array($0["envelope"] as Data)) }
   }
 
-  /// Collected transfers to `peer` of which it is told after `cursor`, in the state they are in now.
+  /// Transfers of which `peer` is told after `cursor`, in the state they are in now: what waits for it, and at a hub its own.
   package func offers(to peer: AgencyID, after cursor: Int64, waitingOnly: Bool = false, limit: Int) throws -> [(
     sequence: Int64, transfer: Transfer
   )] {
@@ -186,21 +203,23 @@ package struct Reader {
     return try fetchAll(
       """
       SELECT o.sequence AS sequence, \(columns) FROM offers AS o JOIN transfers AS t ON t.sender = o.sender AND t.id = o.id
-      WHERE o.peer = ? AND o.sequence > ? AND t.peer = o.peer AND t.state \(waitingOnly
-        ? "IN ('queued', 'custody', 'releasing', 'released', 'unconfirmed')" : "NOT IN ('confirmed', 'purged', 'held', 'sealed')")
+      WHERE o.peer = ? AND o.sequence > ? AND \(waitingOnly
+        ? "t.peer = o.peer AND t.state IN ('queued', 'custody', 'releasing', 'released', 'unconfirmed')"
+        : "(t.sender = o.peer OR t.peer = o.peer AND t.state NOT IN ('receiving', 'confirmed', 'purged', 'held', 'sealed'))")
       ORDER BY o.sequence LIMIT ?
       """, [peer.text, cursor, limit]
     ).map { ($0["sequence"], try Transfer($0)) }
   }
 
-  /// Delivered transfers of `sender` whose delivered receipt stands at or before `cursor`.
+  /// Delivered transfers of `sender`, or of those behind it, whose delivered receipt stands at or before `cursor`.
   package func delivered(to sender: AgencyID, receiptsUpTo cursor: Int64, limit: Int) throws -> [Transfer] {
     let columns = Transfer.columns(of: "t")
     return try fetchAll(
       """
       SELECT \(columns) FROM transfers AS t JOIN receipts AS r ON r.sender = t.sender AND r.id = t.id AND r.kind = 'delivered'
-      WHERE t.direction = 'in' AND t.state = 'delivered' AND t.peer = ? AND r.sequence <= ? LIMIT ?
-      """, [sender.text, cursor, limit]
+      WHERE t.direction = 'in' AND t.state = 'delivered' AND (t.peer = ? AND t.via IS NULL OR t.via = ?) AND r.sequence <= ?
+      LIMIT ?
+      """, [sender.text, sender.text, cursor, limit]
     ).map(Transfer.init)
   }
 
@@ -218,12 +237,13 @@ package struct Reader {
     try fetchAll("SELECT * FROM partners ORDER BY agency", []).map(PartnerRecord.init)
   }
 
-  /// Packages and bytes of a sender that are being received or wait for their key.
+  /// Packages of a sender that are being received, and bytes of those and of what waits for its key, or, at a hub, for its recipient.
   package func load(of sender: AgencyID) throws -> (packages: Int64, bytes: Int64) {
     let row = try fetchOne(
       """
       SELECT count(*) FILTER (WHERE state = 'receiving') AS n, coalesce(sum(body_bytes), 0) AS bytes FROM transfers
-      WHERE direction = 'in' AND state IN ('receiving', 'received', 'opened') AND peer = ?
+      WHERE direction IN ('in', 'hub') AND state IN ('receiving', 'received', 'opened', 'queued', 'sending', 'custody', 'released')
+        AND sender = ?
       """, [sender.text])
     return (row?["n"] ?? 0, row?["bytes"] ?? 0)
   }

@@ -93,6 +93,21 @@ enum Schema {
           CREATE INDEX offers_peer ON offers (peer, sequence);
           """)
     }
+    migrator.registerMigration("5 hubs") { db in
+      try db.execute(
+        sql: """
+          ALTER TABLE transfers ADD COLUMN via TEXT;
+          CREATE INDEX transfers_via ON transfers (id) WHERE via IS NOT NULL;
+
+          CREATE TABLE mail (
+            sender TEXT NOT NULL, id TEXT NOT NULL, peer TEXT NOT NULL, sequence INTEGER NOT NULL,
+            PRIMARY KEY (sender, id, peer)) WITHOUT ROWID;
+          INSERT INTO mail SELECT sender, id, peer, sequence FROM offers;
+          DROP TABLE offers;
+          ALTER TABLE mail RENAME TO offers;
+          CREATE INDEX offers_peer ON offers (peer, sequence);
+          """)
+    }
     return migrator
   }
 }

@@ -1,7 +1,8 @@
 // The spool: durable bodies, ciphertext only.
 //
 //   HOME/spool/out/ID.body        HOME/spool/in/SENDER/ID.body        ….part while it is being written
-//   HOME/spool/out/ID.tree        of a body that its recipient collects: SHA-256 of the body, then the root of each segment
+//   HOME/spool/…/ID.tree          of a body that its recipient collects: a digest that names the body (its SHA-256; at a hub its
+//                                 tree root), then the root of each segment
 //
 // A body becomes durable so:
 //   open(ID.part, O_CREAT|O_EXCL|O_NOFOLLOW, 0600)  pwrite…  fdatasync  close  rename(ID.part, ID.body)  fsync(directory)
@@ -48,15 +49,15 @@ package final class Spool: Sendable {
   package func tree(_ place: Place) -> String { "\(base(place)).tree" }
 
   /// Writes the side file of a body, before its row says that it is there. Durable when it returns.
-  package func putTree(_ place: Place, bodySHA256: Digest, roots: [Digest]) throws(DiskError) {
-    var bytes = bodySHA256.bytes
+  package func putTree(_ place: Place, digest: Digest, roots: [Digest]) throws(DiskError) {
+    var bytes = digest.bytes
     bytes.reserveCapacity(32 * (roots.count + 1))
     for root in roots { bytes += root.bytes }
     try DurableFile.write(bytes, to: tree(place))
   }
 
-  /// SHA-256 of the body, from its side file; nil when there is none.
-  package func bodySHA256(_ place: Place, segments: Int64) throws(DiskError) -> Digest? {
+  /// The digest that names the body, from its side file; nil when there is none.
+  package func bodyDigest(_ place: Place, segments: Int64) throws(DiskError) -> Digest? {
     try treeBytes(place, segments: segments, at: 0, count: 32).map { Digest($0) }
   }
 
@@ -106,7 +107,7 @@ package final class Spool: Sendable {
   /// Removes body, part and side file. Called only after the commit of a state that needs none of them.
   package func remove(_ place: Place) throws(DiskError) {
     // First, so that a side file is never alone.
-    if case .out = place { try Directory.remove(tree(place)) }
+    try Directory.remove(tree(place))
     try Directory.remove(body(place))
     try Directory.remove(part(place))
   }

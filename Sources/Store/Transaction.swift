@@ -77,7 +77,7 @@ package final class Transaction {
     try update(next, from: transfer.state)
     // What will never be sealed again leaves its sender no way into it.
     if next.direction == .out, next.state.isEnd || next.state == .releasing { try forgetRetained(next.id) }
-    if next.isCollected, next.state == .purged {
+    if next.state == .purged {
       try execute("DELETE FROM offers WHERE sender = ? AND id = ?", [next.sender.text, next.id.text])
     }
     var detail = detail
@@ -102,7 +102,7 @@ package final class Transaction {
       """
       UPDATE transfers SET state = ?, name = ?, payload_bytes = ?, body_bytes = ?, manifest = ?, manifest_sha256 = ?,
         key = ?, durable_bytes = ?, expires_at = ?, next_at = ?, attempts = ?, code = ?, note = ?, held_from = ?, sealed_to = ?,
-        inbox_name = ?, collected = ?, updated_at = ?
+        inbox_name = ?, collected = ?, via = ?, updated_at = ?
       WHERE sender = ? AND id = ? AND state = ?
       """,
       [
@@ -110,7 +110,8 @@ package final class Transaction {
         next.key.map { Data($0) }, next.durableBytes, next.expiresAt.map(Transfer.milliseconds),
         next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue,
         next.sealedTo,
-        next.inboxName, next.isCollected, Transfer.milliseconds(at), next.sender.text, next.id.text, state.rawValue,
+        next.inboxName, next.isCollected, next.via?.text, Transfer.milliseconds(at), next.sender.text, next.id.text,
+        state.rawValue,
       ])
     guard db.changesCount == 1 else { throw LedgerError.stale("transfer \(next.id)") }
   }
@@ -122,13 +123,15 @@ package final class Transaction {
       [receipt.sender.text, receipt.id.text, receipt.kind.rawValue, Data(envelope.bytes)])
   }
 
-  /// Puts a collected transfer at the end of what its partner is told about: that it waits, or how it ended.
-  package func offer(_ transfer: Transfer) throws {
+  /// Puts a transfer at the end of what a partner is told about, its peer unless another is named: that it waits, how it ended, or
+  /// what a hub holds about it.
+  package func offer(_ transfer: Transfer, to partner: AgencyID? = nil) throws {
     try execute(
       """
       INSERT INTO offers (sender, id, peer, sequence) VALUES (?, ?, ?, ?)
       ON CONFLICT DO UPDATE SET sequence = excluded.sequence
-      """, [transfer.sender.text, transfer.id.text, transfer.peer.text, try MailSequence.advance(db, by: 1)])
+      """,
+      [transfer.sender.text, transfer.id.text, (partner ?? transfer.peer).text, try MailSequence.advance(db, by: 1)])
   }
 
   /// Stores another signed document about a transfer (take-back, its answer, non-delivery report); the first one stays.

@@ -37,8 +37,10 @@ package struct Transfer: Equatable, Sendable {
   package var sealedTo: String
   /// Recipient: the name in the inbox.
   package var inboxName: String
-  /// The recipient pulls it (delivery mode collect): the sender's own stages leave it alone.
+  /// The recipient pulls it (delivery mode collect), from its sender or from a hub: who holds it for that leaves it alone.
   package var isCollected = false
+  /// The hub between sender and recipient; at the hub, itself.
+  package var via: AgencyID?
   package var updatedAt: Date
 
   /// The manifest in its envelope: its signature was verified when the row was made.
@@ -54,6 +56,9 @@ package struct Transfer: Equatable, Sendable {
   }
 
   package var place: Spool.Place { direction == .out ? .out(id) : .incoming(sender, id) }
+
+  /// Whom this gateway speaks with about it.
+  package var link: AgencyID { direction == .hub ? peer : via ?? peer }
 
   package init(
     direction: Direction, sender: AgencyID, id: TransferID, peer: AgencyID, agreement: String,
@@ -89,7 +94,7 @@ package struct Transfer: Equatable, Sendable {
 extension Transfer {
   static let columns =
     "direction, sender, id, peer, agreement, state, name, payload_bytes, body_bytes, manifest, manifest_sha256, "
-    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, sealed_to, inbox_name, collected, updated_at"
+    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, sealed_to, inbox_name, collected, via, updated_at"
 
   static func columns(of table: String) -> String {
     columns.split(separator: ",").map { "\(table).\($0.drop { $0 == " " })" }.joined(separator: ", ")
@@ -115,6 +120,7 @@ extension Transfer {
     sealedTo = row["sealed_to"]
     inboxName = row["inbox_name"]
     isCollected = row["collected"]
+    via = (row["via"] as String?).flatMap { AgencyID($0) }
     updatedAt = Self.date(row["updated_at"])
   }
 
@@ -127,7 +133,8 @@ extension Transfer {
       direction.rawValue, sender.text, id.text, peer.text, agreement, state.rawValue, name, payloadBytes,
       bodyBytes, Data(manifest), manifestDigest, key.map { Data($0) }, durableBytes, Self.milliseconds(createdAt),
       expiresAt.map(Self.milliseconds), nextAt.map(Self.milliseconds), attempts, code, note,
-      heldFrom?.rawValue, sealedTo, inboxName, isCollected, Self.milliseconds(updatedAt),
+      heldFrom?.rawValue, sealedTo, inboxName, isCollected, via?.text,
+      Self.milliseconds(updatedAt),
     ]
   }
 }

@@ -9,9 +9,15 @@
 // Recipient   receiving → received → opened → delivering → delivered → acknowledged → purged
 //             delivering → delivering (the name was taken)
 //             aside: held, quarantined, corrupt; cancelled (taken back before the key came)
+// Hub         receiving → queued (the whole body) → (sending →) custody (`received`) → released (the sender put the key) → confirmed
+//             queued → receiving (its disk lost the body: the sender sends it again)          ends: as on the sender's side
 
 /// Which side of a transfer this gateway is.
-package enum Direction: String, Sendable, CaseIterable { case out, `in` }
+package enum Direction: String, Sendable, CaseIterable {
+  case out, `in`
+  /// Between the two: it holds the body for its peer, the recipient, and can open none of it.
+  case hub
+}
 
 package enum TransferState: String, Sendable, CaseIterable {
   // Sender.
@@ -73,8 +79,24 @@ package enum TransferState: String, Sendable, CaseIterable {
     .expired: [.purged],
   ]
 
+  private static let hubArrows: [TransferState: Set<TransferState>] = [
+    .receiving: [.queued, .held, .refused, .cancelled, .expired],
+    .queued: [.sending, .custody, .receiving, .held, .refused, .cancelled, .expired],
+    .sending: [.queued, .custody, .receiving, .held, .refused, .cancelled, .expired],
+    .custody: [.released, .held, .refused, .cancelled, .expired],
+    .released: [.confirmed, .refused, .expired],
+    .held: [.receiving, .queued, .custody, .refused, .cancelled, .expired],
+    .confirmed: [.purged], .refused: [.purged], .expired: [.purged], .cancelled: [.purged],
+  ]
+
   package func mayBecome(_ next: TransferState, _ direction: Direction) -> Bool {
-    (direction == .out ? Self.outArrows : Self.inArrows)[self]?.contains(next) ?? false
+    let arrows =
+      switch direction {
+      case .out: Self.outArrows
+      case .in: Self.inArrows
+      case .hub: Self.hubArrows
+      }
+    return arrows[self]?.contains(next) ?? false
   }
 
   /// The journey is over; only purging remains.
@@ -90,6 +112,8 @@ package enum TransferState: String, Sendable, CaseIterable {
     switch direction {
     case .out: [.sealed, .queued, .sending, .custody, .releasing, .released, .unconfirmed].contains(self)
     case .in: [.received, .opened, .delivering].contains(self)
+    // Once the recipient has it, the sender's body is there for the rest.
+    case .hub: [.queued, .sending].contains(self)
     }
   }
 }

@@ -142,6 +142,8 @@ package enum PartnerRoute: Equatable, Sendable {
   case receipts(TransferID, after: String, waitSeconds: Int)
   case putReceipts(TransferID)
   case takeBack(TransferID)
+  case getTakeBack(TransferID)
+  case putTakeBackAnswer(TransferID)
   case putAgreement(Digest)
   case putAct(Digest)
   case putNotice(TransferID)
@@ -188,6 +190,7 @@ package enum PartnerRoute: Equatable, Sendable {
       case "body": self = try choose(["HEAD": .bodyOffset(id), "GET": .body(id), "PATCH": .appendBody(id)])
       case "tree": self = try choose(["GET": .tree(id)])
       case "key": self = try choose(["PUT": .putKey(id), "POST": .askKey(id)])
+      case "take-back": self = try choose(["GET": .getTakeBack(id), "PUT": .putTakeBackAnswer(id)])
       case "package.age": self = try choose(["GET": .package(id), "HEAD": .package(id)])
       case "receipts":
         let wait = Int(try number("wait", 0, max: Int64(Self.waitSecondsMax)))

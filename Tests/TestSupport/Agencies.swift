@@ -104,15 +104,22 @@ public final class TestAgency {
   }
 }
 
-/// A sender and a recipient who hold each other's cards and one agreement.
+/// A sender and a recipient who hold each other's cards and one agreement, and a hub between them where that is wanted.
 public final class TestAgencies {
   public static let agreement = "test-files"
 
   public let scratch: Scratch
   public let sender: TestAgency
   public let recipient: TestAgency
+  /// nil unless the options ask for one.
+  public let hub: TestAgency?
+  var all: [TestAgency] { [sender, recipient] + (hub.map { [$0] } ?? []) }
 
   public struct Options {
+    /// A third agency that the agreement's delivery goes through.
+    public var hasHub = false
+    /// Sender and recipient call out only: their cards do not say where they listen.
+    public var callsOutOnly = false
     public var configuration = ""
     public var namePattern = "*"
     public var timeToLive = "P1D"
@@ -140,15 +147,18 @@ public final class TestAgencies {
     scratch = try Scratch()
     sender = TestAgency(id: "sender.example.gov", home: "\(scratch.path)/s", port: try ReservedPort())
     recipient = TestAgency(id: "recipient.example.gov", home: "\(scratch.path)/r", port: try ReservedPort())
+    hub =
+      options.hasHub
+      ? TestAgency(id: "hub.example.gov", home: "\(scratch.path)/h", port: try ReservedPort()) : nil
     let yaml = Self.yaml(options, sender.id, recipient.id)
-    for agency in [sender, recipient] {
+    for agency in all {
       let home = Home(agency.home)
       try home.make()
       let passphrase = try PassphraseFile.create(home.passphrase)
       var keyOptions = KeyRing.Options()
       keyOptions.postQuantumSealing = options.postQuantum
       keyOptions.postQuantumSigning = options.postQuantum
-      keyOptions.endpoint = "https://127.0.0.1:\(agency.port.number)"
+      if !options.callsOutOnly || agency === hub { keyOptions.endpoint = "https://127.0.0.1:\(agency.port.number)" }
       let keys = try KeyRing(agency: AgencyID(agency.id)!, options: keyOptions, at: Date())
       try keys.save(home, passphrase: passphrase, cost: .minimal)
       let configuration = """
@@ -170,16 +180,16 @@ public final class TestAgencies {
     if options.introduces { try introduce() }
   }
 
-  /// Both parties accept; each holds the other's signature.
+  /// All parties accept; each holds the others' signatures.
   func sign(_ agreement: Agreement) throws {
-    for agency in [sender, recipient] {
+    for agency in all {
       let home = Home(agency.home)
       let keys = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
       guard let party = agreement.parties.first(where: { $0.id.text == agency.id }) else { continue }
       for role in party.roles {
         let act = AgreementAct(
           .accept, agreement, party: party.id, role: role, signer: "\(role) of \(party.id)", reason: nil, at: Date())
-        for other in [sender, recipient] {
+        for other in all {
           try PolicyFolder.store(
             keys.sign(act.document, as: .agreementAct, at: Date()), of: agreement, in: Home(other.home).policies)
         }
@@ -196,14 +206,14 @@ public final class TestAgencies {
     title: "Test files"
     parties:
       - { id: \(sender), name: "Sender", role: provider, signatories: { required: 1, roles: [data-officer] } }
-      - { id: \(recipient), name: "Recipient", role: recipient, signatories: { required: 1, roles: [data-officer] } }
+      - { id: \(recipient), name: "Recipient", role: recipient, signatories: { required: 1, roles: [data-officer] } }\(options.hasHub ? "\n  - { id: hub.example.gov, name: \"Hub\", role: processor, signatories: { required: 1, roles: [operations] } }" : "")
     purpose: { id: testing, text: "Testing." }
     legalBasis: { type: "\(options.consent.contains("opt-in") ? "dpv:Consent" : "dpv:PublicInterest")", citations: [ { text: "None" } ] }
     subjects: \(options.subjects)
     consent: \(options.consent)
     validity: { notBefore: "2020-01-01T00:00:00Z", notAfter: "2099-01-01T00:00:00Z", reviewBy: "2098-01-01" }
     dataset: { namePattern: "\(options.namePattern)", mediaType: "application/octet-stream"\(options.dataset.replacingOccurrences(of: "SHA256", with: Digest(of: Array(options.schema.utf8)).hex)) }
-    delivery: { mode: \(options.delivery), maxBytes: \(options.bytesMax), maxPackagesPerDay: \(options.packagesPerDay), timeToLive: "\(options.timeToLive)", wholeFileSha256: \(options.wholeFile) }
+    delivery: { mode: \(options.delivery)\(options.hasHub ? ", via: hub.example.gov" : ""), maxBytes: \(options.bytesMax), maxPackagesPerDay: \(options.packagesPerDay), timeToLive: "\(options.timeToLive)", wholeFileSha256: \(options.wholeFile) }
     security: { recipients: [x25519, mlkem768x25519] }
     retention: { recipientDeleteAfter: "P90D" }
     onwardTransfer: { allowed: false }
@@ -220,17 +230,22 @@ public final class TestAgencies {
 
   /// Cards exchanged and approved, on the stopped homes.
   private func introduce() throws {
-    for (agency, other) in [(sender, recipient), (recipient, sender)] {
-      let added = try agency.sallyport("partners", "add", "\(other.home)/keys/card.json")
-      let fingerprint = try other.sallyport("keys", "fingerprint").lines.first ?? ""
-      let approved = try agency.sallyport("partners", "approve", other.id, "--fingerprint", fingerprint)
-      guard added.status == 0, approved.status == 0 else {
-        throw TestFailure("introducing failed: \(added.errors) \(approved.errors)")
-      }
+    for agency in all {
+      for other in all where other !== agency { try introduce(other, to: agency) }
+    }
+  }
+
+  private func introduce(_ other: TestAgency, to agency: TestAgency) throws {
+    let added = try agency.sallyport("partners", "add", "\(other.home)/keys/card.json")
+    let fingerprint = try other.sallyport("keys", "fingerprint").lines.first ?? ""
+    let approved = try agency.sallyport("partners", "approve", other.id, "--fingerprint", fingerprint)
+    guard added.status == 0, approved.status == 0 else {
+      throw TestFailure("introducing failed: \(added.errors) \(approved.errors)")
     }
   }
 
   public func start() throws {
+    try hub?.start()
     try recipient.start()
     try sender.start()
     guard
@@ -243,13 +258,15 @@ public final class TestAgencies {
 
   /// Stops both; throws unless both ended well.
   public func stop() throws {
-    let statuses = [sender.stop(), recipient.stop()]
-    guard statuses == [0, 0] else { throw TestFailure("exit statuses \(statuses): \(sender.log) \(recipient.log)") }
+    let statuses = all.map { $0.stop() }
+    guard statuses.allSatisfy({ $0 == 0 }) else {
+      throw TestFailure("exit statuses \(statuses): \(all.map(\.log))")
+    }
   }
 
-  /// `check` on both stopped homes; what it found.
+  /// `check` on the stopped homes; what it found.
   public func findings() throws -> [String] {
-    try [sender, recipient].flatMap { agency -> [String] in
+    try all.flatMap { agency -> [String] in
       let result = try agency.sallyport("check", "--deep")
       return result.status == 0 ? [] : ["\(agency.id): \(result.text)\(result.errors)"]
     }

@@ -4,6 +4,9 @@
 //   GET tree, GET body in ranges, several at once: verified while they come  →  durable, COMMIT received + receipt
 //   PUT receipts (received)  →  POST key: the sender's release  →  COMMIT the key; Open takes over
 //   delivered, quarantined or refused  →  PUT receipts
+//   410  →  GET take-back, signed by the sender  →  COMMIT cancelled  →  PUT take-back: our signed answer
+//
+// The same through a hub, which holds what the sender gave it; there the request for the key is signed.
 
 import Foundation
 import Logging
@@ -19,10 +22,13 @@ struct Collect: Sendable {
   /// Tries in a row of one range that brings nothing before the whole transfer waits.
   static let triesMax = 3
 
+  /// How often a hub is asked for a key that its list has not announced.
+  static let keyAgainSeconds: TimeInterval = 60
+
   let context: GatewayContext
   let links: PartnerLinks
 
-  private var receive: Receive { Receive(context: context, sessions: Sessions()) }
+  private var admission: Admission { Admission(context: context) }
   private var open: OpenPackage { OpenPackage(context: context) }
 
   /// Packages fetched from one partner at once. A large body has several connections of its own.
@@ -35,22 +41,39 @@ struct Collect: Sendable {
     ) -> Stage {
       Stage(
         context: context, direction: .in, state: state, peer: partner, hasKey: hasKey, concurrency: Self.concurrency,
-        news: context.news.lane(of: partner).collected, work: work, notBefore: { [links] in links.pausedUntil(partner) }
-      )
+        news: context.news.lane(of: partner).collected,
+        work: { [links] transfer in try await links.unlessPaused(transfer, work) },
+        notBefore: { [links] in links.pausedUntil(partner) })
     }
     return [
       stage(.receiving) { try await fetch($0) },
       stage(.received, hasKey: false) { try await askKey($0) },
+      stage(.cancelled) { try await answerTakeBack($0) },
     ] + [TransferState.delivered, .quarantined, .refused].map { state in stage(state) { try await report($0) } }
   }
 
   // MARK: taking note
 
-  /// Takes on one package that a partner's list names; one that is known already is passed over.
+  /// One package that a list names: taken on, or, known already, looked after at once where the list says more than before.
   ///
+  /// - Parameter partner: whose list it is: the sender's, or a hub's.
   /// - Throws: `Problem` busy or full when there is no room for it now; RelayError.
-  func accept(_ id: TransferID, from partner: AgencyID) async throws {
-    guard try await !isKnown(id, partner) else { return }
+  func heed(_ item: ListItem, from partner: AgencyID) async throws {
+    let (id, sender, isWaiting) = (item.id, item.sender, item.state == ListItem.waiting)
+    guard let known = try await known(id, sender) else {
+      if isWaiting { try await accept(id, of: sender, from: partner) }
+      return
+    }
+    guard !isWaiting || item.hasKey, known.isCollected, known.link == partner, known.key == nil,
+      [.receiving, .received].contains(known.state), known.nextAt != nil
+    else { return }
+    do {
+      _ = try await context.ledger.write { tx in try tx.amend(known) { $0.nextAt = tx.at } }
+    } catch LedgerError.stale {}
+    context.news.lane(of: sender).collected.notify()
+  }
+
+  private func accept(_ id: TransferID, of sender: AgencyID, from partner: AgencyID) async throws {
     let reply = try await links.send(partner, "GET", "\(Mailbox.path(id))/manifest") {
       $0.replyBytesMax = Envelope.bytesMax
     }
@@ -59,8 +82,8 @@ struct Collect: Sendable {
       throw Self.unexpected(reply, partner)
     }
     do {
-      let (manifest, envelope) = try await verified(reply.body, id, from: partner)
-      if let (code, sentence, _) = try await receive.admit(manifest, envelope, by: .collect) {
+      let (manifest, envelope) = try await verified(reply.body, id, of: sender, from: partner)
+      if let (code, sentence, _) = try await admission.admit(manifest, envelope, from: partner, by: .collect) {
         context.logger.error("transfer \(id) of \(partner) is refused: \(sentence) [\(code)]")
       }
     } catch let problem as Problem where problem.code == "manifest.clock" {
@@ -70,24 +93,32 @@ struct Collect: Sendable {
       context.logger.error("transfer \(id) waits at \(partner) and is not taken: \(problem)")
     } catch {
       // Another look at the list may have taken it on meanwhile.
-      guard try await isKnown(id, partner) else { throw error }
+      guard try await known(id, sender) != nil else { throw error }
     }
-    context.news.lane(of: partner).collected.notify()
+    context.news.lane(of: sender).collected.notify()
   }
 
   /// A signature that does not hold may be of a key that came after the card held here.
-  private func verified(_ bytes: [UInt8], _ id: TransferID, from partner: AgencyID) async throws -> (Manifest, Envelope)
-  {
+  private func verified(
+    _ bytes: [UInt8], _ id: TransferID, of sender: AgencyID, from partner: AgencyID
+  ) async throws -> (Manifest, Envelope) {
+    func verify() throws -> (Manifest, Envelope) {
+      let (manifest, envelope) = try admission.verified(bytes, id, from: partner)
+      try admission.requireOurs(manifest)
+      guard manifest.sender == sender else { throw Problem(.refused, "the list names another sender") }
+      return (manifest, envelope)
+    }
     do {
-      return try receive.verified(bytes, id, from: partner)
+      return try verify()
     } catch let problem as Problem where problem.code == SealingError.Code.documentSignature.rawValue {
-      try await CardExchange(context: context, links: links).fetch(partner)
-      return try receive.verified(bytes, id, from: partner)
+      guard links.canReach(sender) else { throw problem }
+      try await CardExchange(context: context, links: links).fetch(sender)
+      return try verify()
     }
   }
 
-  private func isKnown(_ id: TransferID, _ partner: AgencyID) async throws -> Bool {
-    try await context.ledger.read { try $0.transfer(partner, id) } != nil
+  private func known(_ id: TransferID, _ sender: AgencyID) async throws -> Transfer? {
+    try await context.ledger.read { try $0.transfer(sender, id) }
   }
 
   private static func unexpected(_ reply: HTTPReply, _ partner: AgencyID) -> Problem {
@@ -119,20 +150,28 @@ struct Collect: Sendable {
       guard body.isComplete else { throw Problem(.unavailable, code: "partner.cut", "the body has not come whole yet") }
       try await context.pool.run { try body.sync() }
     } catch let error as SealingError where [.bodyRoot, .bodyLength].contains(error.code) {
+      try Self.requireSender(transfer, error.code.rawValue, error.detail)
       try await open.quarantine(transfer, code: error.code.rawValue, note: error.detail)
       return
     } catch let gone as Gone {
       return try await cancel(transfer, gone)
     }
-    let (row, _) = try await receive.received(transfer)
+    let (row, _) = try await admission.received(transfer)
     try await askKey(row)
+  }
+
+  /// What is not as it was signed is the sender's doing only when it comes from the sender. From a hub it has not come yet.
+  private static func requireSender(_ transfer: Transfer, _ code: String, _ detail: String) throws {
+    guard transfer.via == nil else {
+      throw Problem(.unavailable, code: "hub.altered", "from the hub \(transfer.link): \(detail) [\(code)]")
+    }
   }
 
   /// The segments' roots. Those of one segment is the signed root itself.
   private func roots(of transfer: Transfer, _ manifest: Manifest) async throws -> [Digest] {
     let segments = try BodyGeometry(sealedBytes: transfer.bodyBytes).segments
     guard segments > 1 else { return [manifest.bodyTreeRoot] }
-    let reply = try await links.send(transfer.peer, "GET", "\(Mailbox.path(transfer.id))/tree") {
+    let reply = try await links.send(transfer.link, "GET", "\(Mailbox.path(transfer.id))/tree") {
       $0.replyBytesMax = Int(32 * segments)
     }
     try requirePart(reply, transfer, [200])
@@ -153,7 +192,7 @@ struct Collect: Sendable {
       defer { claim.end() }
       let range = claim.bytes
       do {
-        let reply = try await links.send(transfer.peer, "GET", "\(Mailbox.path(transfer.id))/body", through: client) {
+        let reply = try await links.send(transfer.link, "GET", "\(Mailbox.path(transfer.id))/body", through: client) {
           $0.headers = ["Range: bytes=\(range.lowerBound)-\(range.upperBound - 1)"]
           $0.take = { claim.take($0) }
         }
@@ -186,13 +225,23 @@ struct Collect: Sendable {
     // 404 may be all that a suspended partner hears; 410 is about this transfer.
     if reply.status == 410 {
       throw Gone(
-        code: "taken-back", detail: Problem(reply)?.detail ?? "\(transfer.peer) has this transfer no longer")
+        code: "taken-back", detail: Problem(reply)?.detail ?? "\(transfer.link) has this transfer no longer")
     }
-    throw Self.unexpected(reply, transfer.peer)
+    throw Self.unexpected(reply, transfer.link)
   }
 
-  /// The sender ended it, and its key was never handed over.
+  /// The sender ended it, and its key was never handed over. What it signed about that is answered.
   private func cancel(_ transfer: Transfer, _ gone: Gone) async throws {
+    let reply = try await links.send(transfer.link, "GET", "\(Mailbox.path(transfer.id))/take-back") {
+      $0.replyBytesMax = Envelope.bytesMax
+    }
+    if reply.status == 200 {
+      let (takeBack, envelope) = try admission.takeBack(reply.body, of: transfer)
+      _ = try await admission.stop(transfer, takeBack, envelope)
+      context.news.lane(of: transfer.sender).collected.notify()
+      return
+    }
+    try Self.requireSender(transfer, gone.code, gone.detail)
     let row = try await context.ledger.write { tx in
       try tx.advance(transfer, to: .cancelled) {
         $0.code = gone.code
@@ -208,9 +257,23 @@ struct Collect: Sendable {
   /// Work of the stage `received`, for rows without a key.
   func askKey(_ transfer: Transfer) async throws {
     try await putReceipts(transfer)
-    let reply = try await links.send(transfer.peer, "POST", "\(Mailbox.path(transfer.id))/key") {
+    let request = KeyRequest(
+      id: transfer.id, sender: transfer.sender, recipient: context.agency,
+      manifest: Digest(hex: transfer.manifestDigest)!, at: context.now())
+    let signed = transfer.via == nil ? [] : context.sign(request.document, as: .keyRequest).bytes
+    let reply = try await links.send(transfer.link, "POST", "\(Mailbox.path(transfer.id))/key") {
+      $0.body = .bytes(signed)
       $0.replyBytesMax = PackageKey.bytesMax
       $0.totalSeconds = Int(GatewayContext.leaseSeconds) - 5
+    }
+    if reply.status == 202, transfer.via != nil {
+      // The hub says so in its list when the key is there.
+      return try await context.ledger.write { tx in
+        _ = try tx.amend(transfer) {
+          $0.nextAt = tx.at + Self.keyAgainSeconds
+          $0.note = "\(transfer.sender) has yet to put the key at the hub \(transfer.link)"
+        }
+      }
     }
     do {
       try requirePart(reply, transfer, [200])
@@ -218,13 +281,14 @@ struct Collect: Sendable {
       return try await cancel(transfer, gone)
     }
     do {
-      try receive.requireKey(reply.body, of: transfer)
+      try admission.requireKey(reply.body, of: transfer)
     } catch let problem as Problem {
+      try Self.requireSender(transfer, problem.code, problem.detail)
       try await open.quarantine(transfer, code: problem.code, note: problem.detail)
       return
     }
-    try await receive.take(
-      reply.body, receive.senderHead(reply.headers["sallyport-head"], of: transfer.peer), for: transfer)
+    try await admission.take(
+      reply.body, admission.senderHead(reply.headers["sallyport-head"], of: transfer.sender), for: transfer)
   }
 
   /// Work of the stages `delivered`, `quarantined` and `refused`.
@@ -239,14 +303,26 @@ struct Collect: Sendable {
     }
   }
 
+  /// Work of the stage `cancelled`: our answer to a take-back goes to whom it came from.
+  private func answerTakeBack(_ transfer: Transfer) async throws {
+    if let answer = try await context.ledger.read({ try $0.document(transfer.sender, transfer.id, .acknowledgement) }) {
+      let reply = try await links.send(transfer.link, "PUT", "\(Mailbox.path(transfer.id))/take-back") {
+        $0.headers = ["Content-Type: application/json"]
+        $0.body = .bytes(answer.bytes)
+      }
+      guard [200, 404, 410].contains(reply.status) else { throw Self.unexpected(reply, transfer.link) }
+    }
+    _ = try await context.ledger.write { try $0.amend(transfer) { $0.nextAt = nil } }
+  }
+
   private func putReceipts(_ transfer: Transfer) async throws {
     let held = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
-    let reply = try await links.send(transfer.peer, "PUT", "\(Mailbox.path(transfer.id))/receipts") {
+    let reply = try await links.send(transfer.link, "PUT", "\(Mailbox.path(transfer.id))/receipts") {
       $0.headers = ["Content-Type: application/json"]
       $0.body = .bytes(JSON.object(ReceiptList.document(held.map(\.bytes))).canonical)
     }
     // One that ended there needs no receipt any more.
-    guard [200, 410].contains(reply.status) else { throw Self.unexpected(reply, transfer.peer) }
+    guard [200, 410].contains(reply.status) else { throw Self.unexpected(reply, transfer.link) }
   }
 }
 

@@ -16,7 +16,7 @@ struct CollectRound: Sendable {
   /// - Throws: AdminError when we collect from nobody, or from another.
   func run(_ partner: AgencyID?) async throws -> [JSON] {
     let partners = context.partners.all.filter {
-      $0.state == .active && (partner == nil || $0.agency == partner) && context.collects(from: $0.agency)
+      $0.state == .active && (partner == nil || $0.agency == partner) && !context.collects(from: $0.agency).isEmpty
         && $0.card?.card.endpoint != nil
     }.map(\.agency)
     guard !partners.isEmpty else {
@@ -30,7 +30,8 @@ struct CollectRound: Sendable {
     defer { client.stop() }
     let own = PartnerLinks(context: context, client: client)
     let collect = Collect(context: context, links: own)
-    let stages = partners.flatMap { collect.stages(of: $0) } + OpenPackage(context: context).stages
+    let senders = Set(partners.flatMap { context.collects(from: $0) })
+    let stages = senders.flatMap { collect.stages(of: $0) } + OpenPackage(context: context).stages
     return try await withThrowingTaskGroup(of: [JSON]?.self) { group in
       for stage in stages {
         group.addTask {

@@ -49,7 +49,7 @@ struct OpenPackage: Sendable {
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     let decision = Evaluation.inbound(
       manifest, under: agreement, try await context.circumstances(transfer.sender, agreement),
-      by: transfer.isCollected ? .collect : .relay)
+      by: transfer.isCollected ? .collect : .relay, via: transfer.via)
     guard decision.outcome != .refuse else {
       try await quarantine(transfer, code: decision.codes[0].rawValue, note: decision.sentence)
       return
@@ -157,8 +157,11 @@ struct OpenPackage: Sendable {
 
   /// There is a receipt for the sender: it asks for it, or we bring it.
   private func tell(_ transfer: Transfer) {
-    let lane = context.news.lane(of: transfer.sender)
-    (transfer.isCollected ? lane.collected : lane.mail).notify()
+    if transfer.isCollected {
+      context.news.lane(of: transfer.sender).collected.notify()
+    } else {
+      context.news.lane(of: transfer.link).mail.notify()
+    }
   }
 
   // MARK: deliver

@@ -60,6 +60,8 @@ struct PartnerPort: Sendable {
     case .receipts(let id, let after, let wait):
       return try await receive.receipts(id, after: after, waitSeconds: wait, request)
     case .takeBack(let id): return try await receive.takeBack(id, request)
+    case .getTakeBack(let id): return try await mailbox.takeBack(id, request)
+    case .putTakeBackAnswer(let id): return try await mailbox.putTakeBackAnswer(id, request)
     case .putAgreement(let digest):
       let exchange = AgreementExchange(context: context)
       try await exchange.take(digest, try await request.collect(bytesMax: StrictYAML.bytesMax), from: request.partner)
@@ -93,10 +95,16 @@ struct PartnerPort: Sendable {
     var isLast = wait == 0
     while true {
       let seen = news.generation
-      let (receipts, offers) = try await context.ledger.read {
+      let (receipts, offers) = try await context.ledger.read { reader in
         (
-          try $0.receipts(about: partner, after: after, limit: max(1, limit)),
-          try $0.offers(to: partner, after: after, limit: max(1, limit))
+          try reader.receipts(about: partner, after: after, limit: max(1, limit)),
+          try reader.offers(to: partner, after: after, limit: max(1, limit)).map { offer in
+            let isOwn = offer.transfer.sender == partner
+            return (
+              sequence: offer.sequence,
+              item: isOwn ? try Hub.item(offer.transfer, reader) : Mailbox.item(offer.transfer)
+            )
+          }
         )
       }
       // One list under one cursor: where either was cut, both end.
@@ -105,7 +113,7 @@ struct PartnerPort: Sendable {
       let left = deadline.timeIntervalSince(context.now())
       if !order.isEmpty || left <= 0 || isLast {
         var members = ReceiptList.document(receipts.filter { $0.sequence <= end }.map(\.envelope))
-        members["transfers"] = .array(offers.filter { $0.sequence <= end }.map { Mailbox.item($0.transfer) })
+        members["transfers"] = .array(offers.filter { $0.sequence <= end }.map(\.item))
         members["cursor"] = .integer(end)
         if let proof = try await context.ledger.read({ try $0.partner(partner)?.headProof }) {
           members["yourHead"] = .string(Base64.encode(proof))

@@ -187,7 +187,8 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     if isOverlong { throw Problem(.tooLarge, "more bytes came than the manifest names") }
   }
 
-  /// The root of what came; only after everything did.
+  /// The roots of what came, segment by segment; only after everything did.
+  var segmentRoots: [Digest] { roots }
   var treeRoot: Digest { MerkleTree.root(roots) }
 }
 

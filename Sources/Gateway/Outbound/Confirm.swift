@@ -8,10 +8,10 @@ import ServiceLifecycle
 import Store
 import Transport
 
-/// Polls one partner's `GET /v1/transfers` while transfers to it wait for their receipts, and for as long as we collect from it.
+/// Polls one partner's `GET /v1/transfers` while transfers to it wait for their receipts, and for as long as things may wait for us
+/// there.
 struct Confirm: Sendable {
   static let waitSeconds = 20
-  static let owing: [TransferState] = [.releasing, .released, .unconfirmed]
 
   let context: GatewayContext
   let links: PartnerLinks
@@ -26,21 +26,18 @@ struct Confirm: Sendable {
     while !Task.isCancelled {
       let seen = news.generation
       let (owes, cursor) = try await context.ledger.read { reader in
-        (
-          try Self.owing.contains { try reader.has(.out, $0, peer: partner, collected: false) },
-          try reader.partner(partner)?.cursor ?? 0
-        )
+        (try reader.owesReceipts(partner), try reader.partner(partner)?.cursor ?? 0)
       }
       let pause = links.pausedUntil(partner).map { max(0, $0.timeIntervalSince(context.now())) } ?? 0
-      let collects = context.collects(from: partner)
-      guard owes || collects || !isHeadChecked || (asked >= 0 && cursor > asked), pause == 0 else {
+      let visits = context.visits(partner)
+      guard owes || visits || !isHeadChecked || (asked >= 0 && cursor > asked), pause == 0 else {
         await news.wait(
-          after: seen, for: owes || collects || !isHeadChecked ? .seconds(min(2, max(0.05, pause))) : Stage.idleOfLanes)
+          after: seen, for: owes || visits || !isHeadChecked ? .seconds(min(2, max(0.05, pause))) : Stage.idleOfLanes)
         continue
       }
       do {
         try await poll(
-          partner, after: cursor, waitSeconds: owes || collects ? Self.waitSeconds : 0, checkHead: !isHeadChecked)
+          partner, after: cursor, waitSeconds: owes || visits ? Self.waitSeconds : 0, checkHead: !isHeadChecked)
         isHeadChecked = true
         asked = cursor
       } catch {
@@ -91,10 +88,14 @@ struct Confirm: Sendable {
     }
     // One that cannot be taken now keeps none of the others back; but it is asked for again.
     var waits: Problem?
-    for var item in try reader.objects("transfers", countMax: ReceiptList.receiptsMax)
-    where try item.string("state") == "waiting" {
+    for var object in try reader.objects("transfers", countMax: ReceiptList.receiptsMax) {
+      let item = try ListItem(&object)
       do {
-        try await collect.accept(item.transfer("id"), from: partner)
+        if item.sender == context.agency {
+          try await heed(item, from: partner)
+        } else {
+          try await collect.heed(item, from: partner)
+        }
       } catch let problem as Problem where [.busy, .full, .unavailable].contains(problem.kind) {
         waits = problem
       }
@@ -126,6 +127,37 @@ struct Confirm: Sendable {
     }
   }
 
+  /// What a hub tells about a transfer of ours. Only what its recipient signed counts.
+  private func heed(_ item: ListItem, from hub: AgencyID) async throws {
+    guard let transfer = try await context.ledger.read({ try $0.transfer(item.sender, item.id) }),
+      transfer.direction == .out, transfer.link == hub
+    else { return }
+    do {
+      if let answer = item.acknowledgement { try await TakeBackBook(context: context).take(answer, about: transfer) }
+      if let request = item.keyRequest { try await keep(Hub.verified(request, transfer, context), for: transfer) }
+    } catch {
+      guard error is SealingError || (error as? Problem)?.kind == .malformed else { throw error }
+      context.logger.error("the hub \(hub) passes on what is not accepted, about transfer \(item.id): \(error)")
+    }
+    if item.state == TransferState.receiving.rawValue, transfer.state == .queued {
+      // It lost the body, which is still here.
+      _ = try await context.ledger.write { tx in try tx.amend(transfer) { $0.nextAt = tx.at } }
+      context.news.lane(of: transfer.peer).sealed.notify()
+    }
+  }
+
+  /// The recipient asks for the key: the release rule is what comes next.
+  private func keep(_ request: Envelope, for transfer: Transfer) async throws {
+    try await context.ledger.write { tx in
+      guard try tx.reader.document(transfer.sender, transfer.id, .keyRequest) == nil else { return }
+      try tx.add(document: request, sender: transfer.sender, id: transfer.id)
+      try tx.append(AuditEvent("key-requested", sender: transfer.sender, id: transfer.id))
+      guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == .custody else { return }
+      _ = try tx.amend(row) { $0.nextAt = tx.at }
+    }
+    context.news.lane(of: transfer.peer).custody.notify()
+  }
+
   private static func chains(_ envelopes: [[UInt8]]) throws -> [[[UInt8]]] {
     var chains: [TransferID: [[UInt8]]] = [:]
     for bytes in envelopes {
@@ -139,12 +171,13 @@ struct Confirm: Sendable {
   private func take(_ bytes: [UInt8], from partner: AgencyID) async throws {
     do {
       let claimed = try Receipt(Envelope(parsing: bytes, as: .receipt).unverified())
-      guard claimed.sender == context.agency,
-        let transfer = try await context.ledger.read({ try $0.transfer(claimed.sender, claimed.id) }),
-        transfer.peer == partner, transfer.direction == .out
+      guard let transfer = try await context.ledger.read({ try $0.transfer(claimed.sender, claimed.id) }),
+        transfer.link == partner, transfer.direction != .in
       else { return }
       // Nobody goes on with one that came this way but the stages.
-      if try await receipts.apply([bytes], to: transfer) != nil { context.news.lane(of: partner).custody.notify() }
+      if try await receipts.apply([bytes], to: transfer) != nil {
+        context.news.lane(of: transfer.peer).custody.notify()
+      }
     } catch let error as SealingError {
       context.logger.error("a receipt of \(partner) is not accepted: \(error)")
     } catch LedgerError.illegal(let what) {

@@ -18,7 +18,7 @@ import Sealing
 import Store
 import Transport
 
-/// The sender's side of collecting. Callable concurrently.
+/// The sender's side of collecting, and a hub's for what waits there. Callable concurrently.
 struct Mailbox: Sendable {
   let context: GatewayContext
   /// Called when the disk's state is unknown: the process must stop.
@@ -34,8 +34,13 @@ struct Mailbox: Sendable {
   static let states: Set<TransferState> = [.queued, .custody, .releasing, .released, .unconfirmed]
 
   /// A package that waits for `partner`. Everybody else's does not exist.
-  private func waiting(_ id: TransferID, for partner: AgencyID) async throws -> Transfer {
+  private func waiting(_ id: TransferID, for partner: AgencyID, body: Bool = false) async throws -> Transfer {
     let transfer = try await own(id, for: partner)
+    if body, transfer.direction == .hub, Self.states.contains(transfer.state),
+      !transfer.state.needsBody(transfer.direction)
+    {
+      throw Problem(.gone, code: "body.received", "the body is not kept here once it is said to be received")
+    }
     if Self.states.contains(transfer.state) { return transfer }
     if transfer.state.isEnd {
       throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer has ended")
@@ -51,9 +56,9 @@ struct Mailbox: Sendable {
   }
 
   private func found(_ id: TransferID, for partner: AgencyID) async throws -> Transfer? {
-    let transfer = try await context.ledger.read { [context] in try $0.transfer(context.agency, id) }
-    guard let transfer, transfer.direction == .out, transfer.peer == partner, transfer.isCollected else { return nil }
-    return transfer
+    try await context.ledger.read { [context] in try $0.transfers(called: id, of: context.agency) }.first {
+      $0.peer == partner && $0.isCollected && ($0.direction == .out || $0.direction == .hub)
+    }
   }
 
   /// Whether `id` names a package of ours that the partner collects; else it may be one of its own to us.
@@ -69,7 +74,7 @@ struct Mailbox: Sendable {
   }
 
   func tree(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
-    let transfer = try await waiting(id, for: request.partner)
+    let transfer = try await waiting(id, for: request.partner, body: true)
     let roots = try await side(transfer) { try $0.segmentRoots($1, segments: $2) }
     return HTTPReply(200, headers: ["content-type": "application/octet-stream"], body: roots)
   }
@@ -95,6 +100,10 @@ struct Mailbox: Sendable {
   /// What can never be handed over any more ends, where it may: no stage comes upon it.
   private func damaged(_ transfer: Transfer, _ damage: SpoolDamage) async throws -> Problem {
     context.logger.error("transfer \(transfer.id): \(damage)")
+    if transfer.direction == .hub {
+      try await Hub(context: context).lost(transfer)
+      return Problem(.unavailable, code: "hub.lost", "the body was damaged here; its sender sends it again")
+    }
     if transfer.state.mayBecome(.corrupt, .out) {
       let row = try await context.ledger.write { tx in
         let row = try tx.advance(transfer, to: .corrupt) {
@@ -112,15 +121,17 @@ struct Mailbox: Sendable {
   }
 
   func body(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
-    let transfer = try await waiting(id, for: request.partner)
-    let sha256 = try await side(transfer) { try $0.bodySHA256($1, segments: $2) }
-    let etag = "\"\(sha256.hex)\""
+    let transfer = try await waiting(id, for: request.partner, body: true)
+    let digest = try await side(transfer) { try $0.bodyDigest($1, segments: $2) }
+    let etag = "\"\(digest.hex)\""
+    var headers = ["etag": etag]
+    // At a hub it is the tree's root.
+    if transfer.direction == .out { headers["repr-digest"] = ContentDigest.header(digest) }
     let range = try ByteRange(
       request.header("range"), ifRange: request.header("if-range"), etag: etag, bytes: transfer.bodyBytes)
     return try reply(
       transfer, range, of: try await file(transfer), key: [],
-      headers: ["etag": etag, "repr-digest": ContentDigest.header(sha256)],
-      isHead: request.method == "HEAD")
+      headers: headers, isHead: request.method == "HEAD")
   }
 
   /// Bytes of `key` and the body after it.
@@ -169,6 +180,7 @@ struct Mailbox: Sendable {
   /// The recipient asks for the key. Every answer that carries it is a release of its own.
   func askKey(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     let transfer = try await waiting(id, for: request.partner)
+    if transfer.direction == .hub { return try await Hub(context: context).askKey(transfer, request) }
     guard transfer.state != .queued else {
       throw Problem(.conflict, code: "key.early", "say `received` first: PUT \(Self.path(id))/receipts")
     }
@@ -209,6 +221,9 @@ struct Mailbox: Sendable {
   func package(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     var transfer = try await waiting(id, for: request.partner)
     let manifest = try transfer.readManifest()
+    guard transfer.direction == .out else {
+      throw Problem(.conflict, code: "package.hub", "at a hub the key comes after the body")
+    }
     guard context.policies.agreement(manifest.agreement.sha256)?.consent.model == Agreement.Consent.Model.none else {
       throw Problem(
         .conflict, code: "package.consent",
@@ -322,6 +337,28 @@ struct Mailbox: Sendable {
     try await ReceiptBook(context: context).settle(row)
   }
 
+  // MARK: take-back
+
+  /// What the sender signed when it ended the transfer.
+  func takeBack(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
+    let transfer = try await own(id, for: request.partner)
+    let document = try await context.ledger.read { try $0.document(transfer.sender, id, .takeBack) }
+    guard transfer.state.isEnd, let document else { throw Problem(.notFound, "this transfer was not taken back") }
+    return HTTPReply(200, headers: ["content-type": "application/json"], body: document.bytes)
+  }
+
+  /// The recipient's signed answer to it.
+  func putTakeBackAnswer(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
+    let bytes = try await request.collect(bytesMax: Envelope.bytesMax)
+    let transfer = try await own(id, for: request.partner)
+    do {
+      try await TakeBackBook(context: context).take(bytes, about: transfer)
+    } catch let error as SealingError {
+      throw Problem(.malformed, code: error.code.rawValue, error.detail)
+    }
+    return HTTPReply(200)
+  }
+
   // MARK: downloads that count
 
   /// Every byte of the body went out to the partner.
@@ -387,11 +424,12 @@ struct Mailbox: Sendable {
     var members: [String: JSON] = [
       "id": .string(transfer.id.text), "sender": .string(transfer.sender.text),
       "agreement": .string(transfer.agreement), "name": .string(transfer.name),
-      "state": .string(transfer.state.isEnd ? transfer.state.rawValue : "waiting"),
+      "state": .string(transfer.state.isEnd ? transfer.state.rawValue : ListItem.waiting),
       "payloadBytes": .integer(transfer.payloadBytes), "bodyBytes": .integer(transfer.bodyBytes),
       "manifest": .string(transfer.manifestDigest), "since": .string(Timestamp.format(transfer.createdAt)),
     ]
     members["expiresAt"] = transfer.expiresAt.map { .string(Timestamp.format($0)) }
+    if transfer.direction == .hub, transfer.key != nil { members["key"] = true }
     if transfer.state.isEnd, !transfer.code.isEmpty { members["code"] = .string(transfer.code) }
     return .object(members)
   }

@@ -4,6 +4,7 @@ import Foundation
 import NIOConcurrencyHelpers
 import Policies
 import Sealing
+import Store
 import Transport
 
 /// Sends requests to partners and remembers which of them are down, so that one dead partner delays nobody and is not
@@ -25,6 +26,20 @@ final class PartnerLinks: Sendable {
 
   /// Before this instant the partner is left alone; nil when it may be tried.
   func pausedUntil(_ partner: AgencyID) -> Date? { health.withLockedValue { $0[partner]?.notBefore } }
+
+  /// The same for what goes through a hub: its recipient's stages do not know that the hub is down.
+  func pausedUntil(_ transfer: Transfer) -> Date? {
+    guard transfer.link != transfer.peer, let until = pausedUntil(transfer.link), until > context.now() else {
+      return nil
+    }
+    return until
+  }
+
+  /// Does `work` unless the hub on the way is down; then not before it may be tried again.
+  func unlessPaused(_ transfer: Transfer, _ work: (Transfer) async throws -> Void) async throws {
+    guard let until = pausedUntil(transfer) else { return try await work(transfer) }
+    _ = try await context.ledger.write { try $0.amend(transfer) { $0.nextAt = until } }
+  }
 
   /// Whether the partner listens anywhere.
   func canReach(_ partner: AgencyID) -> Bool { context.partners[partner]?.card?.card.endpoint != nil }
@@ -48,8 +63,9 @@ final class PartnerLinks: Sendable {
     do {
       let reply = try await (own ?? client).send(request)
       let wait = reply.headers["retry-after"].flatMap(Int.init)
-      if [429, 503, 507].contains(reply.status) {
-        pause(partner, seconds: wait.map { min(Double($0), Double(context.configuration.retrySecondsMax)) })
+      // Without Retry-After it is about one transfer.
+      if let wait, [429, 503, 507].contains(reply.status) {
+        pause(partner, seconds: min(Double(wait), Double(context.configuration.retrySecondsMax)))
       } else {
         recover(partner)
       }
@@ -100,5 +116,33 @@ enum ReceiptList {
       receipts.append(Array(text.utf8))
     }
     return receipts
+  }
+}
+
+/// What a partner's list says about one transfer: the members that a gateway goes by.
+struct ListItem: Sendable {
+  static let waiting = "waiting"
+
+  let id: TransferID
+  let sender: AgencyID
+  /// `waiting`, or how it ended; to its sender, the state at the hub.
+  let state: String
+  /// The key is at the hub.
+  let hasKey: Bool
+  /// Envelopes that its recipient signed, parked at a hub for the sender.
+  let keyRequest: [UInt8]?
+  let acknowledgement: [UInt8]?
+
+  init(_ reader: inout DocumentReader) throws(SealingError) {
+    func envelope(_ name: String) throws(SealingError) -> [UInt8]? {
+      try reader.optional(name) { (r, n) throws(SealingError) in try r.string(n, bytesMax: Envelope.bytesMax) }
+        .map { Array($0.utf8) }
+    }
+    id = try reader.transfer("id")
+    sender = try reader.agency("sender")
+    state = try reader.string("state")
+    hasKey = try reader.optional("key") { (r, n) throws(SealingError) in try r.bool(n) } ?? false
+    keyRequest = try envelope("keyRequest")
+    acknowledgement = try envelope("acknowledgement")
   }
 }

@@ -7,7 +7,7 @@ import Sealing
 import Store
 import Transport
 
-/// The sender's side of receipts.
+/// The sender's side of receipts, and the hub's, which parks them for the sender.
 struct ReceiptBook: Sendable {
   let context: GatewayContext
 
@@ -68,17 +68,21 @@ struct ReceiptBook: Sendable {
       switch receipt.kind {
       case .received:
         guard current.state == .sending || current.state == .queued else { return current }
-        // Whoever applied the receipt goes on with it; the stage looks only after what was left. Who collects comes by itself.
         return try tx.advance(current, to: .custody, detail) {
-          $0.nextAt = $0.isCollected ? nil : tx.at + GatewayContext.leaseSeconds
+          // Whoever applied the receipt goes on with it; the stage looks only after what was left. Who collects comes by itself.
+          if $0.isCollected || $0.direction == .hub {
+            $0.nextAt = nil
+          } else if $0.via == nil {
+            $0.nextAt = tx.at + GatewayContext.leaseSeconds
+          }
         }
       case .delivered:
-        guard current.state.mayBecome(.confirmed, .out) else {
+        guard current.state.mayBecome(.confirmed, current.direction) else {
           throw LedgerError.illegal("\(transfer.id): delivered without a release")
         }
         return try tx.advance(current, to: .confirmed, detail) { $0.nextAt = nil }
       case .refused:
-        guard current.state.mayBecome(.refused, .out) else { return current }
+        guard current.state.mayBecome(.refused, current.direction) else { return current }
         return try tx.advance(current, to: .refused, detail) {
           $0.code = receipt.code
           $0.note = "\(transfer.peer) refused it"
@@ -86,11 +90,12 @@ struct ReceiptBook: Sendable {
         }
       }
     }
-    if row.state.isEnd { try await settle(row) }
+    if row.state.isEnd || row.direction == .hub { try await settle(row) }
+    if row.direction == .hub { context.news.lane(of: row.sender).mail.notify() }
     return row
   }
 
-  /// After the last receipt: the outcome for the batch job, and the body goes.
+  /// After the last receipt, at a hub after the first: the outcome for the batch job, and the body goes.
   func settle(_ row: Transfer) async throws {
     let context = context
     try await context.pool.run {

@@ -7,6 +7,9 @@
 //   releasing → released  PUT key
 //
 // A cut anywhere goes back to queued (or stays in releasing) and begins again with the peer's word on what it holds.
+//
+// Through a hub the same goes to the hub, and the receipts come with its list: until then the transfer rests in queued. Whoever
+// relays as the hub does the same with the manifest and body that it was given, and the key once the sender has put it.
 
 import Foundation
 import Logging
@@ -15,8 +18,11 @@ import Sealing
 import Store
 import Transport
 
-/// Drives transfers of the sender's side from queued to released.
+/// Drives transfers of the sender's side from queued to released, and those that a hub passes on.
 struct Relay: Sendable {
+  /// How often the sender looks whether the hub still has what it was given.
+  static let hubLookSeconds: TimeInterval = 3600
+
   let context: GatewayContext
   let links: PartnerLinks
   let receipts: ReceiptBook
@@ -29,8 +35,8 @@ struct Relay: Sendable {
   }
 
   private func transmit(_ transfer: Transfer) async throws {
-    let path = "/v1/transfers/\(transfer.id)"
-    let reply = try await links.send(transfer.peer, "PUT", "\(path)/manifest") {
+    let path = Mailbox.path(transfer.id)
+    let reply = try await links.send(transfer.link, "PUT", "\(path)/manifest") {
       $0.body = .bytes(transfer.manifest)
       $0.headers = ["Content-Type: application/json"]
     }
@@ -39,7 +45,7 @@ struct Relay: Sendable {
     if held.isEmpty {
       guard let offset = reply.headers["upload-offset"].flatMap(Int64.init), (0...transfer.bodyBytes).contains(offset)
       else {
-        throw Problem(.unavailable, code: "partner.protocol", "\(transfer.peer) names no offset to go on from")
+        throw Problem(.unavailable, code: "partner.protocol", "\(transfer.link) names no offset to go on from")
       }
       held = try await sendBody(transfer, path, from: offset)
     }
@@ -49,6 +55,7 @@ struct Relay: Sendable {
       // The receipt may have come while an administrator held the transfer.
       let known = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
       guard !known.isEmpty else {
+        guard transfer.direction != .out || transfer.via == nil else { return try await rest(row) }
         throw Problem(.unavailable, code: "partner.no-receipt", "\(transfer.peer) has the body and gives no receipt")
       }
       let sending = row
@@ -56,7 +63,17 @@ struct Relay: Sendable {
         try tx.advance(sending, to: .custody) { $0.nextAt = tx.at + GatewayContext.leaseSeconds }
       }
     }
-    if row.state == .custody { try await release(row) }
+    if row.state == .custody, row.direction == .out { try await release(row) }
+  }
+
+  /// The hub has it; its recipient has still to come for it.
+  private func rest(_ transfer: Transfer) async throws {
+    _ = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .queued, ["at": .string(transfer.link.text)]) {
+        $0.nextAt = tx.at + Self.hubLookSeconds
+        $0.note = "at the hub \(transfer.link); waits for \(transfer.peer)"
+      }
+    }
   }
 
   private func sendBody(_ transfer: Transfer, _ path: String, from start: Int64) async throws -> [[UInt8]] {
@@ -73,7 +90,7 @@ struct Relay: Sendable {
         headers.append("Content-Digest: \(ContentDigest.header(Digest(of: bytes)))")
       }
       let (from, fields) = (offset, headers)
-      let reply = try await links.send(transfer.peer, "PATCH", "\(path)/body") {
+      let reply = try await links.send(transfer.link, "PATCH", "\(path)/body") {
         $0.headers = fields
         $0.body = .file(descriptor: file.file.descriptor, offset: from, length: length)
         $0.stallSeconds = 60
@@ -95,7 +112,7 @@ struct Relay: Sendable {
         return []
       }
     }
-    throw Problem(.unavailable, code: "partner.protocol", "\(transfer.peer) keeps changing its offset")
+    throw Problem(.unavailable, code: "partner.protocol", "\(transfer.link) keeps changing its offset")
   }
 
   /// The peer said no. A refusal is evidence only when it is signed.
@@ -109,12 +126,15 @@ struct Relay: Sendable {
     }
     switch reply.status {
     case 429, 500...599:
-      throw problem ?? Problem(.unavailable, code: "partner.status", "\(transfer.peer) answers \(reply.status)")
+      throw problem ?? Problem(.unavailable, code: "partner.status", "\(transfer.link) answers \(reply.status)")
     case 404:
       // Not known there (any more), or not ours to know: begin again from the manifest, later.
-      throw Problem(.unavailable, code: "partner.not-found", "\(transfer.peer) does not know this transfer")
+      throw Problem(.unavailable, code: "partner.not-found", "\(transfer.link) does not know this transfer")
+    case 410 where transfer.via != nil:
+      // A hub's word ends nothing.
+      throw Problem(.unavailable, code: "hub.gone", "the hub says that this transfer has ended")
     default:
-      throw problem ?? Problem(.conflict, code: "partner.status", "\(transfer.peer) answers \(reply.status)")
+      throw problem ?? Problem(.conflict, code: "partner.status", "\(transfer.link) answers \(reply.status)")
     }
   }
 
@@ -123,23 +143,63 @@ struct Relay: Sendable {
   /// Work of the stages `custody` and `releasing`: the one moment of disclosure.
   func release(_ transfer: Transfer) async throws {
     guard !transfer.isCollected else { return try await Mailbox.rest(transfer, context) }
+    guard try await isAskedFor(transfer) else {
+      return try await context.ledger.write { tx in
+        _ = try tx.amend(transfer) {
+          $0.nextAt = nil
+          $0.note = "\(transfer.peer) has the body, and has yet to ask for the key"
+        }
+      }
+    }
     if case .opened(let row) = try await Release(context: context).open(transfer) { try await handOver(row) }
   }
 
+  /// Whoever collects from a hub asks for the key; to all others it goes once they have the body.
+  private func isAskedFor(_ transfer: Transfer) async throws -> Bool {
+    guard transfer.via != nil,
+      try context.policies.agreement(transfer.readManifest().agreement.sha256)?.delivery == .collect
+    else { return true }
+    return try await context.ledger.read { try $0.document(transfer.sender, transfer.id, .keyRequest) } != nil
+  }
+
   private func handOver(_ transfer: Transfer) async throws {
-    guard let key = transfer.key else { throw SealingError(.keyInvalid, "the key of the package is missing") }
     let head = context.sign(context.ledger.head.document, as: .head)
-    let reply = try await links.send(transfer.peer, "PUT", "/v1/transfers/\(transfer.id)/key") {
+    guard let reply = try await putKey(of: transfer, head) else { return }
+    let row = try await Release(context: context).close(transfer)
+    context.news.lane(of: row.link).released.notify()
+    let held = try ReceiptList.parse(reply).receipts
+    if !held.isEmpty { _ = try await receipts.apply(held, to: row) }
+  }
+
+  /// nil when it was refused, and that is settled.
+  private func putKey(of transfer: Transfer, _ head: Envelope?) async throws -> HTTPReply? {
+    guard let key = transfer.key else { throw SealingError(.keyInvalid, "the key of the package is missing") }
+    let reply = try await links.send(transfer.link, "PUT", "\(Mailbox.path(transfer.id))/key") {
       $0.body = .bytes(key)
-      $0.headers = ["Content-Type: application/octet-stream", "Sallyport-Head: \(Base64.encode(head.bytes))"]
+      $0.headers = ["Content-Type: application/octet-stream"]
+      if let head { $0.headers.append("Sallyport-Head: \(Base64.encode(head.bytes))") }
       // The lease ends whatever the peer does.
       $0.totalSeconds = Int(GatewayContext.leaseSeconds) - 5
     }
-    guard reply.status == 200 else { return try await refused(transfer, reply) }
-    let row = try await Release(context: context).close(transfer)
-    context.news.lane(of: row.peer).released.notify()
+    if reply.status == 200 { return reply }
+    try await refused(transfer, reply)
+    return nil
+  }
+
+  /// Work of a hub's stage `released`: the sender released it, and it is passed on. What is left is the recipient's receipt.
+  func passKey(_ transfer: Transfer) async throws {
+    let head = try await context.ledger.read { try $0.document(transfer.sender, transfer.id, .head) }
+    guard let reply = try await putKey(of: transfer, head) else { return }
     let held = try ReceiptList.parse(reply).receipts
-    if !held.isEmpty { _ = try await receipts.apply(held, to: row) }
+    let row = try await receipts.apply(held, to: transfer)
+    guard row == nil || row?.state == .released else { return }
+    try await context.ledger.write { tx in
+      guard let current = try tx.reader.transfer(transfer.sender, transfer.id), current.state == .released else {
+        return
+      }
+      _ = try tx.amend(current) { $0.nextAt = nil }
+    }
+    context.news.lane(of: transfer.peer).released.notify()
   }
 }
 

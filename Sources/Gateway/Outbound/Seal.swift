@@ -73,12 +73,14 @@ struct Seal: Sendable {
         let code = decision.codes.first ?? .recordsNone
         try await refuse(transfer, claim, code: code.rawValue, detail: decision.sentence, next: code.nextStep)
       case .sealed(let sealed):
-        try await commit(sealed, transfer, claim, isCollected: agreement!.delivery == .collect)
+        try await commit(sealed, transfer, claim, agreement!)
       }
     }
   }
 
-  private func commit(_ sealed: SealedPackage, _ transfer: Transfer, _ claim: String, isCollected: Bool) async throws {
+  private func commit(
+    _ sealed: SealedPackage, _ transfer: Transfer, _ claim: String, _ agreement: Agreement
+  ) async throws {
     if !sealed.setAside.isEmpty {
       // Before the commit: after it the original may go.
       try await context.pool.run {
@@ -102,7 +104,8 @@ struct Seal: Sendable {
         next.key = sealed.key
         next.sealedTo = sealed.sealedTo
         next.expiresAt = sealed.manifest.expiresAt
-        next.isCollected = isCollected
+        next.isCollected = agreement.waitsAtSender
+        next.via = agreement.via
         next.nextAt = tx.at + 5
       }
       if let package = sealed.package { try tx.put(package) }

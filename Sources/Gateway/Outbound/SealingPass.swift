@@ -115,13 +115,13 @@ struct SealingPass: Sendable {
   /// Whose SHA-256 with the body after it is wanted: that of `package.age` where the agreement asks, and that of the body alone for
   /// who collects it (Repr-Digest).
   func wholePrefixes(_ key: PackageKey) -> [[UInt8]] {
-    (agreement.wholeFileSHA256 ? [key.bytes] : []) + (agreement.delivery == .collect ? [[]] : [])
+    (agreement.wholeFileSHA256 ? [key.bytes] : []) + (agreement.waitsAtSender ? [[]] : [])
   }
 
   /// Who collects gets the segments' roots, and verifies any range with them as it comes.
   func keepTree(_ result: PassResult) throws {
-    guard agreement.delivery == .collect, let body = result.wholeSHA256.last else { return }
-    try context.spool.putTree(.out(transfer.id), bodySHA256: body, roots: result.segmentRoots)
+    guard agreement.waitsAtSender, let body = result.wholeSHA256.last else { return }
+    try context.spool.putTree(.out(transfer.id), digest: body, roots: result.segmentRoots)
   }
 
   /// Only a package that may be sealed again leaves its sender a way back to the payload.

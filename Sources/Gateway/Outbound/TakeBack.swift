@@ -26,13 +26,13 @@ struct TakeBackStage: Sendable {
 
   private func expire(_ transfer: Transfer, at instant: Date) async throws {
     // Once released there is nothing to expire; a recipient that has the key goes on too.
-    guard transfer.state.mayBecome(.expired, transfer.direction), transfer.direction == .out || transfer.key == nil
+    guard transfer.state.mayBecome(.expired, transfer.direction), transfer.direction != .in || transfer.key == nil
     else { return }
     do {
       switch transfer.direction {
       case .out:
         _ = try await Ending(context: context).end(transfer, .expired, code: "expired", note: "not handed over in time")
-      case .in:
+      case .in, .hub:
         _ = try await context.ledger.write { tx in
           try tx.advance(transfer, to: .expired) {
             $0.code = "expired"
@@ -46,14 +46,11 @@ struct TakeBackStage: Sendable {
     }
   }
 
-  /// Work of the stages `cancelled`, `expired` and `refused`: DELETE at the recipient until it answers.
+  /// Work of the stages `cancelled`, `expired` and `refused`: DELETE at the recipient, or at the hub before it, until it answers. Who
+  /// collects comes for it.
   func takeBack(_ transfer: Transfer) async throws {
-    guard !transfer.isCollected else {
-      context.downloads.forget(transfer)
-      return try await Mailbox.rest(transfer, context)
-    }
     var document = try await context.ledger.read { try $0.document(transfer.sender, transfer.id, .takeBack) }
-    if document == nil {
+    if document == nil, transfer.direction == .out {
       let takeBack = TakeBack(
         id: transfer.id, sender: transfer.sender, recipient: transfer.peer,
         manifest: Digest(hex: transfer.manifestDigest) ?? Digest(of: []), reason: transfer.code, at: context.now())
@@ -61,30 +58,66 @@ struct TakeBackStage: Sendable {
       try await context.ledger.write { try $0.add(document: fresh, sender: transfer.sender, id: transfer.id) }
       document = fresh
     }
-    guard let document else { return }
-    let reply = try await links.send(transfer.peer, "DELETE", "/v1/transfers/\(transfer.id)") {
+    guard !transfer.isCollected else {
+      context.downloads.forget(transfer)
+      return try await Mailbox.rest(transfer, context)
+    }
+    let book = TakeBackBook(context: context)
+    guard let document else { return try await book.finish(transfer, nil) }
+    let reply = try await links.send(transfer.link, "DELETE", Mailbox.path(transfer.id)) {
       $0.body = .bytes(document.bytes)
     }
-    guard [200, 404, 410].contains(reply.status) else {
-      throw Problem(.unavailable, code: "partner.status", "the take-back is answered \(reply.status)")
-    }
-    var answer: Envelope?
-    var outcome = "unknown-there"
-    if reply.status == 200, let card = context.partners[transfer.peer]?.card?.card {
-      let envelope = try Envelope(parsing: reply.body, as: .acknowledgement)
-      let signed = try TakeBackAnswer(try envelope.verify(card.signers(at: context.now())))
-      guard signed.takeBack == document.payloadDigest else {
-        throw SealingError(.documentInvalid, "the answer is about another take-back")
+    switch reply.status {
+    case 200: try await book.take(reply.body, about: transfer)
+    case 202:
+      // The hub has it. The recipient's answer comes with its list.
+      _ = try await context.ledger.write { tx in
+        try tx.amend(transfer) { $0.nextAt = tx.at + Relay.hubLookSeconds }
       }
-      answer = envelope
-      outcome = signed.outcome.rawValue
+    case 404, 410: try await book.finish(transfer, nil)
+    default: throw Problem(.unavailable, code: "partner.status", "the take-back is answered \(reply.status)")
     }
-    let (kept, result) = (answer, outcome)
+  }
+
+}
+
+/// What recipients answer to take-backs.
+struct TakeBackBook: Sendable {
+  let context: GatewayContext
+
+  /// The recipient's signed answer, however it came.
+  ///
+  /// - Throws: SealingError when the recipient did not sign it, or about another take-back.
+  func take(_ bytes: [UInt8], about transfer: Transfer) async throws {
+    guard let document = try await context.ledger.read({ try $0.document(transfer.sender, transfer.id, .takeBack) }),
+      let card = context.partners[transfer.peer]?.card?.card
+    else { throw SealingError(.documentInvalid, "nothing was taken back") }
+    let envelope = try Envelope(parsing: bytes, as: .acknowledgement)
+    let signed = try TakeBackAnswer(try envelope.verify(card.signers(at: context.now())))
+    guard signed.takeBack == document.payloadDigest else {
+      throw SealingError(.documentInvalid, "the answer is about another take-back")
+    }
+    guard try await context.ledger.read({ try $0.document(transfer.sender, transfer.id, .acknowledgement) }) == nil
+    else { return }
+    try await finish(transfer, (envelope, signed.outcome))
+  }
+
+  func finish(_ transfer: Transfer, _ answer: (envelope: Envelope, outcome: TakeBackAnswer.Outcome)?)
+    async throws
+  {
     try await context.ledger.write { tx in
-      if let kept { try tx.add(document: kept, sender: transfer.sender, id: transfer.id) }
-      try tx.append(AuditEvent("taken-back", sender: transfer.sender, id: transfer.id, ["outcome": .string(result)]))
-      _ = try tx.amend(transfer) { $0.nextAt = nil }
+      if let answer {
+        try tx.add(document: answer.envelope, sender: transfer.sender, id: transfer.id)
+        if transfer.direction == .hub { try tx.offer(transfer, to: transfer.sender) }
+      }
+      try tx.append(
+        AuditEvent(
+          "taken-back", sender: transfer.sender, id: transfer.id,
+          ["outcome": .string(answer?.outcome.rawValue ?? "unknown-there")]))
+      guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state != .purged else { return }
+      _ = try tx.amend(row) { $0.nextAt = nil }
     }
+    if transfer.direction == .hub { context.news.lane(of: transfer.sender).mail.notify() }
   }
 }
 

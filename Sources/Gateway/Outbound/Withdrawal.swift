@@ -186,6 +186,7 @@ struct Withdrawal: Sendable {
       next.sealedTo = SealingPass.digests(recipients)
       next.expiresAt = fresh.expiresAt
       next.isCollected = transfer.isCollected
+      next.via = transfer.via
       let sealed = SealedPackage(
         manifest: fresh, envelope: envelope, key: made.key.bytes, sealedTo: next.sealedTo, decision: final,
         package: PackageRow(
