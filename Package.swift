@@ -142,7 +142,9 @@ let package = Package(
     .testTarget(
       name: "FaultTests",
       dependencies: [
-        "sallyport", "TestSupport", "Gateway", "Transport", "Store", .product(name: "Logging", package: "swift-log"),
+        "sallyport", "TestSupport", "Gateway", "Policies", "Sealing", "Transport", "Store",
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOConcurrencyHelpers", package: "swift-nio"), .product(name: "NIOCore", package: "swift-nio"),
         .product(name: "NIOPosix", package: "swift-nio"),
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],

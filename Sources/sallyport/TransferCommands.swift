@@ -119,7 +119,9 @@ struct TraceCommand: AsyncParsableCommand {
     let rows = try await Session(options).perform(.trace, ["id": .string(id.text)])
     options.output.rows(rows) { row in
       if let entry = row.member("entry") {
+        let more = ["outcome", "code"].compactMap { name in entry.member("detail")?.text(name) }.filter { !$0.isEmpty }
         return "  \(entry.text("at"))  #\(entry.text("sequence"))  \(entry.text("kind"))"
+          + (more.isEmpty ? "" : "  [\(more.joined(separator: ", "))]")
       }
       if let receipt = row.member("receipt") {
         return

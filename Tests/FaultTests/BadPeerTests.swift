@@ -216,20 +216,7 @@ import Testing
   private func impostor(
     _ agencies: TestAgencies, _ handler: @escaping PartnerServer.Handler, _ body: () throws -> Void
   ) async throws {
-    let home = Home(agencies.recipient.home)
-    let keys = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
-    let sender = try KeyRing.loadCard(Home(agencies.sender.home)).card
-    let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
-    let server = PartnerServer(
-      host: "127.0.0.1", port: Int(keys.card.card.endpoint!.split(separator: ":").last!)!, identity: keys.tlsInUse,
-      partner: { sender.tlsPins.contains($0) ? sender.agency : nil }, handler: handler, group: group,
-      logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }, onListening: { _ in })
-    let services = ServiceGroup(services: [server], logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
-    let task = Task { try await services.run() }
-    try body()
-    await services.triggerGracefulShutdown()
-    _ = await task.result
-    try await group.shutdownGracefully()
+    try await serving(as: agencies.recipient, to: [agencies.sender], handler: handler, body: body)
   }
 
   static let misbehaviours: [(String, PartnerServer.Handler)] = [
@@ -302,10 +289,32 @@ import Testing
   }
 }
 
-private final class Counter: @unchecked Sendable {
+final class Counter: @unchecked Sendable {
   // Proof for @unchecked: `count` is touched only under `lock`.
   private let lock = NSLock()
   private var count = 0
   func increment() { lock.withLock { count += 1 } }
   var value: Int { lock.withLock { count } }
+}
+
+/// Answers in an agency's place, with its TLS key and at its port, while `body` runs.
+func serving(
+  as agency: TestAgency, to partners: [TestAgency], handler: @escaping PartnerServer.Handler, body: () throws -> Void
+) async throws {
+  let home = Home(agency.home)
+  let keys = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
+  let cards = try partners.map { try KeyRing.loadCard(Home($0.home)).card }
+  let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+  let quiet = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+  let server = PartnerServer(
+    host: "127.0.0.1", port: Int(keys.card.card.endpoint!.split(separator: ":").last!)!, identity: keys.tlsInUse,
+    partner: { pin in cards.first { $0.tlsPins.contains(pin) }?.agency }, handler: handler, group: group,
+    logger: quiet, onListening: { _ in })
+  let services = ServiceGroup(services: [server], logger: quiet)
+  let task = Task { try await services.run() }
+  let result = Result { try body() }
+  await services.triggerGracefulShutdown()
+  _ = await task.result
+  try await group.shutdownGracefully()
+  try result.get()
 }

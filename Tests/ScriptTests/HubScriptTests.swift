@@ -57,4 +57,64 @@ import Testing
     #expect(try FileManager.default.contentsOfDirectory(atPath: "\(hub.home)/spool/in/\(agencies.sender.id)") == [])
     #expect(try FileManager.default.contentsOfDirectory(atPath: "\(hub.home)/inbox") == [])
   }
+
+  /// The sender changes its mind while the recipient waits for the key: the hub passes on both words, and neither is its own.
+  @Test func whatIsTakenBackAtAHubIsAnsweredByTheRecipient() throws {
+    let agencies = try TestAgencies(Self.options("collect", callsOutOnly: true))
+    let hub = agencies.hub!
+    try hub.start()
+    try agencies.sender.start()
+    let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
+    #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
+    try agencies.sender.drop("stop.txt", Data("stop".utf8))
+    #expect(try eventually { try hub.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+    agencies.sender.stop()
+    try agencies.recipient.start()
+    #expect(try eventually { try hub.sallyport("queue", "--json").text.contains(#""state":"custody""#) })
+    #expect(try agencies.recipient.sallyport("queue", "--json").text.contains(#""state":"received""#))
+    let id = try #require(agencies.sender.outcome("stop.txt", "id"))
+    #expect(try agencies.sender.sallyport("cancel", id).status == 0)
+    try agencies.sender.start()
+    #expect(
+      try eventually(30) { try agencies.sender.sallyport("trace", id).text.contains("never-had-key") },
+      "\(agencies.recipient.log) \(agencies.sender.log)")
+    for agency in [hub, agencies.recipient] {
+      #expect(try agency.sallyport("queue", "--all", "--json").text.contains(#""state":"cancelled""#))
+    }
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
+  }
+
+  /// Its disk loses what it holds, and it is killed in the middle of everything: the sender has it still.
+  @Test(arguments: ["relay", "collect"])
+  func aHubThatLosesWhatItHoldsGetsItAgain(delivery: String) throws {
+    let agencies = try TestAgencies(Self.options(delivery))
+    let hub = agencies.hub!
+    try hub.start()
+    try agencies.sender.start()
+    let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
+    #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
+    let bytes = CollectScriptTests.random(3 << 20)
+    for name in ["a.bin", "b.bin"] { try agencies.sender.drop(name, bytes) }
+    #expect(
+      try eventually(30) {
+        try hub.sallyport("queue", "--json").lines.filter { $0.contains(#""state":"queued""#) }.count == 2
+      })
+    hub.kill()
+    let spool = "\(hub.home)/spool/in/\(agencies.sender.id)"
+    let bodies = try FileManager.default.contentsOfDirectory(atPath: spool).filter { $0.hasSuffix(".body") }
+    #expect(bodies.count == 2)
+    try FileManager.default.removeItem(atPath: "\(spool)/\(bodies[0])")
+    try hub.start()
+    try agencies.recipient.start()
+    for name in ["a.bin", "b.bin"] {
+      #expect(
+        eventually(60) { agencies.sender.outcome(name) == "delivered" }, "\(name) \(hub.log) \(agencies.sender.log)")
+      #expect(agencies.recipient.inbox(from: agencies.sender, name) == bytes)
+    }
+    #expect(try Self.isSettled(agencies))
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
 }

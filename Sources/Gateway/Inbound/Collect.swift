@@ -88,6 +88,8 @@ struct Collect: Sendable {
       }
     } catch let problem as Problem where problem.code == "manifest.clock" {
       throw Problem(.unavailable, code: problem.code, problem.detail, retryAfterSeconds: 60)
+    } catch let problem as Problem where partner != sender && Self.isAltered(problem) {
+      throw Problem(.unavailable, code: "hub.altered", "the manifest of \(id) at the hub \(partner): \(problem.detail)")
     } catch let problem as Problem where [.refused, .malformed].contains(problem.kind) {
       // Nobody's signature is on it, or its time is over: there is nothing to keep, and nothing to answer.
       context.logger.error("transfer \(id) waits at \(partner) and is not taken: \(problem)")
@@ -96,6 +98,11 @@ struct Collect: Sendable {
       guard try await known(id, sender) != nil else { throw error }
     }
     context.news.lane(of: sender).collected.notify()
+  }
+
+  /// What may be a hub's doing, or come before the card of its sender.
+  private static func isAltered(_ problem: Problem) -> Bool {
+    problem.kind == .malformed || problem.code == SealingError.Code.documentSignature.rawValue
   }
 
   /// A signature that does not hold may be of a key that came after the card held here.
@@ -236,8 +243,13 @@ struct Collect: Sendable {
       $0.replyBytesMax = Envelope.bytesMax
     }
     if reply.status == 200 {
-      let (takeBack, envelope) = try admission.takeBack(reply.body, of: transfer)
-      _ = try await admission.stop(transfer, takeBack, envelope)
+      do {
+        let (takeBack, envelope) = try admission.takeBack(reply.body, of: transfer)
+        _ = try await admission.stop(transfer, takeBack, envelope)
+      } catch let problem as Problem {
+        try Self.requireSender(transfer, problem.code, problem.detail)
+        throw problem
+      }
       context.news.lane(of: transfer.sender).collected.notify()
       return
     }

@@ -1,0 +1,335 @@
+// A hub that lies. It is a hub's real gateway with its real keys, whose answers are changed on the way out: it can hold things up, and
+// nothing else.
+
+import Foundation
+import Logging
+import NIOConcurrencyHelpers
+import NIOCore
+import Policies
+import Sealing
+import Store
+import TestSupport
+import Testing
+import Transport
+
+@testable import Gateway
+
+@Suite struct MaliciousHubTests {
+  /// What the hub does to an answer. `recipient` tells who asked.
+  struct Lie: Sendable {
+    let name: String
+    let change: @Sendable (inout HTTPReply, _ request: PartnerRequest, _ hub: KeyRing) throws -> Void
+    /// Whether the recipient gets as far as having the body.
+    var bodyArrives = true
+    /// Whether the sender may release while the hub lies: what it is told is true, what the recipient is told is not.
+    var mayRelease = false
+  }
+
+  private static func isRecipient(_ request: PartnerRequest) -> Bool { request.partner.text.hasPrefix("recipient") }
+  private static func isSender(_ request: PartnerRequest) -> Bool { request.partner.text.hasPrefix("sender") }
+
+  /// The list's object, changed.
+  private static func list(_ reply: inout HTTPReply, _ change: (inout [String: JSON]) throws -> Void) throws {
+    guard reply.status == 200, case .object(var members) = try JSON(canonical: reply.body, bytesMax: 1 << 24) else {
+      return
+    }
+    try change(&members)
+    reply.body = JSON.object(members).canonical
+  }
+
+  private static func items(_ members: [String: JSON]) -> [[String: JSON]] {
+    guard case .array(let items)? = members["transfers"] else { return [] }
+    return items.compactMap { if case .object(let item) = $0 { item } else { nil } }
+  }
+
+  static let lies: [Lie] = [
+    Lie(
+      name: "another manifest",
+      change: { reply, request, _ in
+        guard request.target.hasSuffix("/manifest"), isRecipient(request), reply.status == 200 else { return }
+        reply.body = Array(
+          String(decoding: reply.body, as: UTF8.self).replacing("a", with: "b", maxReplacements: 3).utf8)
+      }, bodyArrives: false),
+    Lie(
+      name: "its own manifest",
+      change: { reply, request, hub in
+        guard request.target.hasSuffix("/manifest"), isRecipient(request), reply.status == 200 else { return }
+        let payload = try Envelope(parsing: reply.body, as: .manifest).unverified()
+        reply.body = Envelope(signing: payload, as: .manifest, with: hub.signers(at: Date())).bytes
+      }, bodyArrives: false),
+    Lie(
+      name: "another body",
+      change: { reply, request, _ in
+        guard request.target.hasSuffix("/body"), let stream = reply.stream else { return }
+        reply.stream = BodyStream(bytes: stream.bytes) { offset, count in
+          var piece = try await stream.read(offset, count)
+          piece.setInteger(piece.getInteger(at: piece.readerIndex, as: UInt8.self)! ^ 1, at: piece.readerIndex)
+          return piece
+        }
+      }, bodyArrives: false),
+    Lie(
+      name: "another tree",
+      change: { reply, request, _ in
+        guard request.target.hasSuffix("/tree"), reply.status == 200 else { return }
+        reply.body[0] ^= 1
+      }, bodyArrives: false),
+    Lie(
+      name: "another key",
+      change: { reply, request, _ in
+        guard request.target.hasSuffix("/key"), isRecipient(request) else { return }
+        reply = HTTPReply(200, body: Array("age-encryption.org/v1\n".utf8) + [UInt8](repeating: 7, count: 300))
+      }, mayRelease: true),
+    Lie(
+      name: "it was taken back",
+      change: { reply, request, _ in
+        if request.target.contains("/transfers/") { reply = .problem(Problem(.gone, "it was taken back")) }
+      }, bodyArrives: false),
+    Lie(
+      name: "it was taken back, signed by the hub",
+      change: { reply, request, hub in
+        guard isRecipient(request), request.target.contains("/transfers/") else { return }
+        guard request.target.hasSuffix("/take-back") else {
+          // Not before the transfer is known.
+          if !request.target.hasSuffix("/manifest") { reply = .problem(Problem(.gone, "it was taken back")) }
+          return
+        }
+        let id = TransferID(String(request.target.split(separator: "/")[2]))!
+        let document = TakeBack(
+          id: id, sender: AgencyID("sender.example.gov")!, recipient: request.partner, manifest: Digest(of: []),
+          reason: "hub", at: Date()
+        ).document
+        reply = HTTPReply(200, body: Envelope(signing: document, as: .takeBack, with: hub.signers(at: Date())).bytes)
+      }, bodyArrives: false),
+    Lie(
+      name: "the recipient received and asks for the key, signed by the hub",
+      change: { reply, request, hub in
+        if isRecipient(request) { reply = HTTPReply(503) }
+        guard isSender(request), request.method == "PUT" || request.method == "PATCH", reply.status == 200 else {
+          guard isSender(request), request.target.hasPrefix("/v1/transfers?") else { return }
+          return try list(&reply) { members in
+            members["transfers"] = .array(
+              items(members).map { item in
+                var item = item
+                item["keyRequest"] = .string("{}")
+                return .object(item)
+              })
+          }
+        }
+        let id = TransferID(String(request.target.split(separator: "/")[2]))!
+        let receipt = Receipt(
+          kind: .received, id: id, sender: request.partner, recipient: AgencyID("recipient.example.gov")!,
+          manifest: Digest(of: []), code: "ok", at: Date(), previous: nil,
+          head: LedgerHead(epoch: "e", size: 1, root: Digest(of: [])))
+        let envelope = Envelope(signing: receipt.document, as: .receipt, with: hub.signers(at: Date()))
+        reply = .json(200, .object(ReceiptList.document([envelope.bytes])))
+      }, bodyArrives: false),
+    Lie(
+      name: "nothing at all",
+      change: { reply, request, _ in
+        if request.target.hasPrefix("/v1/transfers?") {
+          reply = .json(200, ["receipts": [], "transfers": [], "cursor": 0])
+        }
+      }, bodyArrives: false),
+  ]
+
+  @Test(arguments: lies.map(\.name))
+  func aHubThatLiesHoldsUpAndNothingElse(name: String) async throws {
+    let lie = Self.lies.first { $0.name == name }!
+    var options = TestAgencies.Options()
+    options.delivery = "collect"
+    options.hasHub = true
+    options.callsOutOnly = true
+    let agencies = try TestAgencies(options)
+    let hub = agencies.hub!
+    let isLying = NIOLockedValueBox(true)
+    let keysPut = NIOLockedValueBox(0)
+    let secret = Data("the patient's name, ".utf8) + Data(repeating: 88, count: 3 << 20)
+
+    let own = try OwnGateway(of: hub)
+    let (port, keys) = (own.port, own.keys)
+    try await serving(as: hub, to: [agencies.sender, agencies.recipient]) { request in
+      if request.method == "PUT", request.target.hasSuffix("/key") { keysPut.withLockedValue { $0 += 1 } }
+      var reply = await port.answer(request)
+      if isLying.withLockedValue({ $0 }) {
+        do { try lie.change(&reply, request, keys) } catch { Issue.record(error) }
+      }
+      return reply
+    } body: {
+      try agencies.recipient.start()
+      try agencies.sender.start()
+      let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
+      #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
+      try agencies.sender.drop("secret.txt", secret)
+      // Long enough for several tries of everything.
+      _ = eventually(8) { false }
+      #expect(agencies.recipient.inboxNames(from: agencies.sender) == [], "\(name)")
+      #expect(agencies.sender.outcome("secret.txt") == "accepted", "\(name)")
+      #expect(keysPut.withLockedValue { $0 } == 0 || lie.mayRelease, "\(name)")
+      let rows = try agencies.recipient.sallyport("queue", "--all", "--json").text
+      #expect(!rows.contains("quarantined") && !rows.contains("cancelled"), "\(name): \(rows)")
+      #expect(rows.contains(#""state":"received""#) == lie.bodyArrives, "\(name): \(rows)")
+      // What the hub has is ciphertext, and none of its keys opens it.
+      let plain = Array(secret.prefix(20))
+      for case let file as String in FileManager.default.enumerator(atPath: hub.home)! {
+        let bytes = FileManager.default.contents(atPath: "\(hub.home)/\(file)")
+        #expect(bytes?.range(of: Data(plain)) == nil, "\(file)")
+      }
+
+      // An honest hub again: it arrives, once.
+      isLying.withLockedValue { $0 = false }
+      for agency in [agencies.sender, agencies.recipient] {
+        for row in try agency.sallyport("queue", "--json").lines {
+          guard let id = row.firstMatch(of: /"id":"([a-z2-7]{26})"/).map({ String($0.1) }) else { continue }
+          _ = try agency.sallyport("retry", id)
+        }
+      }
+      #expect(
+        eventually(60) { agencies.recipient.inbox(from: agencies.sender, "secret.txt") == secret },
+        "\(name): \(agencies.recipient.log) \(agencies.sender.log)")
+      #expect(eventually(60) { agencies.sender.outcome("secret.txt") == "delivered" }, "\(name)")
+    }
+    try await own.context.close()
+    agencies.sender.stop()
+    agencies.recipient.stop()
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == ["secret.txt"])
+    #expect(try Self.findings(agencies) == [])
+  }
+
+  /// A hub that shows what it held before, once more: as a new package, and another's parts under a known one.
+  @Test func aHubThatReplaysDeliversNothingTwice() async throws {
+    var options = TestAgencies.Options()
+    options.delivery = "collect"
+    options.hasHub = true
+    options.callsOutOnly = true
+    let agencies = try TestAgencies(options)
+    let hub = agencies.hub!
+    /// Answers to the recipient, as they were given once: by what was asked.
+    let kept = NIOLockedValueBox<[String: HTTPReply]>([:])
+    let isReplaying = NIOLockedValueBox(false)
+    let own = try OwnGateway(of: hub)
+    let port = own.port
+    try await serving(as: hub, to: [agencies.sender, agencies.recipient]) { request in
+      let asked = "\(request.method) \(request.target.prefix { $0 != "?" }) \(request.header("range") ?? "")"
+      if isReplaying.withLockedValue({ $0 }), Self.isRecipient(request),
+        let reply = kept.withLockedValue({ $0[asked] })
+      {
+        return reply
+      }
+      var reply = await port.answer(request)
+      if Self.isRecipient(request), reply.status < 300, !request.target.hasPrefix("/v1/transfers?"),
+        reply.stream == nil
+      {
+        kept.withLockedValue { $0[asked] = reply }
+      }
+      if isReplaying.withLockedValue({ $0 }), Self.isRecipient(request), request.target.hasPrefix("/v1/transfers?") {
+        let ids = Set(
+          kept.withLockedValue { $0.keys }.compactMap {
+            TransferID(String($0.split(separator: "/").dropFirst(3).first ?? ""))
+          })
+        do {
+          try Self.list(&reply) { members in
+            members["transfers"] = .array(
+              ids.map { ["id": .string($0.text), "sender": "sender.example.gov", "state": "waiting"] })
+            members["cursor"] = .integer(Int64.random(in: 1_000...2_000_000))
+          }
+        } catch { Issue.record(error) }
+      }
+      return reply
+    } body: {
+      try Self.deliverTwoThenReplay(agencies, isReplaying)
+    }
+    try await own.context.close()
+    agencies.sender.stop()
+    agencies.recipient.stop()
+    #expect(try Self.findings(agencies) == [])
+  }
+
+  /// The hub's home is still held by this process.
+  private static func findings(_ agencies: TestAgencies) throws -> [String] {
+    try agencies.findings().filter { !$0.hasPrefix(agencies.hub!.id) }
+  }
+
+  /// The sender ends a package whose body its recipient has: the recipient signs that it never had the key.
+  @Test func whatIsTakenBackWhileItIsCollectedIsAnswered() async throws {
+    var options = TestAgencies.Options()
+    options.delivery = "collect"
+    let agencies = try TestAgencies(options)
+    try agencies.sender.start()
+    let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
+    #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
+    try agencies.sender.drop("stop.txt", Data("stop".utf8))
+    #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
+    let id = try #require(agencies.sender.outcome("stop.txt", "id").flatMap { TransferID($0) })
+    agencies.sender.stop()
+    let own = try OwnGateway(of: agencies.sender)
+    let port = own.port
+    // No key while it is told not to.
+    let givesKeys = NIOLockedValueBox(false)
+    try await serving(as: agencies.sender, to: [agencies.recipient]) { request in
+      guard givesKeys.withLockedValue({ $0 }) || !request.target.hasSuffix("/key") else { return HTTPReply(503) }
+      return await port.answer(request)
+    } body: {
+      try agencies.recipient.start()
+      try Self.awaitState("received", id, agencies.recipient)
+    }
+    let sent = try await own.context.ledger.read { try $0.transfer(own.context.agency, id) }
+    _ = try await Ending(context: own.context).end(sent!, .cancelled, code: "cancelled", note: "by the test")
+    givesKeys.withLockedValue { $0 = true }
+    try await serving(as: agencies.sender, to: [agencies.recipient]) { request in
+      await port.answer(request)
+    } body: {
+      try Self.awaitState("cancelled", id, agencies.recipient)
+      _ = eventually(2) { false }
+    }
+    let answer = try await own.context.ledger.read { try $0.document(own.context.agency, id, .acknowledgement) }
+    #expect(try TakeBackAnswer(#require(answer).unverified()).outcome == .neverHadKey)
+    try await own.context.close()
+    #expect(agencies.recipient.stop() == 0)
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
+  }
+
+  private static func awaitState(_ state: String, _ id: TransferID, _ agency: TestAgency) throws {
+    #expect(
+      try eventually(30) {
+        try agency.sallyport("queue", "--all", "--json").lines.contains {
+          $0.contains(id.text) && $0.contains("\"state\":\"\(state)\"")
+        }
+      }, "\(state): \(agency.log)")
+  }
+
+  private static func deliverTwoThenReplay(_ agencies: TestAgencies, _ isReplaying: NIOLockedValueBox<Bool>) throws {
+    try agencies.recipient.start()
+    try agencies.sender.start()
+    let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
+    #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
+    for name in ["a.txt", "b.txt"] { try agencies.sender.drop(name, Data(name.utf8)) }
+    for name in ["a.txt", "b.txt"] {
+      #expect(eventually(60) { agencies.sender.outcome(name) == "delivered" }, "\(name)")
+    }
+    // The consumer takes the files away: nothing in the inbox tells any more that they came.
+    let inbox = "\(agencies.recipient.home)/inbox/\(agencies.sender.id)/\(TestAgencies.agreement)"
+    for name in ["a.txt", "b.txt"] { try FileManager.default.removeItem(atPath: "\(inbox)/\(name)") }
+    isReplaying.withLockedValue { $0 = true }
+    _ = eventually(6) { false }
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
+  }
+
+  /// The gateway of a home in this process, to answer with.
+  struct OwnGateway {
+    let context: GatewayContext
+    let port: PartnerPort
+    let keys: KeyRing
+
+    init(of agency: TestAgency) throws {
+      let home = Home(agency.home)
+      let unlock: @Sendable () throws -> Secret = { try PassphraseFile.read(home.passphrase) }
+      keys = try KeyRing(home, passphrase: unlock())
+      context = try GatewayContext(
+        home: home, configuration: .load(home), keys: keys, engine: .openssl, workers: 1,
+        logger: Logger(label: "hub") { _ in SwiftLogNoOpLogHandler() }, now: { Date() }, passphrase: unlock)
+      port = PartnerPort(
+        context: context, receive: Receive(context: context, sessions: Sessions(), hub: Hub(context: context)),
+        mailbox: Mailbox(context: context, onFatal: { _ in }), onFatal: { _ in })
+    }
+  }
+}
