@@ -7,6 +7,8 @@ import Sealing
 /// Verified acts by agreement. A value.
 package struct ActBook: Sendable {
   private var acts: [Digest: [AgreementAct]] = [:]
+  /// Payload digests of the acts, in the order of `acts`.
+  private var names: [Digest: [Digest]] = [:]
   private var policies: [Agreement] = []
 
   init() {}
@@ -17,10 +19,30 @@ package struct ActBook: Sendable {
   init(_ set: PolicySet, _ envelopes: [Digest: [Envelope]], cards: [Card], own: Card) {
     policies = set.agreements
     for agreement in set.agreements {
-      acts[agreement.digest] = (envelopes[agreement.digest] ?? []).compactMap {
-        Self.verified($0, agreement, cards, own: own)
+      for envelope in envelopes[agreement.digest] ?? [] {
+        guard let act = Self.verified(envelope, agreement, cards, own: own) else { continue }
+        acts[agreement.digest, default: []].append(act)
+        names[agreement.digest, default: []].append(envelope.payloadDigest)
       }
     }
+    self.own = own.agency
+  }
+
+  private var own: AgencyID?
+
+  func digests(of agreement: Agreement) -> [Digest] { names[agreement.digest] ?? [] }
+
+  /// Agreements that a partner is a party to and that we acted on, each with the digests of everybody's acts.
+  func told(to partner: AgencyID) -> [(agreement: Agreement, acts: [Digest])] {
+    policies.filter { agreement in
+      agreement.parties.contains { $0.id == partner } && all(of: agreement).contains { $0.party == own }
+    }.map { ($0, digests(of: $0)) }
+  }
+
+  /// Changes whenever `told` does; nil when that is nothing.
+  func tag(for partner: AgencyID) -> Digest? {
+    let told = told(to: partner)
+    return told.isEmpty ? nil : Digest(of: told.flatMap { $0.agreement.digest.bytes + $0.acts.flatMap(\.bytes) })
   }
 
   /// nil unless its party signed it with a key that was valid when it says it was signed; for a party without a gateway we did.

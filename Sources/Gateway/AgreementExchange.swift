@@ -4,6 +4,7 @@
 //   policies/offered/SHA256.yaml     an agreement that a partner offered: canonical JSON, which is YAML too
 //   PUT /v1/agreements/{sha256}                    the agreement
 //   PUT /v1/agreements/{sha256}/signatures/{sha256}   one act over it
+//   GET the same, and GET /v1/agreements for which there are: for whoever calls out only, and behind a hub
 
 import Foundation
 import Logging
@@ -76,7 +77,7 @@ struct AgreementExchange: Sendable {
     }
     try context.reloadPolicies()
     // Whoever acts holds the agreement now, and may have missed what we said before.
-    context.news.acts.notify()
+    context.news.notifyActs()
     return agreement
   }
 
@@ -103,13 +104,16 @@ struct AgreementExchange: Sendable {
 
   // MARK: telling
 
-  /// Keeps one partner informed of our acts: at start, and whenever there is a new one.
+  /// Keeps one partner informed of our acts, and ourselves of what it has: at start, and whenever there is something new.
   func run(_ partner: AgencyID, _ links: PartnerLinks) async throws {
+    let lane = context.news.lane(of: partner)
     var told: Set<Digest> = []
+    var asked: Digest?
     while !Task.isCancelled {
-      let seen = context.news.acts.generation
+      let seen = lane.agreements.generation
       var pause = 3600.0
       do {
+        if let tag = lane.listedAgreements, tag != asked, try await ask(partner, links) { asked = tag }
         for agreement in context.policies.agreements where agreement.parties.contains(where: { $0.id == partner }) {
           do {
             try await tell(agreement, to: partner, links, &told)
@@ -127,7 +131,7 @@ struct AgreementExchange: Sendable {
           pause = 10
         }
       }
-      await context.news.acts.wait(after: seen, for: .seconds(pause))
+      await lane.agreements.wait(after: seen, for: .seconds(pause))
     }
   }
 
@@ -159,5 +163,77 @@ struct AgreementExchange: Sendable {
       throw Problem(reply) ?? Problem(.unavailable, code: "partner.status", "\(path) is answered \(reply.status)")
     }
     return reply.status
+  }
+
+  // MARK: for whoever comes
+
+  /// `GET /v1/agreements`: those that the caller is a party to, and who has signed what over them.
+  func list(for partner: AgencyID) -> HTTPReply {
+    let rows: [JSON] = context.acts.told(to: partner).map { agreement, acts in
+      [
+        "id": .string(agreement.id), "version": .integer(agreement.version), "sha256": .string(agreement.digest.hex),
+        "signatures": .array(acts.map { .string($0.hex) }),
+      ]
+    }
+    return .json(200, ["agreements": .array(rows)])
+  }
+
+  func get(_ digest: Digest, for partner: AgencyID) throws -> HTTPReply {
+    .json(200, try told(digest, to: partner).document)
+  }
+
+  func get(_ act: Digest, over digest: Digest, for partner: AgencyID) throws -> HTTPReply {
+    let agreement = try told(digest, to: partner)
+    let envelope = try PolicyFolder.envelopes(of: agreement, in: context.home.policies).first {
+      $0.payloadDigest == act
+    }
+    guard let envelope else { throw Problem(.notFound, "there is nothing here") }
+    return HTTPReply(200, headers: ["content-type": "application/json"], body: envelope.bytes)
+  }
+
+  private func told(_ digest: Digest, to partner: AgencyID) throws -> Agreement {
+    guard let found = context.acts.told(to: partner).first(where: { $0.agreement.digest == digest }) else {
+      throw Problem(.notFound, "there is nothing here")
+    }
+    return found.agreement
+  }
+
+  /// Fetches what a partner has for us and we do not have.
+  ///
+  /// - Returns: whether everything was taken; else it is asked again with the next look.
+  private func ask(_ partner: AgencyID, _ links: PartnerLinks) async throws -> Bool {
+    func get(_ path: String, bytesMax: Int) async throws -> [UInt8] {
+      let reply = try await links.send(partner, "GET", path) { $0.replyBytesMax = bytesMax }
+      guard reply.status == 200 else {
+        throw Problem(reply) ?? Problem(.unavailable, code: "partner.status", "\(path) is answered \(reply.status)")
+      }
+      return reply.body
+    }
+    let list = try await get("/v1/agreements", bytesMax: ReceiptList.bytesMax)
+    var reader = try DocumentReader(JSON(canonical: list, bytesMax: ReceiptList.bytesMax), at: "agreements")
+    var isWhole = true
+    for var item in try reader.objects("agreements", countMax: Self.offersMax) {
+      let digest = try item.digest("sha256")
+      let path = "/v1/agreements/\(digest.hex)"
+      guard let agreement = context.policies.agreement(digest) else {
+        if try offered(digest.hex) == nil {
+          try await take(digest, get(path, bytesMax: StrictYAML.bytesMax), from: partner)
+        }
+        // Its acts are of use once it was accepted here; that is told to the partner, and looked at again.
+        isWhole = false
+        continue
+      }
+      let held = context.acts.digests(of: agreement)
+      for name in try item.strings("signatures", countMax: PolicyFolder.actsMax) {
+        guard let act = Digest(hex: name), !held.contains(act) else { continue }
+        do {
+          _ = try await take(act: get("\(path)/signatures/\(name)", bytesMax: Envelope.bytesMax))
+        } catch let error as SealingError {
+          // Of a party whose card is not held here.
+          context.logger.notice("an act over \(agreement.id) at \(partner) is not taken: \(error.detail)")
+        }
+      }
+    }
+    return isWhole
   }
 }

@@ -94,7 +94,7 @@ extension Administration {
           ]))
     }
     try context.reloadPolicies()
-    context.news.acts.notify()
+    context.news.notifyActs()
     return [["agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document]]
       + standings(agreement)
   }

@@ -46,7 +46,6 @@ package final class GatewayContext: Sendable {
     let keys = Signal()
     let partners = Signal()
     let notices = Signal()
-    let acts = Signal()
     private let lanes = NIOLockedValueBox<[AgencyID: Lane]>([:])
 
     /// What concerns one partner alone: with hundreds of them, news for one must not wake the stages of all.
@@ -61,8 +60,18 @@ package final class GatewayContext: Sendable {
 
     /// For changes that may concern everybody.
     func notifyLanes() {
-      for lane in lanes.withLockedValue({ Array($0.values) }) { lane.notify() }
+      for lane in all { lane.notify() }
     }
+
+    /// A party acted over an agreement.
+    func notifyActs() {
+      for lane in all {
+        lane.agreements.notify()
+        lane.mail.notify()
+      }
+    }
+
+    private var all: [Lane] { lanes.withLockedValue { Array($0.values) } }
   }
 
   /// Hints about one partner's transfers.
@@ -75,6 +84,20 @@ package final class GatewayContext: Sendable {
     let collected = Signal()
     /// Its list has something new.
     let mail = Signal()
+    /// Agreements and acts are to be told, or asked for.
+    let agreements = Signal()
+    private let agreementsTag = NIOLockedValueBox<Digest?>(nil)
+
+    /// What its list said last about the agreements and acts that it has for us; nil before it said anything.
+    var listedAgreements: Digest? { agreementsTag.withLockedValue { $0 } }
+
+    func sawAgreements(_ tag: Digest?) {
+      let isNew = agreementsTag.withLockedValue { held in
+        defer { held = tag }
+        return held != tag
+      }
+      if isNew { agreements.notify() }
+    }
 
     /// Something about the partner's rows changed outside of their usual course: all stages look.
     func notify() {
@@ -160,10 +183,16 @@ package final class GatewayContext: Sendable {
     }
     return senders
   }
-  /// Whether something may wait for us at `partner`: packages, or at a hub what their recipients signed about ours.
+  /// Whether something may wait for us at `partner`: packages, notices, or at a hub what recipients signed about ours.
+  ///
+  /// Signatures are among what waits, so the agreement need not be in force.
   func visits(_ partner: AgencyID) -> Bool {
-    !collects(from: partner).isEmpty
-      || policies.agreements.contains { $0.via == partner && $0.party(agency, as: .provider) != nil }
+    policies.agreements.contains { agreement in
+      agreement.notAfter > now()
+        && (agreement.via == partner
+          || agreement.waitsAtSender && agreement.party(agency, as: .recipient) != nil
+            && agreement.party(partner, as: .provider) != nil)
+    }
   }
   /// Whether an agreement names us as the hub on the way to `partner`.
   func isHub(before partner: AgencyID) -> Bool {

@@ -212,7 +212,7 @@ private struct Lanes: Service {
     for stage in collect.stages(of: partner) { run { try await stage.loop() } }
     let cards = CardExchange(context: context, links: links)
     reaching { try await cards.run(partner) }
-    reaching { try await Notices(context: context, links: links).run(partner) }
+    run { try await Notices(context: context).run(partner, links) }
     reaching { try await AgreementExchange(context: context).run(partner, links) }
     let confirm = Confirm(context: context, links: links, receipts: receipts, collect: collect)
     reaching { try await confirm.run(partner) }

@@ -366,10 +366,18 @@ extension Reader {
       .filter { direction == nil || $0.direction == direction }
   }
 
-  /// Of ours to `peer`, that are to be sent or asked about.
+  /// To `peer`, ours and those that we keep as a hub, that wait for an answer, or for a later one.
+  package func openNotices(to peer: AgencyID, limit: Int) throws -> [NoticeRow] {
+    try fetchAll(
+      "SELECT * FROM notices WHERE peer = ? AND direction <> 'in' AND next_at IS NOT NULL ORDER BY sequence LIMIT ?",
+      [peer.text, limit]
+    ).map(NoticeRow.init)
+  }
+
+  /// Those of them that are to be sent or asked about.
   package func noticesDue(to peer: AgencyID, at instant: Date, limit: Int) throws -> [NoticeRow] {
     try fetchAll(
-      "SELECT * FROM notices WHERE direction = 'out' AND peer = ? AND next_at <= ? LIMIT ?",
+      "SELECT * FROM notices WHERE peer = ? AND direction <> 'in' AND next_at <= ? LIMIT ?",
       [peer.text, Transfer.milliseconds(instant), limit]
     ).map(NoticeRow.init)
   }

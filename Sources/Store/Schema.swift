@@ -106,6 +106,8 @@ enum Schema {
           DROP TABLE offers;
           ALTER TABLE mail RENAME TO offers;
           CREATE INDEX offers_peer ON offers (peer, sequence);
+
+          CREATE INDEX notices_open ON notices (peer, next_at) WHERE next_at IS NOT NULL;
           """)
     }
     return migrator

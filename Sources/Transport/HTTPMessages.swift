@@ -127,7 +127,8 @@ package struct Problem: Error, Equatable, Sendable, CustomStringConvertible {
 /// The requests of the partner API that exist (docs/PROTOCOL.md).
 package enum PartnerRoute: Equatable, Sendable {
   case card
-  case list(after: Int64, limit: Int, waitSeconds: Int)
+  /// `agreements`: the tag that the last list had.
+  case list(after: Int64, limit: Int, waitSeconds: Int, agreements: String?)
   case page
   case openAPI
   case manifest(TransferID)
@@ -144,9 +145,15 @@ package enum PartnerRoute: Equatable, Sendable {
   case takeBack(TransferID)
   case getTakeBack(TransferID)
   case putTakeBackAnswer(TransferID)
+  case agreements
+  case getAgreement(Digest)
   case putAgreement(Digest)
+  /// An agreement, and one act over it.
+  case getAct(Digest, Digest)
   case putAct(Digest)
   case putNotice(TransferID)
+  case getNotice(TransferID)
+  case putNoticeAnswer(TransferID)
 
   package static let waitSecondsMax = 30
   package static let listLimitMax = 500
@@ -180,7 +187,7 @@ package enum PartnerRoute: Equatable, Sendable {
       let list = PartnerRoute.list(
         after: try number("after", 0, max: JSON.integerMax),
         limit: Int(try number("limit", 100, max: Int64(Self.listLimitMax))),
-        waitSeconds: Int(try number("wait", 0, max: Int64(Self.waitSecondsMax))))
+        waitSeconds: Int(try number("wait", 0, max: Int64(Self.waitSecondsMax))), agreements: query["agreements"])
       self = try choose(["GET": list])
     case ("transfers", 3...4):
       guard let id = TransferID(parts[2]) else { throw unknown }
@@ -199,12 +206,21 @@ package enum PartnerRoute: Equatable, Sendable {
         ])
       default: throw unknown
       }
-    case ("agreements", 3), ("agreements", 5):
-      guard let digest = Digest(hex: parts[2]), parts.count == 3 || parts[3] == "signatures" else { throw unknown }
-      self = try choose(["PUT": parts.count == 3 ? .putAgreement(digest) : .putAct(digest)])
+    case ("agreements", 2): self = try choose(["GET": .agreements])
+    case ("agreements", 3):
+      guard let digest = Digest(hex: parts[2]) else { throw unknown }
+      self = try choose(["GET": .getAgreement(digest), "PUT": .putAgreement(digest)])
+    case ("agreements", 5):
+      guard let digest = Digest(hex: parts[2]), parts[3] == "signatures", let act = Digest(hex: parts[4]) else {
+        throw unknown
+      }
+      self = try choose(["GET": .getAct(digest, act), "PUT": .putAct(digest)])
     case ("notices", 3):
       guard let id = TransferID(parts[2]) else { throw unknown }
-      self = try choose(["PUT": .putNotice(id)])
+      self = try choose(["GET": .getNotice(id), "PUT": .putNotice(id)])
+    case ("notices", 4):
+      guard let id = TransferID(parts[2]), parts[3] == "receipt" else { throw unknown }
+      self = try choose(["PUT": .putNoticeAnswer(id)])
     default: throw unknown
     }
   }

@@ -173,12 +173,21 @@ import Testing
     #expect(try agencies.sender.sallyport("consent", "audit").status == 0)
   }
 
-  @Test func anAgreementIsOfferedAcceptedSuspendedAndResumed() throws {
+  /// With a recipient that can be told, with one that only calls out, and with two that only call out and a hub between them.
+  @Test(arguments: [("relay", false), ("collect", false), ("collect", true)])
+  func anAgreementIsOfferedAcceptedSuspendedAndResumed(delivery: String, hasHub: Bool) throws {
     var options = TestAgencies.Options()
     options.isSigned = false
+    options.delivery = delivery
+    options.callsOutOnly = delivery == "collect"
+    options.hasHub = hasHub
     let agencies = try TestAgencies(options)
     let agreement = TestAgencies.agreement
     try FileManager.default.removeItem(atPath: "\(agencies.recipient.home)/policies/\(agreement).yaml")
+    if let hub = agencies.hub {
+      let signed = try hub.sallyport("agreements", "sign", agreement, "--role", "operations", "--signer", "Op")
+      #expect(signed.status == 0, "\(signed.errors)")
+    }
     try agencies.start()
     try agencies.sender.drop("a.txt", Data("x".utf8))
     #expect(eventually { agencies.sender.outcome("a.txt", "code") == "agreement.unsigned" })
@@ -188,6 +197,11 @@ import Testing
     #expect(
       try agencies.sender.sallyport("agreements", "sign", agreement, "--role", "king", "--signer", "Ana").status == 77)
     #expect(try act(agencies.sender, agreement, "accept").text.contains("signatures are missing"))
+    if options.callsOutOnly {
+      // It looks in every five minutes, and when it starts.
+      agencies.recipient.stop()
+      try agencies.recipient.start()
+    }
     let offers = "\(agencies.recipient.home)/policies/offered"
     #expect(eventually { ((try? FileManager.default.contentsOfDirectory(atPath: offers)) ?? []).count == 1 })
     let digest = String(try FileManager.default.contentsOfDirectory(atPath: offers)[0].prefix(64))

@@ -117,4 +117,37 @@ import Testing
     try agencies.stop()
     #expect(try agencies.findings() == [])
   }
+
+  /// A recipient that only calls out learns of a withdrawal all the same, and its answers come back: straight, and through a hub.
+  @Test(arguments: [false, true])
+  func aNoticeReachesWhoOnlyCallsOut(hasHub: Bool) throws {
+    var options = TestAgencies.Options.optIn()
+    options.delivery = "collect"
+    options.callsOutOnly = true
+    options.hasHub = hasHub
+    let agencies = try TestAgencies(options)
+    let (sender, recipient) = (agencies.sender, agencies.recipient)
+    try agencies.start()
+    for person in ["P1", "P2"] {
+      #expect(try sender.sallyport("consent", "grant", person, "--agreement", TestAgencies.agreement).status == 0)
+    }
+    try sender.drop("a.ndjson", TestRecords.of(["P1", "P2", "P3"]))
+    #expect(eventually(30) { sender.outcome("a.ndjson") == "delivered" }, "\(sender.log)")
+    #expect(TestRecords.claims(recipient.inbox(from: sender, "a.ndjson")) == ["P1", "P2"])
+    let ack = try sender.sallyport("consent", "withdraw", "P1", "--agreement", TestAgencies.agreement, "--json")
+    #expect(ack.status == 0 && ack.text.contains(sender.outcome("a.ndjson", "id")!), "\(ack.text)\(ack.errors)")
+    func notices(_ agency: TestAgency) throws -> String { try agency.sallyport("consent", "notices", "--json").text }
+    #expect(try eventually(40) { try notices(recipient).contains("restrict") }, "\(recipient.log)")
+    #expect(try eventually(60) { try notices(sender).contains(#""state":"received""#) }, "\(sender.log)")
+    let id = try #require(notices(recipient).firstMatch(of: /"notice":"([a-z2-7]{26})"/)).1
+    #expect(try recipient.sallyport("consent", "answer", String(id), "--state", "actioned").status == 0)
+    if let hub = agencies.hub {
+      // The sender asks the hub again within the hour: here at once.
+      #expect(try eventually(40) { try notices(hub).contains(#""state":"actioned""#) }, "\(hub.log)")
+    } else {
+      #expect(try eventually(40) { try notices(sender).contains(#""state":"actioned""#) }, "\(sender.log)")
+    }
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
 }

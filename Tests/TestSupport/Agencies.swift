@@ -118,7 +118,7 @@ public final class TestAgencies {
   public struct Options {
     /// A third agency that the agreement's delivery goes through.
     public var hasHub = false
-    /// Sender and recipient call out only: their cards do not say where they listen.
+    /// The recipient calls out only, and with a hub the sender too: their cards do not say where they listen.
     public var callsOutOnly = false
     public var configuration = ""
     public var namePattern = "*"
@@ -158,7 +158,9 @@ public final class TestAgencies {
       var keyOptions = KeyRing.Options()
       keyOptions.postQuantumSealing = options.postQuantum
       keyOptions.postQuantumSigning = options.postQuantum
-      if !options.callsOutOnly || agency === hub { keyOptions.endpoint = "https://127.0.0.1:\(agency.port.number)" }
+      if !options.callsOutOnly || agency === hub || agency === sender && hub == nil {
+        keyOptions.endpoint = "https://127.0.0.1:\(agency.port.number)"
+      }
       let keys = try KeyRing(agency: AgencyID(agency.id)!, options: keyOptions, at: Date())
       try keys.save(home, passphrase: passphrase, cost: .minimal)
       let configuration = """

@@ -41,7 +41,8 @@ struct PartnerPort: Sendable {
     switch try PartnerRoute(method: request.method, target: request.target) {
     case .card:
       return HTTPReply(200, headers: ["content-type": "application/json"], body: context.keys.card.envelope.bytes)
-    case .list(let after, let limit, let wait): return try await list(request.partner, after, limit, wait)
+    case .list(let after, let limit, let wait, let agreements):
+      return try await list(request.partner, after, limit, wait, knowing: agreements)
     case .page: return try await PartnerPage(context: context).answer(request.partner)
     case .openAPI:
       return HTTPReply(200, headers: ["content-type": "application/json"], body: PackageResources.openapi_json)
@@ -62,6 +63,10 @@ struct PartnerPort: Sendable {
     case .takeBack(let id): return try await receive.takeBack(id, request)
     case .getTakeBack(let id): return try await mailbox.takeBack(id, request)
     case .putTakeBackAnswer(let id): return try await mailbox.putTakeBackAnswer(id, request)
+    case .agreements: return AgreementExchange(context: context).list(for: request.partner)
+    case .getAgreement(let digest): return try AgreementExchange(context: context).get(digest, for: request.partner)
+    case .getAct(let digest, let act):
+      return try AgreementExchange(context: context).get(act, over: digest, for: request.partner)
     case .putAgreement(let digest):
       let exchange = AgreementExchange(context: context)
       try await exchange.take(digest, try await request.collect(bytesMax: StrictYAML.bytesMax), from: request.partner)
@@ -78,8 +83,18 @@ struct PartnerPort: Sendable {
     case .putNotice(let id):
       let bytes = try await request.collect(bytesMax: Envelope.bytesMax)
       do {
-        let answer = try await NoticeDesk(context: context).take(id, bytes, from: request.partner)
+        guard let answer = try await NoticeDesk(context: context).take(id, bytes, from: request.partner) else {
+          return HTTPReply(202)
+        }
         return HTTPReply(200, headers: ["content-type": "application/json"], body: answer.bytes)
+      } catch let error as SealingError {
+        throw Problem(.malformed, error.detail)
+      }
+    case .getNotice(let id): return try await Notices(context: context).get(id, for: request.partner)
+    case .putNoticeAnswer(let id):
+      let bytes = try await request.collect(bytesMax: Envelope.bytesMax)
+      do {
+        return try await Notices(context: context).putAnswer(id, bytes, from: request.partner)
       } catch let error as SealingError {
         throw Problem(.malformed, error.detail)
       }
@@ -88,14 +103,18 @@ struct PartnerPort: Sendable {
 
   /// What concerns the caller after its cursor: our receipts about its transfers, and packages that wait for it or have ended.
   /// Asking with a cursor says that everything up to it was read, which acknowledges delivered transfers.
-  private func list(_ partner: AgencyID, _ after: Int64, _ limit: Int, _ wait: Int) async throws -> HTTPReply {
+  ///
+  /// - Parameter agreements: the tag that the caller saw last; another one now is news. Without one they are none.
+  private func list(
+    _ partner: AgencyID, _ after: Int64, _ limit: Int, _ wait: Int, knowing agreements: String?
+  ) async throws -> HTTPReply {
     try await acknowledge(partner, upTo: after)
     let deadline = context.now() + Double(wait)
     let news = context.news.lane(of: partner).mail
     var isLast = wait == 0
     while true {
       let seen = news.generation
-      let (receipts, offers) = try await context.ledger.read { reader in
+      let (receipts, offers, notices) = try await context.ledger.read { reader in
         (
           try reader.receipts(about: partner, after: after, limit: max(1, limit)),
           try reader.offers(to: partner, after: after, limit: max(1, limit)).map { offer in
@@ -104,16 +123,22 @@ struct PartnerPort: Sendable {
               sequence: offer.sequence,
               item: isOwn ? try Hub.item(offer.transfer, reader) : Mailbox.item(offer.transfer)
             )
-          }
+          },
+          try reader.openNotices(to: partner, limit: Notices.listMax)
         )
       }
       // One list under one cursor: where either was cut, both end.
       let order = (receipts.map(\.sequence) + offers.map(\.sequence)).sorted().prefix(max(1, limit))
       let end = order.last ?? after
       let left = deadline.timeIntervalSince(context.now())
-      if !order.isEmpty || left <= 0 || isLast {
+      let tag = context.acts.tag(for: partner)?.hex
+      let isNews =
+        !order.isEmpty || notices.contains { $0.answer == nil } || agreements.map { $0 != tag ?? "" } ?? false
+      if isNews || left <= 0 || isLast {
         var members = ReceiptList.document(receipts.filter { $0.sequence <= end }.map(\.envelope))
         members["transfers"] = .array(offers.filter { $0.sequence <= end }.map(\.item))
+        members["notices"] = try Notices.items(notices)
+        members["agreements"] = tag.map { .string($0) }
         members["cursor"] = .integer(end)
         if let proof = try await context.ledger.read({ try $0.partner(partner)?.headProof }) {
           members["yourHead"] = .string(Base64.encode(proof))

@@ -12,6 +12,8 @@ import Transport
 /// there.
 struct Confirm: Sendable {
   static let waitSeconds = 20
+  /// How often a partner is looked in at where nothing is known to wait: an agreement may be offered.
+  static let lookSeconds: TimeInterval = 300
 
   let context: GatewayContext
   let links: PartnerLinks
@@ -23,6 +25,7 @@ struct Confirm: Sendable {
     var isHeadChecked = false
     // The cursor of the last request; asking with a newer one is what acknowledges.
     var asked: Int64 = -1
+    var lookedAt = Date.distantPast
     while !Task.isCancelled {
       let seen = news.generation
       let (owes, cursor) = try await context.ledger.read { reader in
@@ -30,15 +33,17 @@ struct Confirm: Sendable {
       }
       let pause = links.pausedUntil(partner).map { max(0, $0.timeIntervalSince(context.now())) } ?? 0
       let visits = context.visits(partner)
-      guard owes || visits || !isHeadChecked || (asked >= 0 && cursor > asked), pause == 0 else {
+      let isDue = !isHeadChecked || context.now() >= lookedAt + Self.lookSeconds
+      guard owes || visits || isDue || (asked >= 0 && cursor > asked), pause == 0 else {
         await news.wait(
-          after: seen, for: owes || visits || !isHeadChecked ? .seconds(min(2, max(0.05, pause))) : Stage.idleOfLanes)
+          after: seen, for: owes || visits || isDue ? .seconds(min(2, max(0.05, pause))) : Stage.idleOfLanes)
         continue
       }
       do {
         try await poll(
           partner, after: cursor, waitSeconds: owes || visits ? Self.waitSeconds : 0, checkHead: !isHeadChecked)
         isHeadChecked = true
+        lookedAt = context.now()
         asked = cursor
       } catch {
         switch Disposition(error) {
@@ -58,8 +63,10 @@ struct Confirm: Sendable {
   /// - Throws: `Problem` busy, full or unavailable when a package could not be taken on now; RelayError.
   @discardableResult
   func poll(_ partner: AgencyID, after cursor: Int64, waitSeconds: Int, checkHead: Bool) async throws -> Int64 {
+    let lane = context.news.lane(of: partner)
     let reply = try await links.send(
-      partner, "GET", "/v1/transfers?after=\(cursor)&limit=\(ReceiptList.receiptsMax)&wait=\(waitSeconds)"
+      partner, "GET",
+      "/v1/transfers?after=\(cursor)&limit=\(ReceiptList.receiptsMax)&wait=\(waitSeconds)&agreements=\(lane.listedAgreements?.hex ?? "")"
     ) {
       $0.replyBytesMax = ReceiptList.bytesMax
       $0.stallSeconds = Self.waitSeconds + 15
@@ -100,6 +107,17 @@ struct Confirm: Sendable {
         waits = problem
       }
     }
+    for var notice in try reader.objects("notices", countMax: Notices.listMax) {
+      do {
+        try await NoticeDesk(context: context).heed(&notice, from: partner, links)
+      } catch let error as SealingError {
+        waits = Problem(.unavailable, code: error.code.rawValue, "a notice at \(partner): \(error.detail)")
+      } catch let problem as Problem {
+        waits = Problem(.unavailable, code: problem.code, "a notice at \(partner): \(problem.detail)")
+      }
+    }
+    let tag = try reader.optional("agreements") { (r, n) throws(SealingError) in try r.digest(n) }
+    lane.sawAgreements(tag)
     if let waits { throw waits }
     if next > cursor {
       try await context.ledger.write { tx in

@@ -1,0 +1,299 @@
+// Withdrawal notices between gateways: each goes to its recipient, or is come for, until its last signed answer is here.
+//
+//   PUT /v1/notices/{id}            the issuer, to the recipient or the hub before it: the newest answer, or 202 while there is none
+//   GET /v1/notices/{id}            the recipient, where its list names one
+//   PUT /v1/notices/{id}/receipt    its signed answer; again when that changes
+
+import Foundation
+import Logging
+import Policies
+import Sealing
+import Store
+import Transport
+
+/// The side that has sent notices, its own or as a hub others', and waits for answers.
+struct Notices: Sendable {
+  /// How often a recipient is asked again that has received one and not done it yet.
+  static let askAgainSeconds: TimeInterval = 3600
+  /// The same for a hub whose recipient has not come for it.
+  static let askHubSeconds: TimeInterval = 30
+  /// How many a partner is told of at once.
+  static let listMax = 50
+
+  let context: GatewayContext
+
+  /// Sends one partner's notices until each has its last answer.
+  func run(_ partner: AgencyID, _ links: PartnerLinks) async throws {
+    while !Task.isCancelled {
+      let seen = context.news.notices.generation
+      let due = try await context.ledger.read { [now = context.now()] in
+        try $0.noticesDue(to: partner, at: now, limit: Self.listMax)
+      }
+      for row in due {
+        do {
+          try await send(row, links)
+        } catch {
+          switch Disposition(error) {
+          case .stop: throw FatalFailure(cause: error)
+          case .ignore: break
+          case .retry(_, let note), .halt(_, let note):
+            context.logger.notice("notice \(row.id) to \(partner): \(note)")
+            try await later(row, seconds: 5)
+          }
+        }
+      }
+      await context.news.notices.wait(after: seen, for: .seconds(due.isEmpty ? 30 : 1))
+    }
+  }
+
+  private func send(_ row: NoticeRow, _ links: PartnerLinks) async throws {
+    let link = try row.direction == .out ? self.link(of: row) : row.peer
+    // Whoever calls out only comes for it.
+    guard links.canReach(link) else { return try await later(row, seconds: Self.askAgainSeconds) }
+    let reply = try await links.send(link, "PUT", "/v1/notices/\(row.id)") {
+      $0.body = .bytes(row.envelope)
+      $0.headers = ["Content-Type: application/json"]
+    }
+    if reply.status == 202, link != row.peer { return try await later(row, seconds: Self.askHubSeconds) }
+    guard reply.status == 200 else {
+      throw Problem(reply) ?? Problem(.unavailable, code: "partner.status", "the notice is answered \(reply.status)")
+    }
+    try await take(answer: reply.body, to: row)
+  }
+
+  private func link(of row: NoticeRow) throws -> AgencyID {
+    let notice = try WithdrawalNotice(Envelope(parsing: row.envelope, as: .notice).unverified())
+    return context.policies.agreement(notice.agreement.sha256)?.via ?? row.peer
+  }
+
+  /// The recipient's signed answer, however it came.
+  ///
+  /// - Throws: SealingError unless the recipient signed it about this notice.
+  func take(answer bytes: [UInt8], to row: NoticeRow) async throws {
+    guard let card = context.partners[row.peer]?.card?.card else {
+      throw SealingError(.documentSignature, "no card of \(row.peer)")
+    }
+    let envelope = try Envelope(parsing: bytes, as: .noticeReceipt)
+    let answer = try NoticeAnswer(try envelope.verify(card.signers(at: context.now())))
+    guard answer.id == row.id, answer.notice == (try Envelope(parsing: row.envelope, as: .notice)).payloadDigest else {
+      throw SealingError(.documentInvalid, "the answer is about another notice")
+    }
+    try await context.ledger.write { tx in
+      guard var current = try tx.reader.notice(row.id) else { return }
+      let held = try current.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
+      // An older answer, shown once more, undoes nothing.
+      guard held.map({ $0.at <= answer.at && ($0.state == .received || answer.state != .received) }) ?? true else {
+        return
+      }
+      let isNew = current.answer != envelope.bytes
+      current.answer = envelope.bytes
+      // Received is not done: it is asked again until it is.
+      current.nextAt = answer.state == .received ? tx.at + Self.askAgainSeconds : nil
+      try tx.put(current)
+      if isNew {
+        try tx.append(
+          AuditEvent(
+            "notice.answered",
+            [
+              "notice": .string(row.id.text), "state": .string(answer.state.rawValue),
+              "sha256": .string(envelope.payloadDigest.hex),
+            ]))
+      }
+    }
+  }
+
+  private func later(_ row: NoticeRow, seconds: TimeInterval) async throws {
+    try await context.ledger.write { tx in
+      guard var current = try tx.reader.notice(row.id), current.nextAt == row.nextAt else { return }
+      current.nextAt = tx.at + seconds
+      try tx.put(current)
+    }
+  }
+
+  // MARK: for whoever comes
+
+  /// What a list says about them: `{"id", "answer"?}`, the answer's digest.
+  static func items(_ rows: [NoticeRow]) throws -> JSON {
+    .array(
+      try rows.map { row in
+        var members: [String: JSON] = ["id": .string(row.id.text)]
+        members["answer"] = try row.answer.map {
+          .string(try Envelope(parsing: $0, as: .noticeReceipt).payloadDigest.hex)
+        }
+        return .object(members)
+      })
+  }
+
+  /// `GET /v1/notices/{id}`.
+  func get(_ id: TransferID, for partner: AgencyID) async throws -> HTTPReply {
+    HTTPReply(
+      200, headers: ["content-type": "application/json"], body: try await row(id, for: partner).envelope)
+  }
+
+  /// `PUT /v1/notices/{id}/receipt`.
+  func putAnswer(_ id: TransferID, _ bytes: [UInt8], from partner: AgencyID) async throws -> HTTPReply {
+    try await take(answer: bytes, to: row(id, for: partner))
+    return HTTPReply(200)
+  }
+
+  private func row(_ id: TransferID, for partner: AgencyID) async throws -> NoticeRow {
+    guard let row = try await context.ledger.read({ try $0.notice(id) }), row.direction != .in, row.peer == partner
+    else { throw Problem(.notFound, "there is nothing here") }
+    return row
+  }
+
+  /// A hub keeps a notice for its recipient.
+  ///
+  /// - Returns: the recipient's newest answer; nil while there is none.
+  func park(_ notice: WithdrawalNotice, _ envelope: Envelope) async throws -> Envelope? {
+    guard context.policies.agreement(notice.agreement.sha256)?.via == context.agency,
+      context.partners[notice.to]?.state == .active
+    else { throw Problem(.malformed, "the notice is not for this place") }
+    let held = try await context.ledger.write { tx -> NoticeRow in
+      if let held = try tx.reader.notice(notice.id) { return held }
+      let sequence = try tx.append(
+        AuditEvent(
+          "notice.parked",
+          [
+            "notice": .string(notice.id.text), "from": .string(notice.issuer.text), "to": .string(notice.to.text),
+          ]))
+      let row = NoticeRow(
+        id: notice.id, direction: .hub, peer: notice.to, agreement: notice.agreement.id, envelope: envelope.bytes,
+        nextAt: tx.at, actBy: notice.actBy, sequence: sequence)
+      try tx.put(row)
+      return row
+    }
+    guard held.direction == .hub, held.envelope == envelope.bytes else {
+      throw Problem(.conflict, "another notice has this id")
+    }
+    context.news.notices.notify()
+    context.news.lane(of: notice.to).mail.notify()
+    return try held.answer.map { try Envelope(parsing: $0, as: .noticeReceipt) }
+  }
+}
+
+/// The recipient's side: takes notices and answers them.
+struct NoticeDesk: Sendable {
+  let context: GatewayContext
+
+  /// `PUT /v1/notices/{id}`: for us, or for somebody behind us.
+  ///
+  /// - Returns: the newest answer; nil while a hub has none.
+  func take(_ id: TransferID, _ bytes: [UInt8], from partner: AgencyID) async throws -> Envelope? {
+    let (notice, envelope) = try verified(id, bytes)
+    guard notice.to != context.agency else { return try await take(notice, envelope, from: partner) }
+    guard notice.issuer == partner else { throw Problem(.malformed, "the notice is not for this place") }
+    return try await Notices(context: context).park(notice, envelope)
+  }
+
+  private func verified(_ id: TransferID, _ bytes: [UInt8]) throws -> (WithdrawalNotice, Envelope) {
+    let envelope = try Envelope(parsing: bytes, as: .notice)
+    let issuer = try WithdrawalNotice(envelope.unverified()).issuer
+    guard let card = context.partners[issuer]?.card?.card else { throw Problem(.notFound, "there is nothing here") }
+    let notice = try WithdrawalNotice(try envelope.verify(card.signers(at: context.now())))
+    guard notice.id == id else { throw Problem(.malformed, "the notice is not for this place") }
+    return (notice, envelope)
+  }
+
+  /// One for us: stores it, stops what has not reached the inbox, and gives the newest answer.
+  ///
+  /// - Parameter partner: the issuer, or the hub that the agreement names.
+  private func take(_ notice: WithdrawalNotice, _ envelope: Envelope, from partner: AgencyID) async throws -> Envelope {
+    let (id, issuer) = (notice.id, notice.issuer)
+    guard issuer == partner || context.policies.agreement(notice.agreement.sha256)?.via == partner else {
+      throw Problem(.malformed, "the notice is not for this place")
+    }
+    if let held = try await context.ledger.read({ try $0.notice(id) }) {
+      guard held.peer == issuer, held.direction == .in, held.envelope == envelope.bytes, let answer = held.answer else {
+        throw Problem(.conflict, "another notice has this id")
+      }
+      return try Envelope(parsing: answer, as: .noticeReceipt)
+    }
+    var stopped: [TransferID] = []
+    for item in notice.items where try await stop(item.package, of: issuer) { stopped.append(item.package) }
+    let answer = answer(.received, to: notice, envelope, stopped: stopped, because: nil)
+    try await context.ledger.write { tx in
+      let sequence = try tx.append(
+        AuditEvent(
+          "notice.received",
+          ["notice": .string(id.text), "from": .string(issuer.text), "asked": .string(notice.asked.rawValue)]))
+      try tx.put(
+        NoticeRow(
+          id: id, direction: .in, peer: issuer, agreement: notice.agreement.id, envelope: envelope.bytes,
+          answer: answer.bytes, nextAt: nil, actBy: notice.actBy, sequence: sequence))
+    }
+    context.logger.notice(
+      "\(issuer) asks to \(notice.asked.rawValue) records by \(Timestamp.format(notice.actBy)): sallyport consent notices"
+    )
+    return answer
+  }
+
+  /// What a partner's list names: fetched when it is new, and answered when the answer there is not ours.
+  func heed(_ item: inout DocumentReader, from partner: AgencyID, _ links: PartnerLinks) async throws {
+    let id = try item.transfer("id")
+    let listed = try item.optional("answer") { (r, n) throws(SealingError) in try r.digest(n) }
+    let path = "/v1/notices/\(id)"
+    let answer: Envelope
+    if let held = try await context.ledger.read({ try $0.notice(id) }) {
+      guard held.direction == .in, let bytes = held.answer else { return }
+      answer = try Envelope(parsing: bytes, as: .noticeReceipt)
+    } else {
+      let reply = try await links.send(partner, "GET", path) { $0.replyBytesMax = Envelope.bytesMax }
+      guard reply.status == 200 else { throw Problem(reply) ?? Problem(.unavailable, "the notice is not given") }
+      let (notice, envelope) = try verified(id, reply.body)
+      guard notice.to == context.agency else { throw Problem(.malformed, "the notice is not for this place") }
+      answer = try await take(notice, envelope, from: partner)
+    }
+    guard answer.payloadDigest != listed else { return }
+    let reply = try await links.send(partner, "PUT", "\(path)/receipt") {
+      $0.body = .bytes(answer.bytes)
+      $0.headers = ["Content-Type: application/json"]
+    }
+    guard reply.status == 200 else { throw Problem(reply) ?? Problem(.unavailable, "the answer is not taken") }
+  }
+
+  /// A package that has not been delivered yet is stopped here.
+  private func stop(_ id: TransferID, of sender: AgencyID) async throws -> Bool {
+    guard let transfer = try await context.ledger.read({ try $0.transfer(sender, id) }), transfer.direction == .in,
+      [.received, .opened].contains(transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state)
+    else { return false }
+    do {
+      let open = OpenPackage(context: context)
+      try await open.quarantine(
+        transfer, code: "consent.withdrawn", note: "a person in it has withdrawn: ask the sender for the rest")
+      try await context.pool.run { try open.removeStaged(transfer) }
+      return true
+    } catch LedgerError.stale {
+      return false
+    }
+  }
+
+  /// What the administrator did about it.
+  func answer(_ id: TransferID, _ state: NoticeAnswer.State, because: String?) async throws -> NoticeAnswer {
+    guard let held = try await context.ledger.read({ try $0.notice(id) }), held.direction == .in else {
+      throw LedgerError.notFound("notice \(id)")
+    }
+    let envelope = try Envelope(parsing: held.envelope, as: .notice)
+    let notice = try WithdrawalNotice(envelope.unverified())
+    let earlier = try held.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
+    let signed = answer(state, to: notice, envelope, stopped: earlier?.stopped ?? [], because: because)
+    try await context.ledger.write { tx in
+      var row = held
+      row.answer = signed.bytes
+      try tx.put(row)
+      try tx.append(AuditEvent("notice.answer", ["notice": .string(id.text), "state": .string(state.rawValue)]))
+    }
+    return try NoticeAnswer(signed.unverified())
+  }
+
+  private func answer(
+    _ state: NoticeAnswer.State, to notice: WithdrawalNotice, _ envelope: Envelope, stopped: [TransferID],
+    because: String?
+  ) -> Envelope {
+    context.sign(
+      NoticeAnswer(
+        notice: envelope.payloadDigest, id: notice.id, from: context.agency, state: state, stopped: stopped,
+        retainedBecause: because, at: context.now()
+      ).document, as: .noticeReceipt)
+  }
+}
