@@ -148,7 +148,7 @@ let package = Package(
         .product(name: "NIOPosix", package: "swift-nio"),
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
-      exclude: ["Shim"], swiftSettings: strict),
+      exclude: ["Network", "Shim"], swiftSettings: strict),
     .target(
       name: "TestSupport", dependencies: ["Gateway", "Policies", "Sealing", "Store", "Transport"],
       path: "Tests/TestSupport",

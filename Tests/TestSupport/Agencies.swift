@@ -15,11 +15,19 @@ public final class TestAgency {
   public private(set) var process: Process?
   public var environment: [String: String] = [:]
   let port: ReservedPort
+  let place: Place
 
-  init(id: String, home: String, port: ReservedPort) {
+  /// Where a gateway listens: on this machine's loopback, or in a network namespace of its own.
+  struct Place {
+    var address = "127.0.0.1"
+    var namespace: String?
+  }
+
+  init(id: String, home: String, port: ReservedPort, place: Place = Place()) {
     self.id = id
     self.home = home
     self.port = port
+    self.place = place
   }
 
   deinit { kill() }
@@ -28,8 +36,10 @@ public final class TestAgency {
   @discardableResult
   public func start(wait: Bool = true) throws -> Process {
     let process = Process()
-    process.executableURL = URL(fileURLWithPath: Command.sallyport)
-    process.arguments = ["run", "--home", home]
+    let run = [Command.sallyport, "run", "--home", home]
+    let words = place.namespace.map { ["/usr/sbin/ip", "netns", "exec", $0] + run } ?? run
+    process.executableURL = URL(fileURLWithPath: words[0])
+    process.arguments = Array(words.dropFirst())
     var environment = ProcessInfo.processInfo.environment.merging(self.environment) { _, new in new }
     environment["SWIFT_BACKTRACE"] = "enable=no"
     process.environment = environment
@@ -118,6 +128,8 @@ public final class TestAgencies {
   public struct Options {
     /// A third agency that the agreement's delivery goes through.
     public var hasHub = false
+    /// Network namespaces NAME-sender, NAME-recipient and NAME-hub, at 10.99.0.1, .2 and .3; nil for the loopback.
+    public var network: String?
     /// The recipient calls out only, and with a hub the sender too: their cards do not say where they listen.
     public var callsOutOnly = false
     public var configuration = ""
@@ -145,11 +157,17 @@ public final class TestAgencies {
 
   public init(_ options: Options = Options()) throws {
     scratch = try Scratch()
-    sender = TestAgency(id: "sender.example.gov", home: "\(scratch.path)/s", port: try ReservedPort())
-    recipient = TestAgency(id: "recipient.example.gov", home: "\(scratch.path)/r", port: try ReservedPort())
-    hub =
-      options.hasHub
-      ? TestAgency(id: "hub.example.gov", home: "\(scratch.path)/h", port: try ReservedPort()) : nil
+    let path = scratch.path
+    func agency(_ name: String, _ number: Int) throws -> TestAgency {
+      let place =
+        options.network.map { TestAgency.Place(address: "10.99.0.\(number)", namespace: "\($0)-\(name)") }
+        ?? TestAgency.Place()
+      return TestAgency(
+        id: "\(name).example.gov", home: "\(path)/\(name.prefix(1))", port: try ReservedPort(), place: place)
+    }
+    sender = try agency("sender", 1)
+    recipient = try agency("recipient", 2)
+    hub = options.hasHub ? try agency("hub", 3) : nil
     let yaml = Self.yaml(options, sender.id, recipient.id)
     for agency in all {
       let home = Home(agency.home)
@@ -159,13 +177,13 @@ public final class TestAgencies {
       keyOptions.postQuantumSealing = options.postQuantum
       keyOptions.postQuantumSigning = options.postQuantum
       if !options.callsOutOnly || agency === hub || agency === sender && hub == nil {
-        keyOptions.endpoint = "https://127.0.0.1:\(agency.port.number)"
+        keyOptions.endpoint = "https://\(agency.place.address):\(agency.port.number)"
       }
       let keys = try KeyRing(agency: AgencyID(agency.id)!, options: keyOptions, at: Date())
       try keys.save(home, passphrase: passphrase, cost: .minimal)
       let configuration = """
         agency: \(agency.id)
-        listen: "127.0.0.1:\(agency.port.number)"
+        listen: "\(agency.place.address):\(agency.port.number)"
         scanSeconds: 1
         lowWaterBytes: 1048576
         retrySecondsMax: 2

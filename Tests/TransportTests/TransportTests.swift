@@ -247,8 +247,11 @@ private func serving(
   @Test func theAPIIsRouted() throws {
     let id = TransferID(Self.id)!
     let routes: [(String, String, PartnerRoute)] = [
-      ("GET", "/v1/card", .card), ("GET", "/v1/transfers", .list(after: 0, limit: 100, waitSeconds: 0, agreements: nil)),
-      ("GET", "/v1/transfers?after=7&limit=9999&wait=99", .list(after: 7, limit: 500, waitSeconds: 30, agreements: nil)),
+      ("GET", "/v1/card", .card),
+      ("GET", "/v1/transfers", .list(after: 0, limit: 100, waitSeconds: 0, agreements: nil)),
+      (
+        "GET", "/v1/transfers?after=7&limit=9999&wait=99", .list(after: 7, limit: 500, waitSeconds: 30, agreements: nil)
+      ),
       ("PUT", "/v1/transfers/\(Self.id)/manifest", .putManifest(id)),
       ("HEAD", "/v1/transfers/\(Self.id)/body", .bodyOffset(id)),
       ("PATCH", "/v1/transfers/\(Self.id)/body", .appendBody(id)), ("PUT", "/v1/transfers/\(Self.id)/key", .putKey(id)),

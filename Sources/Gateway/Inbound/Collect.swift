@@ -67,9 +67,11 @@ struct Collect: Sendable {
     guard !isWaiting || item.hasKey, known.isCollected, known.link == partner, known.key == nil,
       [.receiving, .received].contains(known.state), known.nextAt != nil
     else { return }
-    do {
-      _ = try await context.ledger.write { tx in try tx.amend(known) { $0.nextAt = tx.at } }
-    } catch LedgerError.stale {}
+    try await context.ledger.write { tx in
+      // As it is by now: a key may have come since.
+      guard let row = try tx.reader.transfer(sender, id), row.state == known.state, row.key == nil else { return }
+      _ = try tx.amend(row) { $0.nextAt = tx.at }
+    }
     context.news.lane(of: sender).collected.notify()
   }
 
@@ -281,7 +283,9 @@ struct Collect: Sendable {
     if reply.status == 202, transfer.via != nil {
       // The hub says so in its list when the key is there.
       return try await context.ledger.write { tx in
-        _ = try tx.amend(transfer) {
+        guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == .received, row.key == nil
+        else { return }
+        _ = try tx.amend(row) {
           $0.nextAt = tx.at + Self.keyAgainSeconds
           $0.note = "\(transfer.sender) has yet to put the key at the hub \(transfer.link)"
         }

@@ -159,7 +159,10 @@ struct Confirm: Sendable {
     }
     if item.state == TransferState.receiving.rawValue, transfer.state == .queued {
       // It lost the body, which is still here.
-      _ = try await context.ledger.write { tx in try tx.amend(transfer) { $0.nextAt = tx.at } }
+      try await context.ledger.write { tx in
+        guard let row = try tx.reader.transfer(item.sender, item.id), row.state == .queued else { return }
+        _ = try tx.amend(row) { $0.nextAt = tx.at }
+      }
       context.news.lane(of: transfer.peer).sealed.notify()
     }
   }

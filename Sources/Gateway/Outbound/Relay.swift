@@ -143,14 +143,7 @@ struct Relay: Sendable {
   /// Work of the stages `custody` and `releasing`: the one moment of disclosure.
   func release(_ transfer: Transfer) async throws {
     guard !transfer.isCollected else { return try await Mailbox.rest(transfer, context) }
-    guard try await isAskedFor(transfer) else {
-      return try await context.ledger.write { tx in
-        _ = try tx.amend(transfer) {
-          $0.nextAt = nil
-          $0.note = "\(transfer.peer) has the body, and has yet to ask for the key"
-        }
-      }
-    }
+    guard try await isAskedFor(transfer) else { return }
     if case .opened(let row) = try await Release(context: context).open(transfer) { try await handOver(row) }
   }
 
@@ -159,7 +152,15 @@ struct Relay: Sendable {
     guard transfer.via != nil,
       try context.policies.agreement(transfer.readManifest().agreement.sha256)?.delivery == .collect
     else { return true }
-    return try await context.ledger.read { try $0.document(transfer.sender, transfer.id, .keyRequest) } != nil
+    return try await context.ledger.write { tx in
+      // The request may come while this is looked at: whichever commits last sees the other.
+      if try tx.reader.document(transfer.sender, transfer.id, .keyRequest) != nil { return true }
+      _ = try tx.amend(transfer) {
+        $0.nextAt = nil
+        $0.note = "\(transfer.peer) has the body, and has yet to ask for the key"
+      }
+      return false
+    }
   }
 
   private func handOver(_ transfer: Transfer) async throws {
