@@ -138,7 +138,8 @@ let package = Package(
         .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
       ],
       swiftSettings: strict),
-    .testTarget(name: "ScriptTests", dependencies: ["sallyport", "TestSupport"], swiftSettings: strict),
+    .testTarget(
+      name: "ScriptTests", dependencies: ["sallyport", "TestSupport"], exclude: ["Hostile"], swiftSettings: strict),
     .testTarget(
       name: "FaultTests",
       dependencies: [
