@@ -105,10 +105,10 @@ import Testing
     }
     for mode in Self.slow {
       _ = try scene.withstands(
-        "slowhttptest \(mode) -c 500 -r 250 -i 2 -l 8 -p 3 -v 0 -u \(target)\(scene.body)")
+        "slowhttptest \(mode) -c 500 -r 250 -i 2 -l 6 -p 3 -v 0 -u \(target)\(scene.body)")
     }
     if asPartner {
-      tunnel.terminate()
+      kill(tunnel.processIdentifier, SIGKILL)
       tunnel.waitUntilExit()
     }
     try scene.end(before)
@@ -124,20 +124,23 @@ import Testing
     try scene.end(before)
   }
 
-  /// TLS 1.3 knows no renegotiation, and nothing older is spoken. Keys may be changed at will.
-  @Test func renegotiationIsNotThereAndKeyUpdatesAreServed() throws {
+  /// TLS 1.3 knows no renegotiation, and nothing older is spoken. Its key updates are.
+  @Test func renegotiationIsNotThereAndFewKeyUpdatesAreServed() throws {
     let scene = try Scene()
     let client = "openssl s_client -connect 127.0.0.1:\(scene.port) -cert partner.pem -key partner.key"
     let old = try scene.hostile.shell("echo | \(client) -tls1_2 2>&1 || true")
-    #expect(old.text.contains("alert") && !old.text.contains("Verify return code: 0"), "\(old.text)")
+    #expect(old.text.contains("alert protocol version"), "\(old.text)")
     let asked = try scene.hostile.shell("(sleep 1; echo R; sleep 1) | \(client) -tls1_3 2>&1 || true")
-    #expect(!asked.text.contains("HTTP/1.1 200"), "\(asked.text)")
-    let updated = try scene.hostile.shell(
-      """
-      (sleep 1; for i in $(seq 50); do echo K; sleep 0.02; done; printf 'GET /v1/card HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n'; sleep 2) \
-      | \(client) -tls1_3 2>&1 || true
-      """)
-    #expect(updated.text.contains("HTTP/1.1 200"), "\(updated.text)")
+    #expect(asked.text.contains("TLSv1.3") && !asked.text.contains("HTTP/1.1 200"), "\(asked.text)")
+    // Some are served; a flood of them is cut off.
+    for (count, isServed) in [(10, true), (100, false)] {
+      let updated = try scene.hostile.shell(
+        """
+        (sleep 1; for i in $(seq \(count)); do echo K; sleep 0.02; done; printf 'GET /v1/card HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n'; sleep 2) \
+        | \(client) -tls1_3 2>&1 || true
+        """)
+      #expect(updated.text.contains("HTTP/1.1 200") == isServed, "\(count): \(updated.text)")
+    }
     #expect(try scene.othersAreServed())
     #expect(scene.hostile.agencies.sender.stop() == 0)
   }
