@@ -158,6 +158,10 @@ package struct Administration: Sendable {
       "updatedAt": .string(Timestamp.format(transfer.updatedAt)),
       "attempts": .integer(Int64(transfer.attempts)), "code": .string(transfer.code), "note": .string(transfer.note),
     ]
+    if transfer.note.isEmpty, transfer.state == .queued, transfer.isCollected {
+      members["note"] = .string(
+        "waits for \(transfer.peer)\(transfer.expiresAt.map { " until \(Timestamp.format($0))" } ?? "")")
+    }
     members["via"] = transfer.via.map { .string($0.text) }
     members["expiresAt"] = transfer.expiresAt.map { .string(Timestamp.format($0)) }
     members["nextAt"] = transfer.nextAt.map { .string(Timestamp.format($0)) }

@@ -474,14 +474,16 @@ package enum Evaluation {
       case .permit:
         records.map { told($0, draft, agreement) }
           ?? "Permitted: \"\(agreement.title)\" covers this file from \(draft.sender) to \(draft.recipient)."
-      case .hold: "Held: \(failed.map(\.detail).joined(separator: "; ")) does not hold yet."
+      case .hold: "Held: it is not so yet that \(list(failed))."
       case .refuse:
-        "Refused under \"\(agreement.title)\": \(failed.filter { !$0.holds }.map(\.detail).joined(separator: "; ")) does not hold."
+        "Refused under \"\(agreement.title)\": it is not so that \(list(failed.filter { !$0.holds }))."
       }
     return Decision(
       outcome: outcome, codes: codes, agreement: NamedDigest(id: agreement.id, sha256: agreement.digest),
       trace: rules.map { .init(rule: $0.code.rawValue, passed: $0.passed, detail: $0.detail) }, sentence: sentence)
   }
+
+  private static func list(_ rules: [Rule]) -> String { rules.map(\.detail).joined(separator: "; nor that ") }
 
   private static func told(_ records: RecordCounts, _ draft: Draft, _ agreement: Agreement) -> String {
     let name = agreement.parties.first { $0.id == draft.recipient }?.name ?? draft.recipient.text

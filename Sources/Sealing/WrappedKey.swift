@@ -6,13 +6,13 @@
 
 import CSodium
 
-/// How hard a passphrase is to guess. The default is near RFC 9106 §4, second choice: a quarter less memory and twice the passes, so
-/// that unlocking is not what decides how much memory a gateway needs.
+/// How hard a passphrase is to guess. The default is near RFC 9106 §4, second choice: less memory and more passes for it, so that
+/// unlocking is not what decides how much memory a gateway needs.
 public struct PassphraseCost: Sendable {
   public let operations: UInt64
   public let memoryBytes: Int
 
-  public static let moderate = PassphraseCost(operations: 6, memoryBytes: 48 << 20)
+  public static let moderate = PassphraseCost(operations: 8, memoryBytes: 40 << 20)
   /// For tests and demonstrations only.
   public static let minimal = PassphraseCost(operations: 1, memoryBytes: 8192)
   static let memoryBytesMax = 1 << 30

@@ -121,8 +121,8 @@ package struct Reader {
       arguments += [state.rawValue]
     }
     if let peer {
-      conditions.append("peer = ?")
-      arguments += [peer.text]
+      conditions.append("(peer = ? OR via = ?)")
+      arguments += [peer.text, peer.text]
     }
     if let agreement {
       conditions.append("agreement = ?")

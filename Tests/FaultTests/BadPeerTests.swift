@@ -260,15 +260,7 @@ import Testing
         return await handler(request)
       }
     ) {
-      try agencies.sender.start()
-      guard
-        eventually(
-          30,
-          {
-            FileManager.default.fileExists(
-              atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder")
-          })
-      else { return }
+      try agencies.sender.startSending()
       try agencies.sender.drop("safe.txt", Data("safe".utf8))
       _ = eventually(30) { agencies.sender.outcome("safe.txt") == "accepted" }
       // Long enough for several tries.
@@ -295,26 +287,4 @@ final class Counter: @unchecked Sendable {
   private var count = 0
   func increment() { lock.withLock { count += 1 } }
   var value: Int { lock.withLock { count } }
-}
-
-/// Answers in an agency's place, with its TLS key and at its port, while `body` runs.
-func serving(
-  as agency: TestAgency, to partners: [TestAgency], handler: @escaping PartnerServer.Handler, body: () throws -> Void
-) async throws {
-  let home = Home(agency.home)
-  let keys = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
-  let cards = try partners.map { try KeyRing.loadCard(Home($0.home)).card }
-  let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
-  let quiet = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
-  let server = PartnerServer(
-    host: "127.0.0.1", port: Int(keys.card.card.endpoint!.split(separator: ":").last!)!, identity: keys.tlsInUse,
-    partner: { pin in cards.first { $0.tlsPins.contains(pin) }?.agency }, handler: handler, group: group,
-    logger: quiet, onListening: { _ in })
-  let services = ServiceGroup(services: [server], logger: quiet)
-  let task = Task { try await services.run() }
-  let result = Result { try body() }
-  await services.triggerGracefulShutdown()
-  _ = await task.result
-  try await group.shutdownGracefully()
-  try result.get()
 }

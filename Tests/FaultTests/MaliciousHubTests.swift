@@ -104,7 +104,9 @@ import Transport
       name: "the recipient received and asks for the key, signed by the hub",
       change: { reply, request, hub in
         if isRecipient(request) { reply = HTTPReply(503) }
-        guard isSender(request), request.method == "PUT" || request.method == "PATCH", reply.status == 200 else {
+        guard isSender(request), request.target.hasPrefix("/v1/transfers/"), request.method != "GET",
+          reply.status == 200
+        else {
           guard isSender(request), request.target.hasPrefix("/v1/transfers?") else { return }
           return try list(&reply) { members in
             members["transfers"] = .array(
@@ -156,9 +158,7 @@ import Transport
       return reply
     } body: {
       try agencies.recipient.start()
-      try agencies.sender.start()
-      let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
-      #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
+      try agencies.sender.startSending()
       try agencies.sender.drop("secret.txt", secret)
       // Long enough for several tries of everything.
       _ = eventually(8) { false }
@@ -249,59 +249,9 @@ import Transport
     try agencies.findings().filter { !$0.hasPrefix(agencies.hub!.id) }
   }
 
-  /// The sender ends a package whose body its recipient has: the recipient signs that it never had the key.
-  @Test func whatIsTakenBackWhileItIsCollectedIsAnswered() async throws {
-    var options = TestAgencies.Options()
-    options.delivery = "collect"
-    let agencies = try TestAgencies(options)
-    try agencies.sender.start()
-    let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
-    #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
-    try agencies.sender.drop("stop.txt", Data("stop".utf8))
-    #expect(try eventually { try agencies.sender.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
-    let id = try #require(agencies.sender.outcome("stop.txt", "id").flatMap { TransferID($0) })
-    agencies.sender.stop()
-    let own = try OwnGateway(of: agencies.sender)
-    let port = own.port
-    // No key while it is told not to.
-    let givesKeys = NIOLockedValueBox(false)
-    try await serving(as: agencies.sender, to: [agencies.recipient]) { request in
-      guard givesKeys.withLockedValue({ $0 }) || !request.target.hasSuffix("/key") else { return HTTPReply(503) }
-      return await port.answer(request)
-    } body: {
-      try agencies.recipient.start()
-      try Self.awaitState("received", id, agencies.recipient)
-    }
-    let sent = try await own.context.ledger.read { try $0.transfer(own.context.agency, id) }
-    _ = try await Ending(context: own.context).end(sent!, .cancelled, code: "cancelled", note: "by the test")
-    givesKeys.withLockedValue { $0 = true }
-    try await serving(as: agencies.sender, to: [agencies.recipient]) { request in
-      await port.answer(request)
-    } body: {
-      try Self.awaitState("cancelled", id, agencies.recipient)
-      _ = eventually(2) { false }
-    }
-    let answer = try await own.context.ledger.read { try $0.document(own.context.agency, id, .acknowledgement) }
-    #expect(try TakeBackAnswer(#require(answer).unverified()).outcome == .neverHadKey)
-    try await own.context.close()
-    #expect(agencies.recipient.stop() == 0)
-    #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
-  }
-
-  private static func awaitState(_ state: String, _ id: TransferID, _ agency: TestAgency) throws {
-    #expect(
-      try eventually(30) {
-        try agency.sallyport("queue", "--all", "--json").lines.contains {
-          $0.contains(id.text) && $0.contains("\"state\":\"\(state)\"")
-        }
-      }, "\(state): \(agency.log)")
-  }
-
   private static func deliverTwoThenReplay(_ agencies: TestAgencies, _ isReplaying: NIOLockedValueBox<Bool>) throws {
     try agencies.recipient.start()
-    try agencies.sender.start()
-    let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
-    #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
+    try agencies.sender.startSending()
     for name in ["a.txt", "b.txt"] { try agencies.sender.drop(name, Data(name.utf8)) }
     for name in ["a.txt", "b.txt"] {
       #expect(eventually(60) { agencies.sender.outcome(name) == "delivered" }, "\(name)")
@@ -312,24 +262,5 @@ import Transport
     isReplaying.withLockedValue { $0 = true }
     _ = eventually(6) { false }
     #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
-  }
-
-  /// The gateway of a home in this process, to answer with.
-  struct OwnGateway {
-    let context: GatewayContext
-    let port: PartnerPort
-    let keys: KeyRing
-
-    init(of agency: TestAgency) throws {
-      let home = Home(agency.home)
-      let unlock: @Sendable () throws -> Secret = { try PassphraseFile.read(home.passphrase) }
-      keys = try KeyRing(home, passphrase: unlock())
-      context = try GatewayContext(
-        home: home, configuration: .load(home), keys: keys, engine: .openssl, workers: 1,
-        logger: Logger(label: "hub") { _ in SwiftLogNoOpLogHandler() }, now: { Date() }, passphrase: unlock)
-      port = PartnerPort(
-        context: context, receive: Receive(context: context, sessions: Sessions(), hub: Hub(context: context)),
-        mailbox: Mailbox(context: context, onFatal: { _ in }), onFatal: { _ in })
-    }
   }
 }

@@ -157,12 +157,7 @@ import Testing
 
   @Test func holdResumeAndCancelBeforeTheKeyGoes() throws {
     let agencies = try TestAgencies()
-    try agencies.sender.start()  // the recipient is down
-    #expect(
-      eventually {
-        FileManager.default.fileExists(
-          atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder")
-      })
+    try agencies.sender.startSending()  // the recipient is down
     try agencies.sender.drop("held.txt", Data("held".utf8))
     try agencies.sender.drop("gone.txt", Data("gone".utf8))
     #expect(
@@ -190,12 +185,7 @@ import Testing
     var options = TestAgencies.Options()
     options.timeToLive = "PT3S"
     let agencies = try TestAgencies(options)
-    try agencies.sender.start()
-    #expect(
-      eventually {
-        FileManager.default.fileExists(
-          atPath: "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder")
-      })
+    try agencies.sender.startSending()
     try agencies.sender.drop("late.txt", Data("late".utf8))
     #expect(eventually { agencies.sender.outcome("late.txt") == "expired" })
     try agencies.recipient.start()

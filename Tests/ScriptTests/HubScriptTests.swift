@@ -63,9 +63,7 @@ import Testing
     let agencies = try TestAgencies(Self.options("collect", callsOutOnly: true))
     let hub = agencies.hub!
     try hub.start()
-    try agencies.sender.start()
-    let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
-    #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
+    try agencies.sender.startSending()
     try agencies.sender.drop("stop.txt", Data("stop".utf8))
     #expect(try eventually { try hub.sallyport("queue", "--json").text.contains(#""state":"queued""#) })
     agencies.sender.stop()
@@ -92,9 +90,7 @@ import Testing
     let agencies = try TestAgencies(Self.options(delivery))
     let hub = agencies.hub!
     try hub.start()
-    try agencies.sender.start()
-    let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/.sallyport-folder"
-    #expect(eventually(30) { FileManager.default.fileExists(atPath: folder) })
+    try agencies.sender.startSending()
     let bytes = CollectScriptTests.random(3 << 20)
     for name in ["a.bin", "b.bin"] { try agencies.sender.drop(name, bytes) }
     #expect(

@@ -57,6 +57,15 @@ public final class TestAgency {
     return process
   }
 
+  /// Starts the gateway; returns once files can be dropped in its outbox.
+  public func startSending(_ agreement: String = TestAgencies.agreement) throws {
+    try start()
+    let folder = "\(home)/outbox/\(agreement)/.sallyport-folder"
+    guard eventually(30, { FileManager.default.fileExists(atPath: folder) }) else {
+      throw TestFailure("\(id) did not start: \(log)")
+    }
+  }
+
   /// SIGTERM, and the exit status.
   @discardableResult
   public func stop() -> Int32 {
@@ -267,13 +276,7 @@ public final class TestAgencies {
   public func start() throws {
     try hub?.start()
     try recipient.start()
-    try sender.start()
-    guard
-      eventually(
-        30, { FileManager.default.fileExists(atPath: "\(sender.home)/outbox/\(Self.agreement)/.sallyport-folder") })
-    else {
-      throw TestFailure("the sender did not start: \(sender.log)")
-    }
+    try sender.startSending()
   }
 
   /// Stops both; throws unless both ended well.

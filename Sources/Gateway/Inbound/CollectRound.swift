@@ -20,10 +20,7 @@ struct CollectRound: Sendable {
         && $0.card?.card.endpoint != nil
     }.map(\.agency)
     guard !partners.isEmpty else {
-      throw AdminError(
-        .configuration,
-        "no agreement in force with delivery mode collect and an active partner\(partner.map { " \($0)" } ?? "") that listens: sallyport agreements list"
-      )
+      throw AdminError(.configuration, reason(partner))
     }
     if let links { return try await look(partners, links) }
     let client = RelayClient(identity: context.keys.tlsInUse)
@@ -46,6 +43,26 @@ struct CollectRound: Sendable {
       }
       return []
     }
+  }
+
+  /// Why there is nobody to collect from.
+  private func reason(_ partner: AgencyID?) -> String {
+    guard let partner else {
+      return
+        "nothing can wait for us anywhere: no agreement in force has delivery mode collect. sallyport agreements list"
+    }
+    guard let known = context.partners[partner] else {
+      return "\(partner) is not known here: sallyport partners add CARD"
+    }
+    guard known.state == .active else {
+      return
+        "\(partner) is \(known.state.rawValue): sallyport partners \(known.state == .pending ? "approve" : "resume")"
+    }
+    guard !context.collects(from: partner).isEmpty else {
+      return
+        "no agreement in force with delivery mode collect lets packages wait for us at \(partner): sallyport agreements list"
+    }
+    return "the card of \(partner) does not say where it listens: ask for one that does"
   }
 
   private func look(_ partners: [AgencyID], _ links: PartnerLinks) async throws -> [JSON] {
