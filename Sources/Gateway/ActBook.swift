@@ -10,6 +10,7 @@ package struct ActBook: Sendable {
   /// Payload digests of the acts, in the order of `acts`.
   private var names: [Digest: [Digest]] = [:]
   private var policies: [Agreement] = []
+  private var own: AgencyID?
 
   init() {}
 
@@ -27,8 +28,6 @@ package struct ActBook: Sendable {
     }
     self.own = own.agency
   }
-
-  private var own: AgencyID?
 
   func digests(of agreement: Agreement) -> [Digest] { names[agreement.digest] ?? [] }
 

@@ -16,6 +16,7 @@ import Transport
 struct AgreementExchange: Sendable {
   static let offersMax = 200
   static let actsOfPartyMax = 100
+  static let listMax = 500
 
   let context: GatewayContext
 
@@ -113,7 +114,6 @@ struct AgreementExchange: Sendable {
       let seen = lane.agreements.generation
       var pause = 3600.0
       do {
-        if let tag = lane.listedAgreements, tag != asked, try await ask(partner, links) { asked = tag }
         for agreement in context.policies.agreements where agreement.parties.contains(where: { $0.id == partner }) {
           do {
             try await tell(agreement, to: partner, links, &told)
@@ -129,6 +129,18 @@ struct AgreementExchange: Sendable {
         case .retry(_, let note), .halt(_, let note):
           context.logger.notice("agreements to \(partner): \(note)")
           pause = 10
+        }
+      }
+      // What cannot be taken from the partner is no reason to tell it nothing.
+      do {
+        if let tag = lane.listedAgreements, tag != asked, try await ask(partner, links) { asked = tag }
+      } catch {
+        switch Disposition(error) {
+        case .stop: throw FatalFailure(cause: error)
+        case .ignore: break
+        case .retry(_, let note), .halt(_, let note):
+          context.logger.notice("agreements at \(partner): \(note)")
+          pause = min(pause, 60)
         }
       }
       await lane.agreements.wait(after: seen, for: .seconds(pause))
@@ -169,7 +181,7 @@ struct AgreementExchange: Sendable {
 
   /// `GET /v1/agreements`: those that the caller is a party to, and who has signed what over them.
   func list(for partner: AgencyID) -> HTTPReply {
-    let rows: [JSON] = context.acts.told(to: partner).map { agreement, acts in
+    let rows: [JSON] = context.acts.told(to: partner).prefix(Self.listMax).map { agreement, acts in
       [
         "id": .string(agreement.id), "version": .integer(agreement.version), "sha256": .string(agreement.digest.hex),
         "signatures": .array(acts.map { .string($0.hex) }),
@@ -182,10 +194,10 @@ struct AgreementExchange: Sendable {
     .json(200, try told(digest, to: partner).document)
   }
 
-  func get(_ act: Digest, over digest: Digest, for partner: AgencyID) throws -> HTTPReply {
+  func get(_ act: Digest, over digest: Digest, for partner: AgencyID) async throws -> HTTPReply {
     let agreement = try told(digest, to: partner)
-    let envelope = try PolicyFolder.envelopes(of: agreement, in: context.home.policies).first {
-      $0.payloadDigest == act
+    let envelope = try await context.pool.run { [context] in
+      try PolicyFolder.envelopes(of: agreement, in: context.home.policies).first { $0.payloadDigest == act }
     }
     guard let envelope else { throw Problem(.notFound, "there is nothing here") }
     return HTTPReply(200, headers: ["content-type": "application/json"], body: envelope.bytes)
@@ -212,7 +224,7 @@ struct AgreementExchange: Sendable {
     let list = try await get("/v1/agreements", bytesMax: ReceiptList.bytesMax)
     var reader = try DocumentReader(JSON(canonical: list, bytesMax: ReceiptList.bytesMax), at: "agreements")
     var isWhole = true
-    for var item in try reader.objects("agreements", countMax: Self.offersMax) {
+    for var item in try reader.objects("agreements", countMax: Self.listMax) {
       let digest = try item.digest("sha256")
       let path = "/v1/agreements/\(digest.hex)"
       guard let agreement = context.policies.agreement(digest) else {
@@ -229,7 +241,8 @@ struct AgreementExchange: Sendable {
         do {
           _ = try await take(act: get("\(path)/signatures/\(name)", bytesMax: Envelope.bytesMax))
         } catch let error as SealingError {
-          // Of a party whose card is not held here.
+          // Of a party whose card is not held here, yet.
+          isWhole = false
           context.logger.notice("an act over \(agreement.id) at \(partner) is not taken: \(error.detail)")
         }
       }

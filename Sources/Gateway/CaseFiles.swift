@@ -219,7 +219,7 @@ private struct World {
       draft, under: agreement,
       Circumstances(
         instant: clock, partner: .active, recipientKinds: Set(agreement.recipientKinds), packagesToday: packagesToday,
-        standing: stand, consentHeard: heard))
+        standing: stand, consentHeard: heard, hub: agreement.via.map { _ in .active }))
     guard decision.outcome == .permit, let enforcement else { return (decision, "", []) }
     let gate = ConsentGate(agreement, TransferID(), master: master, book: book, at: clock)
     let found = NIOLockedValueBox<(text: [UInt8], subjects: [SubjectReference])>(([], []))

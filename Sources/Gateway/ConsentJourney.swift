@@ -166,8 +166,7 @@ struct ConsentJourney: Sendable {
             "notices": Self.list(notices.map(\.id)),
           ]))
     }
-    if !notices.isEmpty { context.news.notices.notify() }
-    for notice in notices { context.news.lane(of: notice.peer).mail.notify() }
+    for notice in notices { context.news.notify(noticeTo: notice.peer) }
     return ConsentAcknowledgement(
       sequence: sequence, hasEffect: true, stopped: stopped, disclosed: gone, notices: notices.map(\.id),
       recordedAt: recordedAt, acknowledgedAt: context.now())

@@ -114,7 +114,7 @@ extension Administration {
         Circumstances(
           instant: instant, partner: .active, recipientKinds: Set(agreement.recipientKinds),
           packagesToday: perDay[day] ?? 0,
-          standing: valid, consentHeard: instant))
+          standing: valid, consentHeard: instant, hub: agreement.via.map { _ in .active }))
       if let package = try await context.ledger.read({ try $0.package(transfer.id) }), let records = package.records {
         decision = Evaluation.completed(
           decision, draft, under: agreement, RecordCounts(read: records, kept: records, withheld: [:], forbidden: nil))

@@ -16,6 +16,12 @@ enum Disposition {
   /// The disk's state is unknown: the process must stop (exit code 74).
   case stop
 
+  /// The same for something that is not ours to set aside: it is looked at again.
+  var kept: Disposition {
+    if case .halt(let code, let note) = self { return .retry(code: code, note: note) }
+    return self
+  }
+
   init(_ error: any Error) {
     switch error {
     case is CancellationError: self = .ignore

@@ -63,6 +63,12 @@ package final class GatewayContext: Sendable {
       for lane in all { lane.notify() }
     }
 
+    /// A notice is to be sent, or come for.
+    func notify(noticeTo partner: AgencyID) {
+      notices.notify()
+      lane(of: partner).mail.notify()
+    }
+
     /// A party acted over an agreement.
     func notifyActs() {
       for lane in all {
@@ -173,7 +179,7 @@ package final class GatewayContext: Sendable {
     actBook.withLockedValue { $0 }.standing(of: agreement, between: agency, peer, at: instant)
   }
   /// Whose packages may wait for us at `partner`, under agreements in force: its own, or others' where it is their hub.
-  func collects(from partner: AgencyID) -> Set<AgencyID> {
+  func senders(waitingAt partner: AgencyID) -> Set<AgencyID> {
     var senders: Set<AgencyID> = []
     for agreement in policies.agreements
     where agreement.delivery == .collect && agreement.party(agency, as: .recipient) != nil {
@@ -229,6 +235,8 @@ package final class GatewayContext: Sendable {
     partnerBox.withLockedValue { $0 = fresh }
     verifyActs()
     news.partners.notify()
+    // What a card could not verify it may verify now.
+    news.notifyActs()
   }
 
   func sign(_ document: JSON, as kind: DocumentKind) -> Envelope { keys.sign(document, as: kind, at: now()) }

@@ -20,24 +20,30 @@ import Transport
 /// The hub's own steps. What it does as any gateway does (bodies, ranges, receipts) stands where the others do it.
 struct Hub: Sendable {
   /// How long a request for a key waits for the sender, before the recipient is told to ask again.
-  static let keyWaitSeconds: TimeInterval = 15
+  static let keyWaitSeconds: TimeInterval = 5
+  /// Packages of one sender that wait here.
+  static let packagesMax: Int64 = 10_000
+  /// The code of what a hub hands on and nobody signed.
+  static let altered = "hub.altered"
 
   let context: GatewayContext
 
-  /// Whether a manifest is for somebody else, under an agreement that names us as the hub.
-  func isBetween(_ manifest: Manifest) -> Bool {
-    manifest.recipient != context.agency && context.policies.agreement(manifest.agreement.sha256)?.via == context.agency
+  /// The agreement that names us as the hub of a manifest for somebody else; nil when there is none.
+  func agreement(for manifest: Manifest) -> Agreement? {
+    guard manifest.recipient != context.agency, let held = context.policies.agreement(manifest.agreement.sha256),
+      held.via == context.agency
+    else { return nil }
+    return held
   }
 
   // MARK: the sender's side
 
   /// Takes on a package for others. What cannot be taken is refused without a receipt: only the recipient signs those.
-  func admit(_ manifest: Manifest, _ envelope: Envelope) async throws {
+  func admit(_ manifest: Manifest, _ envelope: Envelope, under agreement: Agreement) async throws {
     let admission = Admission(context: context)
     try await admission.requireTimely(manifest)
-    let agreement = context.policies.agreement(manifest.agreement.sha256)
-    let decision = Evaluation.through(
-      context.agency, manifest, under: agreement, circumstances(manifest, agreement))
+    let decision = Evaluation.inbound(
+      manifest, under: agreement, circumstances(manifest, agreement), by: agreement.delivery, via: context.agency)
     switch decision.outcome {
     case .permit: break
     case .hold, .refuse:
@@ -47,24 +53,34 @@ struct Hub: Sendable {
     try await admission.requireRoom(for: manifest)
     var transfer = Admission.transfer(.hub, manifest, envelope, peer: manifest.recipient, at: context.now())
     transfer.via = context.agency
-    transfer.isCollected = agreement?.delivery == .collect
+    transfer.isCollected = agreement.delivery == .collect
     let begun = transfer
     try await context.ledger.write { tx in
-      guard try tx.reader.transfers(called: begun.id, of: begun.sender).isEmpty else {
-        throw Problem(.conflict, "another package has this id here")
+      if let known = try tx.reader.transfers(called: begun.id, of: begun.sender).first {
+        // The same request twice at once is one.
+        guard known.sender == begun.sender, known.manifestDigest == begun.manifestDigest else {
+          throw Problem(.conflict, "another package has this id here")
+        }
+        return
       }
       try tx.insert(begun, ["manifest": .string(begun.manifestDigest), "decision": decision.document])
     }
   }
 
-  private func circumstances(_ manifest: Manifest, _ agreement: Agreement?) -> Circumstances {
+  private func circumstances(_ manifest: Manifest, _ agreement: Agreement) -> Circumstances {
     let states = [manifest.sender, manifest.recipient].map { context.partners[$0]?.state ?? .unknown }
     let instant = context.now()
     return Circumstances(
       instant: instant, partner: states.first { $0 != .active } ?? .active, recipientKinds: [], packagesToday: 0,
-      standing: agreement.map {
-        context.acts.standing(of: $0, between: manifest.sender, manifest.recipient, at: instant)
-      })
+      standing: context.acts.standing(of: agreement, between: manifest.sender, manifest.recipient, at: instant))
+  }
+
+  /// The body that came to a hub, or from it, is not the one that was signed. Nothing is said about it that anybody could take for the
+  /// recipient's word; whoever sends it begins again.
+  func reject(_ transfer: Transfer) async throws -> Problem {
+    try await context.pool.run { [context] in try context.spool.remove(transfer.place) }
+    _ = try await context.ledger.write { try $0.amend(transfer) { $0.durableBytes = 0 } }
+    return Problem(.unavailable, code: "body.root", "the body that came is not the one that was signed")
   }
 
   /// The body is whole and has the signed root: it goes on, or waits.
@@ -112,11 +128,15 @@ struct Hub: Sendable {
   }
 
   /// The sender takes it back: nothing goes on from here, and the recipient is told.
+  ///
+  /// - Throws: `Problem` gone when there is nothing left to take back.
   func stop(_ transfer: Transfer, _ takeBack: TakeBack, _ envelope: Envelope) async throws {
-    let stops = transfer.state.mayBecome(.cancelled, .hub)
+    if transfer.state == .cancelled { return }
+    guard transfer.state.mayBecome(.cancelled, .hub) else {
+      throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer has ended, or its key is here")
+    }
     let row = try await context.ledger.write { tx in
       try tx.add(document: envelope, sender: transfer.sender, id: transfer.id)
-      guard stops else { return transfer }
       let row = try tx.advance(transfer, to: .cancelled, ["reason": .string(takeBack.reason)]) {
         $0.code = "taken-back"
         $0.nextAt = $0.isCollected ? nil : tx.at
@@ -124,7 +144,6 @@ struct Hub: Sendable {
       try tx.offer(row)
       return row
     }
-    guard stops else { return }
     try await context.pool.run { [context] in try context.spool.remove(row.place) }
     let lane = context.news.lane(of: row.peer)
     (row.isCollected ? lane.mail : lane.takeBacks).notify()
@@ -138,8 +157,10 @@ struct Hub: Sendable {
     guard transfer.state == .custody || transfer.state == .released else {
       throw Problem(.conflict, code: "key.early", "say `received` first: PUT \(Mailbox.path(transfer.id))/receipts")
     }
-    if transfer.state == .custody { try await park(Self.verified(bytes, transfer, context), of: transfer) }
-    let deadline = context.now() + Self.keyWaitSeconds
+    var isNew = false
+    if transfer.state == .custody { isNew = try await park(Self.verified(bytes, transfer, context), of: transfer) }
+    // Asked again, it is the list that says when the key is here.
+    let deadline = context.now() + (isNew ? Self.keyWaitSeconds : 0)
     let news = context.news.lane(of: transfer.peer).mail
     var isLast = false
     while true {
@@ -177,14 +198,16 @@ struct Hub: Sendable {
     }
   }
 
-  private func park(_ request: Envelope, of transfer: Transfer) async throws {
+  private func park(_ request: Envelope, of transfer: Transfer) async throws -> Bool {
     let isNew = try await context.ledger.write { tx in
-      guard try tx.reader.document(transfer.sender, transfer.id, .keyRequest) == nil else { return false }
-      try tx.add(document: request, sender: transfer.sender, id: transfer.id)
+      let isNew = try tx.reader.document(transfer.sender, transfer.id, .keyRequest) == nil
+      // Asked again: the sender may not have been able to verify the one before.
+      try tx.replace(document: request, sender: transfer.sender, id: transfer.id)
       try tx.offer(transfer, to: transfer.sender)
-      return true
+      return isNew
     }
-    if isNew { context.news.lane(of: transfer.sender).mail.notify() }
+    context.news.lane(of: transfer.sender).mail.notify()
+    return isNew
   }
 
   /// What a sender is told about its own transfer.
@@ -203,14 +226,19 @@ struct Hub: Sendable {
 
   /// The body is not what was kept: its sender has it still, and sends it again.
   func lost(_ transfer: Transfer) async throws {
-    let row = try await context.ledger.write { tx in
-      let row = try tx.advance(transfer, to: .receiving, ["cause": "spool.damaged"]) {
+    let row = try await context.ledger.write { tx -> Transfer? in
+      // It may have ended meanwhile, and its body gone for that.
+      guard let current = try tx.reader.transfer(transfer.sender, transfer.id),
+        current.state.mayBecome(.receiving, .hub)
+      else { return nil }
+      let row = try tx.advance(current, to: .receiving, ["cause": "spool.damaged"]) {
         $0.durableBytes = 0
         $0.nextAt = nil
       }
       try tx.offer(row, to: row.sender)
       return row
     }
+    guard let row else { return }
     try await context.pool.run { [context] in try context.spool.remove(row.place) }
     context.news.lane(of: row.sender).mail.notify()
   }

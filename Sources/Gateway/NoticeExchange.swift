@@ -19,6 +19,8 @@ struct Notices: Sendable {
   static let askHubSeconds: TimeInterval = 30
   /// How many a partner is told of at once.
   static let listMax = 50
+  /// How many a hub keeps for one partner.
+  static let parkedMax = 10_000
 
   let context: GatewayContext
 
@@ -146,11 +148,15 @@ struct Notices: Sendable {
   ///
   /// - Returns: the recipient's newest answer; nil while there is none.
   func park(_ notice: WithdrawalNotice, _ envelope: Envelope) async throws -> Envelope? {
-    guard context.policies.agreement(notice.agreement.sha256)?.via == context.agency,
+    guard let agreement = context.policies.agreement(notice.agreement.sha256), agreement.via == context.agency,
+      agreement.party(notice.issuer, as: .provider) != nil, agreement.party(notice.to, as: .recipient) != nil,
       context.partners[notice.to]?.state == .active
     else { throw Problem(.malformed, "the notice is not for this place") }
-    let held = try await context.ledger.write { tx -> NoticeRow in
-      if let held = try tx.reader.notice(notice.id) { return held }
+    let (held, isNew) = try await context.ledger.write { tx -> (NoticeRow, Bool) in
+      if let held = try tx.reader.notice(notice.id) { return (held, false) }
+      guard try tx.reader.openNotices(to: notice.to, limit: Self.parkedMax).count < Self.parkedMax else {
+        throw Problem(.full, code: "limit.notices", "too many notices wait here", retryAfterSeconds: 3600)
+      }
       let sequence = try tx.append(
         AuditEvent(
           "notice.parked",
@@ -161,13 +167,12 @@ struct Notices: Sendable {
         id: notice.id, direction: .hub, peer: notice.to, agreement: notice.agreement.id, envelope: envelope.bytes,
         nextAt: tx.at, actBy: notice.actBy, sequence: sequence)
       try tx.put(row)
-      return row
+      return (row, true)
     }
     guard held.direction == .hub, held.envelope == envelope.bytes else {
       throw Problem(.conflict, "another notice has this id")
     }
-    context.news.notices.notify()
-    context.news.lane(of: notice.to).mail.notify()
+    if isNew { context.news.notify(noticeTo: notice.to) }
     return try held.answer.map { try Envelope(parsing: $0, as: .noticeReceipt) }
   }
 }
@@ -235,7 +240,9 @@ struct NoticeDesk: Sendable {
     let path = "/v1/notices/\(id)"
     let answer: Envelope
     if let held = try await context.ledger.read({ try $0.notice(id) }) {
-      guard held.direction == .in, let bytes = held.answer else { return }
+      guard held.direction == .in, let bytes = held.answer else {
+        throw Problem(.conflict, "another notice has this id")
+      }
       answer = try Envelope(parsing: bytes, as: .noticeReceipt)
     } else {
       let reply = try await links.send(partner, "GET", path) { $0.replyBytesMax = Envelope.bytesMax }

@@ -81,6 +81,7 @@ package struct Partners: Sendable {
         record.pendingCard = nil
         record.pendingReason = nil
         try tx.put(record)
+        try lookAgain(tx)
         try tx.append(
           AuditEvent(
             "card-accepted",
@@ -122,10 +123,20 @@ package struct Partners: Sendable {
       record.pendingReason = nil
       record.state = .active
       try tx.put(record)
+      try lookAgain(tx)
       try tx.append(
         AuditEvent("partner-approved", ["partner": .string(agency.text), "card": .string(card.digest.hex)]))
     }
     try context.reloadPartners()
+  }
+
+  /// What a hub passed on and the card before could not verify is read again.
+  private func lookAgain(_ tx: Transaction) throws {
+    for hub in Set(context.policies.agreements.compactMap(\.via)) {
+      guard var record = try tx.reader.partner(hub) else { continue }
+      record.cursor = 0
+      try tx.put(record)
+    }
   }
 
   /// Suspends, resumes or removes a partner.

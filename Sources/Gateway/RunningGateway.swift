@@ -31,7 +31,7 @@ package struct RunningGateway: Service {
     let group = MultiThreadedEventLoopGroup(numberOfThreads: 2)
     let fatal = FatalStop()
     let port = PartnerPort(
-      context: context, receive: Receive(context: context, sessions: Sessions(), hub: Hub(context: context)),
+      context: context, receive: Receive(context: context, sessions: Sessions()),
       mailbox: Mailbox(context: context, onFatal: { fatal.raise($0) }), onFatal: { fatal.raise($0) })
     let context = context
     // The server reports every cancelled connection as an error; what matters is logged here.
@@ -140,7 +140,10 @@ private struct Lanes: Service {
   /// What was under way when the process ended begins again with the peer's word on what it holds.
   private func recover(_ partner: AgencyID) async throws {
     let cut = try await context.ledger.read { try $0.queue(state: .sending, peer: partner, limit: .max) }
-    for transfer in cut { _ = try await context.ledger.write { try $0.advance(transfer, to: .queued) } }
+    // What goes through a hub is in the lane of its recipient.
+    for transfer in cut where transfer.peer == partner {
+      _ = try await context.ledger.write { try $0.advance(transfer, to: .queued) }
+    }
   }
 
   private func add(_ partner: AgencyID, to group: inout ThrowingDiscardingTaskGroup<any Error>) {
@@ -165,8 +168,8 @@ private struct Lanes: Service {
     ) {
       let stage = Stage(
         context: context, direction: direction, state: state, peer: partner, concurrency: concurrency, news: news,
-        work: { transfer in try await links.unlessPaused(transfer, work) },
-        notBefore: { links.pausedUntil(partner) })
+        work: { transfer in try await links.step(transfer, work) },
+        notBefore: { links.holdsBack(partner) })
       run {
         // Most partners are behind no hub of ours: their stages need not look.
         while direction == .hub, !context.isHub(before: partner) {

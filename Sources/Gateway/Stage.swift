@@ -99,7 +99,7 @@ struct Stage: Service {
         throw FatalFailure(cause: error)
       case .retry(let code, let note): try await postpone(transfer, code, note)
       case .halt where error is SpoolDamage && direction == .hub:
-        if let row = try await current(transfer) { try await Hub(context: context).lost(row) }
+        try await Hub(context: context).lost(transfer)
       case .halt(let code, let note):
         try await setAside(transfer, code, note, error is SpoolDamage ? [.corrupt] : [.held, .quarantined])
       }
@@ -112,14 +112,15 @@ struct Stage: Service {
   }
 
   private func postpone(_ transfer: Transfer, _ code: String, _ note: String) async throws {
-    guard let row = try await current(transfer), row.state != .held, !row.state.isEnd || row.nextAt != nil else {
-      return
-    }
-    let attempts = row.attempts + 1
-    let next = context.now() + Backoff.seconds(attempts, max: context.configuration.retrySecondsMax)
-    context.logger.notice("transfer \(row.id): \(note); next try at \(Timestamp.format(next))")
-    do {
-      let mark: @Sendable (inout Transfer) -> Void = {
+    let limit = context.configuration.retrySecondsMax
+    // The row as it is now: the work may have moved it before it failed, and others may have changed it.
+    let next = try await context.ledger.write { tx -> Date? in
+      guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state != .held,
+        !row.state.isEnd || row.nextAt != nil
+      else { return nil }
+      let attempts = row.attempts + 1
+      let next = tx.at + Backoff.seconds(attempts, max: limit)
+      let mark: (inout Transfer) -> Void = {
         $0.nextAt = next
         $0.attempts = attempts
         // How it ended says more than why the partner has not been told yet.
@@ -127,18 +128,17 @@ struct Stage: Service {
         $0.code = code
         $0.note = note
       }
-      try await context.ledger.write { tx in
-        if row.state == .sending {
-          _ = try tx.advance(row, to: .queued, ["code": .string(code)], change: mark)
-        } else {
-          _ = try tx.amend(row, change: mark)
-        }
+      if row.state == .sending {
+        _ = try tx.advance(row, to: .queued, ["code": .string(code)], change: mark)
+      } else {
+        _ = try tx.amend(row, change: mark)
       }
-    } catch LedgerError.stale {
-      return
+      return next
     }
+    guard let next else { return }
+    context.logger.notice("transfer \(transfer.id): \(note); next try at \(Timestamp.format(next))")
     // The work may have moved the row on before it failed: it is another stage's now.
-    context.news.lane(of: row.peer).notify()
+    context.news.lane(of: transfer.peer).notify()
   }
 
   /// - Parameter targets: the first of these states that the transfer may enter; in none of them it stays where it is.

@@ -75,7 +75,7 @@ package enum ReasonCode: String, Sendable, CaseIterable {
     case .partnerPending: "Compare fingerprints by telephone, then: sallyport partners approve"
     case .partnerSuspended: "Resume the partner: sallyport partners resume"
     case .deliveryMode: "Deliver it as the agreement says: relay or collect, through its hub or without one."
-    case .hubInactive: "Add the hub's card: sallyport partners add CARD, then: sallyport partners approve"
+    case .hubInactive: "See what the hub lacks, approval or a card with an endpoint: sallyport partners list"
     }
   }
 }
@@ -370,7 +370,7 @@ package enum Evaluation {
     ]
   }
 
-  /// Decides for the recipient, about a manifest that names `agreement`.
+  /// Decides for the recipient, or for the hub before it, about a manifest that names `agreement`.
   package static func inbound(
     _ manifest: Manifest, under agreement: Agreement?, _ now: Circumstances, by delivery: Agreement.Delivery,
     via hub: AgencyID? = nil
@@ -379,7 +379,10 @@ package enum Evaluation {
       sender: manifest.sender, recipient: manifest.recipient, name: manifest.name,
       mediaType: manifest.mediaType, payloadBytes: manifest.payloadBytes)
     guard let agreement, agreement.id == manifest.agreement.id, agreement.version == manifest.agreementVersion else {
-      return unknown(manifest)
+      return Decision(
+        outcome: .refuse, codes: [.agreementUnknown], agreement: manifest.agreement,
+        trace: [.init(rule: ReasonCode.agreementUnknown.rawValue, passed: false, detail: "not an agreement held here")],
+        sentence: "Refused: this gateway does not hold the agreement that the manifest names.")
     }
     var rules = common(draft, agreement, now)
     let way = "\(delivery.rawValue)\(hub.map { " through \($0)" } ?? "")"
@@ -399,14 +402,6 @@ package enum Evaluation {
         .inputSchema, passed: manifest.schema?.sha256 == agreement.records?.sha256,
         "the payload was checked against the schema that the agreement names"))
     return decide(rules, draft, agreement)
-  }
-
-  /// Decides for the hub that an agreement names: may it hold this package for others? It knows nothing of the payload.
-  package static func through(
-    _ hub: AgencyID, _ manifest: Manifest, under agreement: Agreement?, _ now: Circumstances
-  ) -> Decision {
-    guard let agreement, agreement.via == hub else { return unknown(manifest) }
-    return inbound(manifest, under: agreement, now, by: agreement.delivery, via: hub)
   }
 
   private struct Rule {
@@ -495,13 +490,6 @@ package enum Evaluation {
     return "Permitted: \(what) may go to \(name) under \"\(agreement.title)\"."
       + (left.isEmpty ? "" : " Left out: \(left.joined(separator: ", ")).")
       + (gone.isEmpty ? "" : " Never sent: \(gone.joined(separator: ", ")).")
-  }
-
-  private static func unknown(_ manifest: Manifest) -> Decision {
-    Decision(
-      outcome: .refuse, codes: [.agreementUnknown], agreement: manifest.agreement,
-      trace: [.init(rule: ReasonCode.agreementUnknown.rawValue, passed: false, detail: "not an agreement held here")],
-      sentence: "Refused: this gateway does not hold the agreement that the manifest names.")
   }
 
   private static func noAgreement(_ draft: Draft) -> Decision {

@@ -369,7 +369,10 @@ extension Reader {
   /// To `peer`, ours and those that we keep as a hub, that wait for an answer, or for a later one.
   package func openNotices(to peer: AgencyID, limit: Int) throws -> [NoticeRow] {
     try fetchAll(
-      "SELECT * FROM notices WHERE peer = ? AND direction <> 'in' AND next_at IS NOT NULL ORDER BY sequence LIMIT ?",
+      """
+      SELECT * FROM notices WHERE peer = ? AND direction <> 'in' AND next_at IS NOT NULL
+      ORDER BY answer IS NOT NULL, sequence LIMIT ?
+      """,
       [peer.text, limit]
     ).map(NoticeRow.init)
   }

@@ -84,13 +84,17 @@ package struct Reader {
       """
       SELECT \(Transfer.columns) FROM transfers WHERE expires_at <= ?
         AND (state IN ('sealed', 'queued', 'sending', 'custody', 'held', 'receiving', 'received')
-          AND (direction = 'out' OR key IS NULL) OR direction = 'hub' AND state = 'released')
+          AND (direction = 'out' OR key IS NULL)
+          OR direction = 'hub' AND state = 'released' AND expires_at <= ?)
         AND state NOT IN
         ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined', 'corrupt', 'purged')
       ORDER BY expires_at LIMIT ?
-      """, [Transfer.milliseconds(instant), limit]
+      """, [Transfer.milliseconds(instant), Transfer.milliseconds(instant - Self.releasedSeconds), limit]
     ).map(Transfer.init)
   }
+
+  /// How long after its time a hub waits for the `delivered` of a package whose key it passed on.
+  static let releasedSeconds: TimeInterval = 30 * 86400
 
   /// Ended transfers last touched before `instant`, to be purged.
   package func ended(before instant: Date, limit: Int) throws -> [Transfer] {
@@ -182,16 +186,13 @@ package struct Reader {
       .map { try Envelope(parsing: Array($0["envelope"] as Data), as: .receipt) }
   }
 
-  /// Receipts about `sender`'s transfers, and about those that came through it, after `cursor`, for its long poll.
-  package func receipts(about sender: AgencyID, after cursor: Int64, limit: Int) throws -> [(
+  /// Receipts of which `partner` is told after `cursor`: about its transfers, and about those that came through it.
+  package func receipts(about partner: AgencyID, after cursor: Int64, limit: Int) throws -> [(
     sequence: Int64, envelope: [UInt8]
   )] {
     try fetchAll(
-      """
-      SELECT sequence, envelope FROM receipts AS r WHERE sequence > ? AND (sender = ? OR EXISTS
-        (SELECT 1 FROM transfers AS t WHERE t.sender = r.sender AND t.id = r.id AND t.via = ? AND t.direction = 'in'))
-      ORDER BY sequence LIMIT ?
-      """, [cursor, sender.text, sender.text, limit]
+      "SELECT sequence, envelope FROM receipts WHERE told = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+      [partner.text, cursor, limit]
     ).map { ($0["sequence"], Array($0["envelope"] as Data)) }
   }
 
@@ -217,9 +218,12 @@ package struct Reader {
     return try fetchAll(
       """
       SELECT \(columns) FROM transfers AS t JOIN receipts AS r ON r.sender = t.sender AND r.id = t.id AND r.kind = 'delivered'
-      WHERE t.direction = 'in' AND t.state = 'delivered' AND (t.peer = ? AND t.via IS NULL OR t.via = ?) AND r.sequence <= ?
+      WHERE t.direction = 'in' AND t.state = 'delivered' AND t.peer = ? AND t.via IS NULL AND r.sequence <= ?
+      UNION ALL
+      SELECT \(columns) FROM transfers AS t JOIN receipts AS r ON r.sender = t.sender AND r.id = t.id AND r.kind = 'delivered'
+      WHERE t.direction = 'in' AND t.state = 'delivered' AND t.via = ? AND r.sequence <= ?
       LIMIT ?
-      """, [sender.text, sender.text, cursor, limit]
+      """, [sender.text, cursor, sender.text, cursor, limit]
     ).map(Transfer.init)
   }
 
@@ -237,14 +241,23 @@ package struct Reader {
     try fetchAll("SELECT * FROM partners ORDER BY agency", []).map(PartnerRecord.init)
   }
 
-  /// Packages of a sender that are being received, and bytes of those and of what waits for its key, or, at a hub, for its recipient.
+  /// Packages of a sender that are being received, and bytes of those and of what waits for its key.
   package func load(of sender: AgencyID) throws -> (packages: Int64, bytes: Int64) {
     let row = try fetchOne(
       """
       SELECT count(*) FILTER (WHERE state = 'receiving') AS n, coalesce(sum(body_bytes), 0) AS bytes FROM transfers
-      WHERE direction IN ('in', 'hub') AND state IN ('receiving', 'received', 'opened', 'queued', 'sending', 'custody', 'released')
-        AND sender = ?
+      WHERE direction = 'in' AND state IN ('receiving', 'received', 'opened') AND peer = ?
       """, [sender.text])
+    return (row?["n"] ?? 0, row?["bytes"] ?? 0)
+  }
+
+  /// Packages of a sender whose bodies a hub takes or keeps, and their bytes.
+  package func load(through hub: AgencyID, of sender: AgencyID) throws -> (packages: Int64, bytes: Int64) {
+    let row = try fetchOne(
+      """
+      SELECT count(*) AS n, coalesce(sum(body_bytes), 0) AS bytes FROM transfers
+      WHERE via = ? AND direction = 'hub' AND state IN ('receiving', 'queued', 'sending') AND +sender = ?
+      """, [hub.text, sender.text])
     return (row?["n"] ?? 0, row?["bytes"] ?? 0)
   }
 

@@ -97,8 +97,15 @@ enum Schema {
       try db.execute(
         sql: """
           ALTER TABLE transfers ADD COLUMN via TEXT;
-          CREATE INDEX transfers_via ON transfers (id) WHERE via IS NOT NULL;
+          CREATE INDEX transfers_between ON transfers (id) WHERE via IS NOT NULL;
+          CREATE INDEX transfers_via ON transfers (via, direction, state) WHERE via IS NOT NULL;
 
+          -- Who is told of a receipt: the sender, or the hub before it.
+          ALTER TABLE receipts ADD COLUMN told TEXT NOT NULL DEFAULT '';
+          UPDATE receipts SET told = sender;
+          CREATE INDEX receipts_told ON receipts (told, sequence);
+
+          -- A hub tells both sides of one transfer.
           CREATE TABLE mail (
             sender TEXT NOT NULL, id TEXT NOT NULL, peer TEXT NOT NULL, sequence INTEGER NOT NULL,
             PRIMARY KEY (sender, id, peer)) WITHOUT ROWID;

@@ -74,9 +74,11 @@ package final class Transaction {
     next.code = ""
     next.note = ""
     change(&next)
-    try update(next, from: transfer.state)
     // What will never be sealed again leaves its sender no way into it.
     if next.direction == .out, next.state.isEnd || next.state == .releasing { try forgetRetained(next.id) }
+    // A hub has no more use for it.
+    if next.direction == .hub, next.state.isEnd { next.key = nil }
+    try update(next, from: transfer.state)
     if next.state == .purged {
       try execute("DELETE FROM offers WHERE sender = ? AND id = ?", [next.sender.text, next.id.text])
     }
@@ -117,10 +119,15 @@ package final class Transaction {
   }
 
   /// Stores a receipt; the same kind twice is refused by the table.
-  package func add(receipt: Receipt, envelope: Envelope) throws {
+  ///
+  /// - Parameter told: whose list it stands in: the sender's, unless a hub is before it.
+  package func add(receipt: Receipt, envelope: Envelope, told: AgencyID? = nil) throws {
     try execute(
-      "INSERT INTO receipts (sender, id, kind, envelope) VALUES (?, ?, ?, ?)",
-      [receipt.sender.text, receipt.id.text, receipt.kind.rawValue, Data(envelope.bytes)])
+      "INSERT INTO receipts (sender, id, kind, envelope, told) VALUES (?, ?, ?, ?, ?)",
+      [
+        receipt.sender.text, receipt.id.text, receipt.kind.rawValue, Data(envelope.bytes),
+        (told ?? receipt.sender).text,
+      ])
   }
 
   /// Puts a transfer at the end of what a partner is told about, its peer unless another is named: that it waits, how it ended, or
@@ -138,6 +145,13 @@ package final class Transaction {
   package func add(document envelope: Envelope, sender: AgencyID, id: TransferID) throws {
     try execute(
       "INSERT INTO documents (sender, id, kind, envelope) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+      [sender.text, id.text, envelope.kind.rawValue, Data(envelope.bytes)])
+  }
+
+  /// Stores such a document in place of the one before it.
+  package func replace(document envelope: Envelope, sender: AgencyID, id: TransferID) throws {
+    try execute(
+      "INSERT OR REPLACE INTO documents (sender, id, kind, envelope) VALUES (?, ?, ?, ?)",
       [sender.text, id.text, envelope.kind.rawValue, Data(envelope.bytes)])
   }
 

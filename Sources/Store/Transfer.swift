@@ -59,6 +59,8 @@ package struct Transfer: Equatable, Sendable {
 
   /// Whom this gateway speaks with about it.
   package var link: AgencyID { direction == .hub ? peer : via ?? peer }
+  /// Whether that is a hub, whose word moves nothing.
+  package var isThroughHub: Bool { link != peer }
 
   package init(
     direction: Direction, sender: AgencyID, id: TransferID, peer: AgencyID, agreement: String,

@@ -10,7 +10,8 @@
 //             delivering → delivering (the name was taken)
 //             aside: held, quarantined, corrupt; cancelled (taken back before the key came)
 // Hub         receiving → queued (the whole body) → (sending →) custody (`received`) → released (the sender put the key) → confirmed
-//             queued → receiving (its disk lost the body: the sender sends it again)          ends: as on the sender's side
+//             queued → receiving (its disk lost the body: the sender sends it again)
+//             ends: refused, cancelled, expired, the last after released too: the recipient may never come; never corrupt
 
 /// Which side of a transfer this gateway is.
 package enum Direction: String, Sendable, CaseIterable {

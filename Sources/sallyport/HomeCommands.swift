@@ -150,7 +150,7 @@ struct StatusCommand: AsyncParsableCommand {
         "\(row.text("agency"))  running: \(row.text("running"))  agreements: \(row.text("agreements"))  ledger: \(row.member("head")?.text("size") ?? "") entries"
           + (row.text("room") == "no" ? "\nBELOW THE LOW-WATER MARK: nothing new is taken" : "")
       case "transfers":
-        "  \(row.text("direction") == "out" ? "sent    " : "received")  \(row.text("state"))  \(row.text("count"))  oldest \(row.text("oldest"))"
+        "  \(["out": "sent    ", "hub": "passing "][row.text("direction")] ?? "received")  \(row.text("state"))  \(row.text("count"))  oldest \(row.text("oldest"))"
       case "partner":
         "  partner   \(row.text("agency"))  \(row.text("state"))"
           + (row.text("pausedUntil").isEmpty ? "" : "  unreachable, next try \(row.text("pausedUntil"))")

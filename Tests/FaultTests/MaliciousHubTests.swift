@@ -18,15 +18,40 @@ import Transport
   /// What the hub does to an answer. `recipient` tells who asked.
   struct Lie: Sendable {
     let name: String
-    let change: @Sendable (inout HTTPReply, _ request: PartnerRequest, _ hub: KeyRing) throws -> Void
+    let change: @Sendable (inout HTTPReply, _ request: PartnerRequest, _ hub: OwnGateway) async throws -> Void
     /// Whether the recipient gets as far as having the body.
     var bodyArrives = true
     /// Whether the sender may release while the hub lies: what it is told is true, what the recipient is told is not.
     var mayRelease = false
+    var changesStreams = false
+    /// False: only once the hub has the body.
+    var fromTheStart = true
+    /// False: what the recipient asks is not parked, as if it had not come.
+    var parksRequests = true
+
+    /// Changes an answer; whether it did.
+    func tell(_ reply: inout HTTPReply, _ request: PartnerRequest, _ hub: OwnGateway) async -> Bool {
+      let before = reply
+      do {
+        if !fromTheStart {
+          guard let row = try await MaliciousHubTests.row(hub), row.state != .receiving else { return false }
+        }
+        try await change(&reply, request, hub)
+      } catch {
+        Issue.record(error)
+      }
+      return reply.status != before.status || reply.body != before.body
+        || changesStreams && reply.stream != nil && request.target.hasSuffix("/body")
+    }
   }
 
   private static func isRecipient(_ request: PartnerRequest) -> Bool { request.partner.text.hasPrefix("recipient") }
   private static func isSender(_ request: PartnerRequest) -> Bool { request.partner.text.hasPrefix("sender") }
+
+  /// The one transfer, as the hub has it.
+  fileprivate static func row(_ hub: OwnGateway) async throws -> Transfer? {
+    try await hub.context.ledger.read { try $0.queue(limit: 1) }.first
+  }
 
   /// The list's object, changed.
   private static func list(_ reply: inout HTTPReply, _ change: (inout [String: JSON]) throws -> Void) throws {
@@ -55,7 +80,7 @@ import Transport
       change: { reply, request, hub in
         guard request.target.hasSuffix("/manifest"), isRecipient(request), reply.status == 200 else { return }
         let payload = try Envelope(parsing: reply.body, as: .manifest).unverified()
-        reply.body = Envelope(signing: payload, as: .manifest, with: hub.signers(at: Date())).bytes
+        reply.body = Envelope(signing: payload, as: .manifest, with: hub.keys.signers(at: Date())).bytes
       }, bodyArrives: false),
     Lie(
       name: "another body",
@@ -66,7 +91,7 @@ import Transport
           piece.setInteger(piece.getInteger(at: piece.readerIndex, as: UInt8.self)! ^ 1, at: piece.readerIndex)
           return piece
         }
-      }, bodyArrives: false),
+      }, bodyArrives: false, changesStreams: true),
     Lie(
       name: "another tree",
       change: { reply, request, _ in
@@ -80,51 +105,67 @@ import Transport
         reply = HTTPReply(200, body: Array("age-encryption.org/v1\n".utf8) + [UInt8](repeating: 7, count: 300))
       }, mayRelease: true),
     Lie(
-      name: "it was taken back",
+      name: "it has ended",
       change: { reply, request, _ in
-        if request.target.contains("/transfers/") { reply = .problem(Problem(.gone, "it was taken back")) }
-      }, bodyArrives: false),
+        guard request.target.contains("/transfers/") else { return }
+        // The recipient hears it once it knows the transfer, and then sees nothing that the sender signed.
+        if isRecipient(request), request.target.hasSuffix("/manifest") { return }
+        reply =
+          request.target.hasSuffix("/take-back")
+          ? .problem(Problem(.notFound, "there is nothing here")) : .problem(Problem(.gone, "it has ended"))
+        // The body has to get here before it can have ended.
+        if isSender(request) { reply = .problem(Problem(.gone, "it has ended")) }
+      }, bodyArrives: false, fromTheStart: false),
     Lie(
       name: "it was taken back, signed by the hub",
       change: { reply, request, hub in
-        guard isRecipient(request), request.target.contains("/transfers/") else { return }
-        guard request.target.hasSuffix("/take-back") else {
-          // Not before the transfer is known.
-          if !request.target.hasSuffix("/manifest") { reply = .problem(Problem(.gone, "it was taken back")) }
+        guard isRecipient(request), request.target.contains("/transfers/"), !request.target.hasSuffix("/manifest")
+        else {
           return
         }
-        let id = TransferID(String(request.target.split(separator: "/")[2]))!
+        reply = .problem(Problem(.gone, "it was taken back"))
+        guard request.target.hasSuffix("/take-back"), let row = try await row(hub) else { return }
         let document = TakeBack(
-          id: id, sender: AgencyID("sender.example.gov")!, recipient: request.partner, manifest: Digest(of: []),
+          id: row.id, sender: row.sender, recipient: row.peer, manifest: Digest(hex: row.manifestDigest)!,
           reason: "hub", at: Date()
         ).document
-        reply = HTTPReply(200, body: Envelope(signing: document, as: .takeBack, with: hub.signers(at: Date())).bytes)
+        reply = HTTPReply(
+          200, body: Envelope(signing: document, as: .takeBack, with: hub.keys.signers(at: Date())).bytes)
       }, bodyArrives: false),
     Lie(
-      name: "the recipient received and asks for the key, signed by the hub",
+      name: "the recipient received it, signed by the hub",
       change: { reply, request, hub in
         if isRecipient(request) { reply = HTTPReply(503) }
         guard isSender(request), request.target.hasPrefix("/v1/transfers/"), request.method != "GET",
-          reply.status == 200
-        else {
-          guard isSender(request), request.target.hasPrefix("/v1/transfers?") else { return }
-          return try list(&reply) { members in
-            members["transfers"] = .array(
-              items(members).map { item in
-                var item = item
-                item["keyRequest"] = .string("{}")
-                return .object(item)
-              })
-          }
-        }
-        let id = TransferID(String(request.target.split(separator: "/")[2]))!
+          reply.status == 200, let row = try await row(hub)
+        else { return }
         let receipt = Receipt(
-          kind: .received, id: id, sender: request.partner, recipient: AgencyID("recipient.example.gov")!,
-          manifest: Digest(of: []), code: "ok", at: Date(), previous: nil,
+          kind: .received, id: row.id, sender: row.sender, recipient: row.peer,
+          manifest: Digest(hex: row.manifestDigest)!, code: "ok", at: Date(), previous: nil,
           head: LedgerHead(epoch: "e", size: 1, root: Digest(of: [])))
-        let envelope = Envelope(signing: receipt.document, as: .receipt, with: hub.signers(at: Date()))
+        let envelope = Envelope(signing: receipt.document, as: .receipt, with: hub.keys.signers(at: Date()))
         reply = .json(200, .object(ReceiptList.document([envelope.bytes])))
       }, bodyArrives: false),
+    Lie(
+      name: "the recipient asks for the key, signed by the hub",
+      change: { reply, request, hub in
+        // It has the body, and its own request does not come through.
+        if isRecipient(request), request.target.hasSuffix("/key") { reply = HTTPReply(503) }
+        guard isSender(request), request.target.hasPrefix("/v1/transfers?"), let row = try await row(hub),
+          row.state == .custody
+        else { return }
+        let asked = KeyRequest(
+          id: row.id, sender: row.sender, recipient: row.peer, manifest: Digest(hex: row.manifestDigest)!, at: Date())
+        let envelope = Envelope(signing: asked.document, as: .keyRequest, with: hub.keys.signers(at: Date()))
+        try list(&reply) { members in
+          members["transfers"] = [
+            [
+              "id": .string(row.id.text), "sender": .string(row.sender.text), "recipient": .string(row.peer.text),
+              "state": "custody", "keyRequest": .string(String(decoding: envelope.bytes, as: UTF8.self)),
+            ]
+          ]
+        }
+      }, parksRequests: false),
     Lie(
       name: "nothing at all",
       change: { reply, request, _ in
@@ -148,20 +189,21 @@ import Transport
     let secret = Data("the patient's name, ".utf8) + Data(repeating: 88, count: 3 << 20)
 
     let own = try OwnGateway(of: hub)
-    let (port, keys) = (own.port, own.keys)
+    let port = own.port
+    let told = NIOLockedValueBox(0)
     try await serving(as: hub, to: [agencies.sender, agencies.recipient]) { request in
       if request.method == "PUT", request.target.hasSuffix("/key") { keysPut.withLockedValue { $0 += 1 } }
+      if !lie.parksRequests, request.method == "POST", isLying.withLockedValue({ $0 }) { return HTTPReply(503) }
       var reply = await port.answer(request)
-      if isLying.withLockedValue({ $0 }) {
-        do { try lie.change(&reply, request, keys) } catch { Issue.record(error) }
-      }
+      if isLying.withLockedValue({ $0 }), await lie.tell(&reply, request, own) { told.withLockedValue { $0 += 1 } }
       return reply
     } body: {
       try agencies.recipient.start()
       try agencies.sender.startSending()
       try agencies.sender.drop("secret.txt", secret)
-      // Long enough for several tries of everything.
-      _ = eventually(8) { false }
+      #expect(eventually(60) { told.withLockedValue { $0 } >= 3 }, "\(name): nothing was changed")
+      // Long enough for what follows from it.
+      _ = eventually(3) { false }
       #expect(agencies.recipient.inboxNames(from: agencies.sender) == [], "\(name)")
       #expect(agencies.sender.outcome("secret.txt") == "accepted", "\(name)")
       #expect(keysPut.withLockedValue { $0 } == 0 || lie.mayRelease, "\(name)")

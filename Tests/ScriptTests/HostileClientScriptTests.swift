@@ -44,7 +44,7 @@ import Testing
     }
 
     /// Runs `attack` and looks at the others meanwhile.
-    func withstands(_ attack: String, _ more: [String: String] = [:]) throws -> String {
+    func withstands(_ attack: String) throws -> String {
       let process = Process()
       process.executableURL = URL(fileURLWithPath: "/bin/bash")
       process.arguments = ["-c", "exec \(attack)"]
@@ -59,6 +59,7 @@ import Testing
         #expect(try othersAreServed(), "during \(attack)")
       }
       process.waitUntilExit()
+      #expect(process.terminationStatus == 0, "\(attack) ended with \(process.terminationStatus)")
       #expect(try othersAreServed(), "after \(attack)")
       return try String(contentsOfFile: log, encoding: .utf8)
     }
@@ -120,7 +121,8 @@ import Testing
     let opened = try scene.withstands("python3 \(Scene.clients) crowd \(scene.port) 10000 6")
     #expect(Int(opened.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0 >= 9000, "\(opened)")
     let answered = try scene.withstands("python3 \(Scene.clients) halfclosed \(scene.port) 300 partner.pem partner.key")
-    #expect(Int(answered.trimmingCharacters(in: .whitespacesAndNewlines)) != nil, "\(answered)")
+    // One partner has its share of connections; what is over it is refused.
+    #expect(Int(answered.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0 >= 30, "\(answered)")
     try scene.end(before)
   }
 
@@ -131,7 +133,7 @@ import Testing
     let old = try scene.hostile.shell("echo | \(client) -tls1_2 2>&1 || true")
     #expect(old.text.contains("alert protocol version"), "\(old.text)")
     let asked = try scene.hostile.shell("(sleep 1; echo R; sleep 1) | \(client) -tls1_3 2>&1 || true")
-    #expect(asked.text.contains("TLSv1.3") && !asked.text.contains("HTTP/1.1 200"), "\(asked.text)")
+    #expect(asked.text.contains("RENEGOTIATING") && asked.text.contains("wrong ssl version"), "\(asked.text)")
     // Some are served; a flood of them is cut off.
     for (count, isServed) in [(10, true), (100, false)] {
       let updated = try scene.hostile.shell(

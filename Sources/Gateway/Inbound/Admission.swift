@@ -1,4 +1,5 @@
-// Admission: what is the same for every package that comes to us, however it comes: relayed, collected, straight or through a hub.
+// Admission: what is the same however a package comes to us, relayed or collected, straight or through a hub. What is asked of a manifest
+// before there is a row (its signature, its time, room for it) a hub asks here too.
 //
 //   manifest: signature, parties, agreement, limits  →  COMMIT receiving
 //   body: whole, verified, durable                   →  COMMIT received + receipt
@@ -64,7 +65,12 @@ struct Admission: Sendable {
     case .permit: break
     // About this agreement alone: nothing else is to wait for it, so no Retry-After.
     case .hold: throw Problem(.unavailable, code: decision.codes[0].rawValue, decision.sentence)
-    case .refuse: return try await refuse(transfer, code: decision.codes[0].rawValue, decision)
+    case .refuse:
+      // The wrong way is a hub's doing: nothing is signed about it that would end the sender's transfer.
+      if transfer.isThroughHub, decision.codes.contains(.deliveryMode) {
+        throw Problem(.refused, code: ReasonCode.deliveryMode.rawValue, decision.sentence)
+      }
+      return try await refuse(transfer, code: decision.codes[0].rawValue, decision)
     }
     try await requireRoom(for: manifest)
     // A relayed body comes by itself.
@@ -115,21 +121,23 @@ struct Admission: Sendable {
         // The sender of a collected one has yet to be told.
         $0.nextAt = $0.isCollected ? tx.at : nil
       }
-      try tx.add(receipt: receipt, envelope: envelope)
+      try tx.add(receipt: receipt, envelope: envelope, told: transfer.link)
     }
     return (code, decision.sentence, envelope)
   }
 
   func requireRoom(for manifest: Manifest) async throws {
-    let load = try await context.ledger.read { try $0.load(of: manifest.sender) }
-    guard load.packages < context.configuration.packagesPerPartner else {
+    let isOurs = manifest.recipient == context.agency
+    let load = try await context.ledger.read { [context] in
+      try isOurs ? $0.load(of: manifest.sender) : $0.load(through: context.agency, of: manifest.sender)
+    }
+    guard load.packages < (isOurs ? context.configuration.packagesPerPartner : Hub.packagesMax) else {
       throw Problem(.busy, code: "limit.packages", "too many packages are under way", retryAfterSeconds: 2)
     }
     guard load.bytes + manifest.bodyBytes <= context.configuration.bytesPerPartnerMax else {
-      throw Problem(.busy, code: "limit.bytes-per-partner", "too many bytes are under way", retryAfterSeconds: 30)
+      throw Problem(.busy, code: "limit.bytes-per-partner", "too many bytes are under way")
     }
-    let opened = manifest.recipient == context.agency ? manifest.payloadBytes : 0
-    guard try context.hasRoom(for: manifest.bodyBytes + opened) else {
+    guard try context.hasRoom(for: manifest.bodyBytes + (isOurs ? manifest.payloadBytes : 0)) else {
       throw Problem(.full, code: "disk.full", "there is no room for this package", retryAfterSeconds: 60)
     }
   }
@@ -147,7 +155,7 @@ struct Admission: Sendable {
         // A relayed key comes by itself; who collects goes on to ask for it, and the stage looks only after what was left.
         $0.nextAt = $0.isCollected ? tx.at + 5 : nil
       }
-      try tx.add(receipt: receipt, envelope: envelope)
+      try tx.add(receipt: receipt, envelope: envelope, told: transfer.link)
       return row
     }
     return (row, envelope)
@@ -183,8 +191,18 @@ struct Admission: Sendable {
 
   typealias SenderHead = (head: LedgerHead, proof: Envelope)
 
-  /// The sender's signed ledger head that travels with a release.
-  func senderHead(_ header: String?, of sender: AgencyID) throws -> SenderHead? {
+  /// The sender's signed ledger head that travels with a release. One that a hub brings and that does not verify did not come.
+  func senderHead(_ header: String?, for transfer: Transfer) throws -> SenderHead? {
+    do {
+      return try senderHead(header, of: transfer.sender)
+    } catch let problem as Problem {
+      guard transfer.isThroughHub else { throw problem }
+      context.logger.notice("transfer \(transfer.id): \(problem)")
+      return nil
+    }
+  }
+
+  private func senderHead(_ header: String?, of sender: AgencyID) throws -> SenderHead? {
     guard let header else { return nil }
     guard let bytes = Base64.decode(header), let card = context.partners[sender]?.card?.card else {
       throw Problem(.malformed, "Sallyport-Head: expected base64 of a signed head")

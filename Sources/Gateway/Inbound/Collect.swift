@@ -42,8 +42,8 @@ struct Collect: Sendable {
       Stage(
         context: context, direction: .in, state: state, peer: partner, hasKey: hasKey, concurrency: Self.concurrency,
         news: context.news.lane(of: partner).collected,
-        work: { [links] transfer in try await links.unlessPaused(transfer, work) },
-        notBefore: { [links] in links.pausedUntil(partner) })
+        work: { [links] transfer in try await links.step(transfer, work) },
+        notBefore: { [links] in links.holdsBack(partner) })
     }
     return [
       stage(.receiving) { try await fetch($0) },
@@ -91,7 +91,7 @@ struct Collect: Sendable {
     } catch let problem as Problem where problem.code == "manifest.clock" {
       throw Problem(.unavailable, code: problem.code, problem.detail, retryAfterSeconds: 60)
     } catch let problem as Problem where partner != sender && Self.isAltered(problem) {
-      throw Problem(.unavailable, code: "hub.altered", "the manifest of \(id) at the hub \(partner): \(problem.detail)")
+      throw Problem(.unavailable, code: Hub.altered, "the manifest of \(id) at the hub \(partner): \(problem.detail)")
     } catch let problem as Problem where [.refused, .malformed].contains(problem.kind) {
       // Nobody's signature is on it, or its time is over: there is nothing to keep, and nothing to answer.
       context.logger.error("transfer \(id) waits at \(partner) and is not taken: \(problem)")
@@ -121,7 +121,13 @@ struct Collect: Sendable {
       return try verify()
     } catch let problem as Problem where problem.code == SealingError.Code.documentSignature.rawValue {
       guard links.canReach(sender) else { throw problem }
-      try await CardExchange(context: context, links: links).fetch(sender)
+      do {
+        try await CardExchange(context: context, links: links).fetch(sender)
+      } catch is SealingError {
+        throw problem
+      } catch is RelayError {
+        throw problem
+      }
       return try verify()
     }
   }
@@ -171,8 +177,8 @@ struct Collect: Sendable {
 
   /// What is not as it was signed is the sender's doing only when it comes from the sender. From a hub it has not come yet.
   private static func requireSender(_ transfer: Transfer, _ code: String, _ detail: String) throws {
-    guard transfer.via == nil else {
-      throw Problem(.unavailable, code: "hub.altered", "from the hub \(transfer.link): \(detail) [\(code)]")
+    guard !transfer.isThroughHub else {
+      throw Problem(.unavailable, code: Hub.altered, "from the hub \(transfer.link): \(detail) [\(code)]")
     }
   }
 
@@ -274,13 +280,13 @@ struct Collect: Sendable {
     let request = KeyRequest(
       id: transfer.id, sender: transfer.sender, recipient: context.agency,
       manifest: Digest(hex: transfer.manifestDigest)!, at: context.now())
-    let signed = transfer.via == nil ? [] : context.sign(request.document, as: .keyRequest).bytes
+    let signed = !transfer.isThroughHub ? [] : context.sign(request.document, as: .keyRequest).bytes
     let reply = try await links.send(transfer.link, "POST", "\(Mailbox.path(transfer.id))/key") {
       $0.body = .bytes(signed)
       $0.replyBytesMax = PackageKey.bytesMax
       $0.totalSeconds = Int(GatewayContext.leaseSeconds) - 5
     }
-    if reply.status == 202, transfer.via != nil {
+    if reply.status == 202, transfer.isThroughHub {
       // The hub says so in its list when the key is there.
       return try await context.ledger.write { tx in
         guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == .received, row.key == nil
@@ -304,7 +310,7 @@ struct Collect: Sendable {
       return
     }
     try await admission.take(
-      reply.body, admission.senderHead(reply.headers["sallyport-head"], of: transfer.sender), for: transfer)
+      reply.body, admission.senderHead(reply.headers["sallyport-head"], for: transfer), for: transfer)
   }
 
   /// Work of the stages `delivered`, `quarantined` and `refused`.

@@ -16,7 +16,7 @@ struct CollectRound: Sendable {
   /// - Throws: AdminError when we collect from nobody, or from another.
   func run(_ partner: AgencyID?) async throws -> [JSON] {
     let partners = context.partners.all.filter {
-      $0.state == .active && (partner == nil || $0.agency == partner) && !context.collects(from: $0.agency).isEmpty
+      $0.state == .active && (partner == nil || $0.agency == partner) && !context.senders(waitingAt: $0.agency).isEmpty
         && $0.card?.card.endpoint != nil
     }.map(\.agency)
     guard !partners.isEmpty else {
@@ -27,7 +27,7 @@ struct CollectRound: Sendable {
     defer { client.stop() }
     let own = PartnerLinks(context: context, client: client)
     let collect = Collect(context: context, links: own)
-    let senders = Set(partners.flatMap { context.collects(from: $0) })
+    let senders = Set(partners.flatMap { context.senders(waitingAt: $0) })
     let stages = senders.flatMap { collect.stages(of: $0) } + OpenPackage(context: context).stages
     return try await withThrowingTaskGroup(of: [JSON]?.self) { group in
       for stage in stages {
@@ -58,7 +58,7 @@ struct CollectRound: Sendable {
       return
         "\(partner) is \(known.state.rawValue): sallyport partners \(known.state == .pending ? "approve" : "resume")"
     }
-    guard !context.collects(from: partner).isEmpty else {
+    guard !context.senders(waitingAt: partner).isEmpty else {
       return
         "no agreement in force with delivery mode collect lets packages wait for us at \(partner): sallyport agreements list"
     }

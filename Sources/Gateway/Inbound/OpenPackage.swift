@@ -148,7 +148,7 @@ struct OpenPackage: Sendable {
         $0.note = note
         $0.nextAt = $0.isCollected ? tx.at : nil
       }
-      try tx.add(receipt: receipt, envelope: envelope)
+      try tx.add(receipt: receipt, envelope: envelope, told: transfer.link)
     }
     tell(transfer)
     context.logger.error("transfer \(transfer.id) of \(transfer.sender) is quarantined: \(note)")
@@ -227,7 +227,7 @@ struct OpenPackage: Sendable {
       try tx.advance(transfer, to: .delivered, ["receipt": .string(envelope.payloadDigest.hex)]) {
         $0.nextAt = $0.isCollected ? tx.at : nil
       }
-      try tx.add(receipt: receipt, envelope: envelope)
+      try tx.add(receipt: receipt, envelope: envelope, told: transfer.link)
     }
     tell(transfer)
     try await context.pool.run { try context.spool.remove(transfer.place) }

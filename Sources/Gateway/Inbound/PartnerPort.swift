@@ -30,7 +30,7 @@ struct PartnerPort: Sendable {
         return .problem(Problem(.unavailable, "this gateway is stopping", retryAfterSeconds: 10))
       case .other:
         if !(error is CancellationError) { context.logger.error("a request of \(request.partner) failed: \(error)") }
-        return .problem(Problem(.unavailable, "this cannot be answered now", retryAfterSeconds: 10))
+        return .problem(Problem(.unavailable, "this cannot be answered now"))
       }
     }
   }
@@ -66,7 +66,7 @@ struct PartnerPort: Sendable {
     case .agreements: return AgreementExchange(context: context).list(for: request.partner)
     case .getAgreement(let digest): return try AgreementExchange(context: context).get(digest, for: request.partner)
     case .getAct(let digest, let act):
-      return try AgreementExchange(context: context).get(act, over: digest, for: request.partner)
+      return try await AgreementExchange(context: context).get(act, over: digest, for: request.partner)
     case .putAgreement(let digest):
       let exchange = AgreementExchange(context: context)
       try await exchange.take(digest, try await request.collect(bytesMax: StrictYAML.bytesMax), from: request.partner)

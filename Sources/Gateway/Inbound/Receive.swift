@@ -1,9 +1,9 @@
 // Receive: manifest, body and key as a sender's gateway, or a hub before it, puts them. Ciphertext only; nothing is opened here.
 //
-//   PUT manifest  verify signature, parties, agreement, limits  →  COMMIT receiving
-//   PATCH body    append, digest                                →  complete: root checked, body durable, COMMIT received + receipt
-//   PUT key       digest of the manifest                        →  COMMIT the key; Open takes over
-//   DELETE        signed take-back                              →  COMMIT cancelled; later parts get 410
+//   PUT manifest   Admission, or as a hub Hub
+//   PATCH body     from the durable offset on; the newest request wins; whole: the root is checked, then the body is received, or kept
+//   PUT key        after the whole body
+//   DELETE         a signed take-back; later parts get 410
 //
 // Every part may be repeated: the same document is answered with the receipts that stand, as success.
 
@@ -18,8 +18,8 @@ import Transport
 struct Receive: Sendable {
   let context: GatewayContext
   let sessions: Sessions
-  let hub: Hub
 
+  private var hub: Hub { Hub(context: context) }
   private var admission: Admission { Admission(context: context) }
 
   // MARK: manifest
@@ -27,16 +27,16 @@ struct Receive: Sendable {
   func putManifest(_ id: TransferID, _ request: PartnerRequest) async throws -> HTTPReply {
     let bytes = try await request.collect(bytesMax: Envelope.bytesMax)
     let (manifest, envelope) = try admission.verified(bytes, id, from: request.partner)
-    let isBetween = hub.isBetween(manifest)
-    if !isBetween { try admission.requireOurs(manifest) }
+    let between = hub.agreement(for: manifest)
+    if between == nil { try admission.requireOurs(manifest) }
     if let known = try await context.ledger.read({ try $0.transfer(manifest.sender, id) }) {
       guard known.manifestDigest == envelope.payloadDigest.hex else {
         throw Problem(.conflict, "another manifest was sent under this id")
       }
       return try await standing(known)
     }
-    if isBetween {
-      try await hub.admit(manifest, envelope)
+    if let between {
+      try await hub.admit(manifest, envelope, under: between)
     } else if let (code, sentence, receipt) = try await admission.admit(
       manifest, envelope, from: request.partner, by: .relay)
     {
@@ -59,7 +59,7 @@ struct Receive: Sendable {
     switch transfer.state {
     case .cancelled, .expired:
       throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer was ended")
-    case .held: throw Problem(.unavailable, code: "transfer.held", "this transfer is held here", retryAfterSeconds: 60)
+    case .held: throw Problem(.unavailable, code: "transfer.held", "this transfer is held here")
     case .refused, .quarantined:
       return Self.refusal(transfer.code, "this package was refused", receipts.last)
     default:
@@ -157,9 +157,9 @@ struct Receive: Sendable {
       try await remember(transfer, body)
       return HTTPReply(204, headers: ["upload-offset": String(body.durableBytes)])
     }
-    let reply = try await complete(transfer, body)
+    // Whole: nothing goes on from it, whatever it is.
     keep = nil
-    return reply
+    return try await complete(transfer, body)
   }
 
   private func remember(_ transfer: Transfer, _ body: ReceivingBody) async throws {
@@ -170,12 +170,8 @@ struct Receive: Sendable {
     let manifest = try transfer.readManifest()
     guard body.treeRoot == manifest.bodyTreeRoot else {
       let (code, note) = (SealingError.Code.bodyRoot.rawValue, "the body is not the one that was signed")
-      guard transfer.direction == .in else {
-        // Who sent it sends it again; nothing is said about it that anybody could take for the recipient's word.
-        try await context.pool.run { [context] in try context.spool.remove(transfer.place) }
-        _ = try await context.ledger.write { try $0.amend(transfer) { $0.durableBytes = 0 } }
-        throw Problem(.digest, note)
-      }
+      // Between us and the sender a hub may have changed it; and a hub signs nothing.
+      if transfer.via != nil { throw try await hub.reject(transfer) }
       return Self.refusal(
         code, note, try await OpenPackage(context: context).quarantine(transfer, code: code, note: note))
     }
@@ -192,7 +188,7 @@ struct Receive: Sendable {
     let key = try await request.collect(bytesMax: PackageKey.bytesMax)
     let transfer = try await relayed(id, request)
     try admission.requireKey(key, of: transfer)
-    let head = try admission.senderHead(request.header("sallyport-head"), of: transfer.sender)
+    let head = try admission.senderHead(request.header("sallyport-head"), for: transfer)
     if transfer.direction == .hub { return try await standing(hub.take(key, head, for: transfer)) }
     guard transfer.state == .received, transfer.key == nil else {
       guard transfer.state != .receiving else {

@@ -1,4 +1,5 @@
-// Confirm: one long poll per partner that owes us receipts, or at which packages may wait for us.
+// Confirm: one long poll per partner that owes us receipts, or at which packages, notices, agreements, or what recipients signed may wait
+// for us.
 
 import Foundation
 import Logging
@@ -14,6 +15,8 @@ struct Confirm: Sendable {
   static let waitSeconds = 20
   /// How often a partner is looked in at where nothing is known to wait: an agreement may be offered.
   static let lookSeconds: TimeInterval = 300
+  /// Lists that are looked at behind one that could not be taken whole.
+  static let aheadMax = 20
 
   let context: GatewayContext
   let links: PartnerLinks
@@ -59,10 +62,13 @@ struct Confirm: Sendable {
 
   /// One look at the partner's list: its receipts applied, its packages for us taken on, then the cursor moved.
   ///
+  /// - Parameter ahead: how many lists were looked at already behind one that could not be taken whole: the place is kept then.
   /// - Returns: where the list goes on.
-  /// - Throws: `Problem` busy, full or unavailable when a package could not be taken on now; RelayError.
+  /// - Throws: `Problem` busy, full or unavailable when something could not be taken now; RelayError.
   @discardableResult
-  func poll(_ partner: AgencyID, after cursor: Int64, waitSeconds: Int, checkHead: Bool) async throws -> Int64 {
+  func poll(
+    _ partner: AgencyID, after cursor: Int64, waitSeconds: Int, checkHead: Bool, ahead: Int = 0
+  ) async throws -> Int64 {
     let lane = context.news.lane(of: partner)
     let reply = try await links.send(
       partner, "GET",
@@ -103,30 +109,46 @@ struct Confirm: Sendable {
         } else {
           try await collect.heed(item, from: partner)
         }
-      } catch let problem as Problem where [.busy, .full, .unavailable].contains(problem.kind) {
+      } catch let problem as Problem where [.busy, .full].contains(problem.kind) {
         waits = problem
-      }
-    }
-    for var notice in try reader.objects("notices", countMax: Notices.listMax) {
-      do {
-        try await NoticeDesk(context: context).heed(&notice, from: partner, links)
-      } catch let error as SealingError {
-        waits = Problem(.unavailable, code: error.code.rawValue, "a notice at \(partner): \(error.detail)")
-      } catch let problem as Problem {
-        waits = Problem(.unavailable, code: problem.code, "a notice at \(partner): \(problem.detail)")
+      } catch let error as RelayError {
+        throw error
+      } catch {
+        guard case .retry(let code, let note) = Disposition(error).kept else { throw error }
+        waits = Problem(.unavailable, code: code, note)
       }
     }
     let tag = try reader.optional("agreements") { (r, n) throws(SealingError) in try r.digest(n) }
     lane.sawAgreements(tag)
-    if let waits { throw waits }
+    if waits != nil || ahead > 0 {
+      // What stands behind it is not to wait for it.
+      if next > cursor, ahead < Self.aheadMax {
+        try await poll(partner, after: next, waitSeconds: 0, checkHead: false, ahead: ahead + 1)
+      }
+      if let waits { throw waits }
+      return next
+    }
     if next > cursor {
       try await context.ledger.write { tx in
-        guard var record = try tx.reader.partner(partner), next > record.cursor else { return }
+        // Somebody may have set it back meanwhile.
+        guard var record = try tx.reader.partner(partner), next > record.cursor, record.cursor >= cursor else { return }
         record.cursor = next
         record.lastSeen = tx.at
         try tx.put(record)
       }
     }
+    // Notices stand under no cursor: one that cannot be taken keeps nothing else back.
+    var bad: Problem?
+    for var notice in try reader.objects("notices", countMax: Notices.listMax) {
+      do {
+        try await NoticeDesk(context: context).heed(&notice, from: partner, links)
+      } catch let error as SealingError {
+        bad = Problem(.unavailable, code: error.code.rawValue, "a notice at \(partner): \(error.detail)")
+      } catch let problem as Problem {
+        bad = Problem(.unavailable, code: problem.code, "a notice at \(partner): \(problem.detail)")
+      }
+    }
+    if let bad { throw bad }
     return next
   }
 
@@ -201,7 +223,7 @@ struct Confirm: Sendable {
       }
     } catch let error as SealingError {
       context.logger.error("a receipt of \(partner) is not accepted: \(error)")
-    } catch LedgerError.illegal(let what) {
+    } catch LedgerError.illegal(let what), LedgerError.notFound(let what) {
       context.logger.error("a receipt of \(partner) is not accepted: \(what)")
     }
   }

@@ -45,7 +45,7 @@ struct Mailbox: Sendable {
     if transfer.state.isEnd {
       throw Problem(.gone, code: "transfer.\(transfer.state.rawValue)", "this transfer has ended")
     }
-    throw Problem(.unavailable, code: "transfer.held", "this transfer is held here", retryAfterSeconds: 60)
+    throw Problem(.unavailable, code: "transfer.held", "this transfer is held here")
   }
 
   private func own(_ id: TransferID, for partner: AgencyID) async throws -> Transfer {
@@ -213,7 +213,7 @@ struct Mailbox: Sendable {
       throw Problem(.refused, code: decision.codes.first?.rawValue ?? "release.refused", decision.sentence)
     case .withdrawn(_, let code):
       throw Problem(.gone, code: code, "this package was taken back; ask for the list again")
-    case .waits(let code, let note): throw Problem(.unavailable, code: code, note, retryAfterSeconds: 30)
+    case .waits(let code, let note): throw Problem(.unavailable, code: code, note)
     }
   }
 

@@ -27,18 +27,27 @@ final class PartnerLinks: Sendable {
   /// Before this instant the partner is left alone; nil when it may be tried.
   func pausedUntil(_ partner: AgencyID) -> Date? { health.withLockedValue { $0[partner]?.notBefore } }
 
-  /// The same for what goes through a hub: its recipient's stages do not know that the hub is down.
-  func pausedUntil(_ transfer: Transfer) -> Date? {
-    guard transfer.link != transfer.peer, let until = pausedUntil(transfer.link), until > context.now() else {
-      return nil
-    }
-    return until
+  /// Before this instant nothing goes to the partner; nil when something may. Through a hub it may at any time: `step` looks at the hub.
+  func holdsBack(_ partner: AgencyID) -> Date? {
+    context.policies.agreements.contains { $0.via != nil && $0.parties.contains { $0.id == partner } }
+      ? nil : pausedUntil(partner)
   }
 
-  /// Does `work` unless the hub on the way is down; then not before it may be tried again.
-  func unlessPaused(_ transfer: Transfer, _ work: (Transfer) async throws -> Void) async throws {
-    guard let until = pausedUntil(transfer) else { return try await work(transfer) }
-    _ = try await context.ledger.write { try $0.amend(transfer) { $0.nextAt = until } }
+  /// One step of a transfer. It waits while whom we speak with is down; and what a hub says wrong is what has not come yet.
+  func step(_ transfer: Transfer, _ work: (Transfer) async throws -> Void) async throws {
+    if let until = pausedUntil(transfer.link), until > context.now() {
+      return try await context.ledger.write { tx in
+        guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == transfer.state,
+          row.updatedAt == transfer.updatedAt
+        else { return }
+        _ = try tx.amend(row) { $0.nextAt = until }
+      }
+    }
+    do {
+      try await work(transfer)
+    } catch let error as SealingError where transfer.isThroughHub {
+      throw Problem(.unavailable, code: Hub.altered, "from the hub \(transfer.link): \(error)")
+    }
   }
 
   /// Whether the partner listens anywhere.

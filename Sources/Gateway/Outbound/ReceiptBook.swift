@@ -1,4 +1,4 @@
-// Confirm: verifies what recipients sign, and moves transfers by it.
+// Verifies what recipients sign, and moves transfers by it; at a hub, parks it for the sender.
 
 import Foundation
 import Logging
@@ -67,12 +67,19 @@ struct ReceiptBook: Sendable {
       }
       switch receipt.kind {
       case .received:
-        guard current.state == .sending || current.state == .queued else { return current }
+        guard current.state == .sending || current.state == .queued else {
+          // A hub that cannot go on from it now is told again.
+          guard current.direction != .hub || ![.held, .receiving].contains(current.state) else {
+            throw LedgerError.illegal("\(transfer.id): received while it is \(current.state.rawValue)")
+          }
+          return current
+        }
         return try tx.advance(current, to: .custody, detail) {
-          // Whoever applied the receipt goes on with it; the stage looks only after what was left. Who collects comes by itself.
+          // Who collects comes by itself. From a hub's list the stage goes on at once; else whoever applied the receipt does, and the
+          // stage looks only after what was left.
           if $0.isCollected || $0.direction == .hub {
             $0.nextAt = nil
-          } else if $0.via == nil {
+          } else if !$0.isThroughHub {
             $0.nextAt = tx.at + GatewayContext.leaseSeconds
           }
         }
@@ -90,7 +97,7 @@ struct ReceiptBook: Sendable {
         }
       }
     }
-    if row.state.isEnd || row.direction == .hub { try await settle(row) }
+    if row.state.isEnd || row.direction == .hub && row.state == .custody { try await settle(row) }
     if row.direction == .hub { context.news.lane(of: row.sender).mail.notify() }
     return row
   }

@@ -55,7 +55,7 @@ struct Relay: Sendable {
       // The receipt may have come while an administrator held the transfer.
       let known = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
       guard !known.isEmpty else {
-        guard transfer.direction != .out || transfer.via == nil else { return try await rest(row) }
+        guard !transfer.isThroughHub else { return try await rest(row) }
         throw Problem(.unavailable, code: "partner.no-receipt", "\(transfer.peer) has the body and gives no receipt")
       }
       let sending = row
@@ -130,9 +130,10 @@ struct Relay: Sendable {
     case 404:
       // Not known there (any more), or not ours to know: begin again from the manifest, later.
       throw Problem(.unavailable, code: "partner.not-found", "\(transfer.link) does not know this transfer")
-    case 410 where transfer.via != nil:
+    case _ where transfer.isThroughHub:
       // A hub's word ends nothing.
-      throw Problem(.unavailable, code: "hub.gone", "the hub says that this transfer has ended")
+      throw Problem(
+        .unavailable, code: problem?.code ?? "hub.status", problem?.detail ?? "the hub answers \(reply.status)")
     default:
       throw problem ?? Problem(.conflict, code: "partner.status", "\(transfer.link) answers \(reply.status)")
     }
@@ -149,7 +150,7 @@ struct Relay: Sendable {
 
   /// Whoever collects from a hub asks for the key; to all others it goes once they have the body.
   private func isAskedFor(_ transfer: Transfer) async throws -> Bool {
-    guard transfer.via != nil,
+    guard transfer.isThroughHub,
       try context.policies.agreement(transfer.readManifest().agreement.sha256)?.delivery == .collect
     else { return true }
     return try await context.ledger.write { tx in

@@ -69,10 +69,16 @@ struct TakeBackStage: Sendable {
     }
     switch reply.status {
     case 200: try await book.take(reply.body, about: transfer)
-    case 202:
-      // The hub has it. The recipient's answer comes with its list.
-      _ = try await context.ledger.write { tx in
-        try tx.amend(transfer) { $0.nextAt = tx.at + Relay.hubLookSeconds }
+    case 202,
+      404 where transfer.isThroughHub, 410 where transfer.isThroughHub:
+      // The recipient's answer comes with the hub's list, or it never will.
+      try await context.ledger.write { tx in
+        guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == transfer.state else {
+          return
+        }
+        let isOver = tx.at >= (row.expiresAt ?? tx.at) + GatewayContext.skewSeconds
+        let isAnswered = try tx.reader.document(row.sender, row.id, .acknowledgement) != nil
+        _ = try tx.amend(row) { $0.nextAt = isOver || isAnswered ? nil : tx.at + Relay.hubLookSeconds }
       }
     case 404, 410: try await book.finish(transfer, nil)
     default: throw Problem(.unavailable, code: "partner.status", "the take-back is answered \(reply.status)")
@@ -97,8 +103,6 @@ struct TakeBackBook: Sendable {
     guard signed.takeBack == document.payloadDigest else {
       throw SealingError(.documentInvalid, "the answer is about another take-back")
     }
-    guard try await context.ledger.read({ try $0.document(transfer.sender, transfer.id, .acknowledgement) }) == nil
-    else { return }
     try await finish(transfer, (envelope, signed.outcome))
   }
 
@@ -106,14 +110,17 @@ struct TakeBackBook: Sendable {
     async throws
   {
     try await context.ledger.write { tx in
-      if let answer {
-        try tx.add(document: answer.envelope, sender: transfer.sender, id: transfer.id)
-        if transfer.direction == .hub { try tx.offer(transfer, to: transfer.sender) }
+      // The reply and the list may bring the same answer.
+      if try tx.reader.document(transfer.sender, transfer.id, .acknowledgement) == nil {
+        if let answer {
+          try tx.add(document: answer.envelope, sender: transfer.sender, id: transfer.id)
+          if transfer.direction == .hub { try tx.offer(transfer, to: transfer.sender) }
+        }
+        try tx.append(
+          AuditEvent(
+            "taken-back", sender: transfer.sender, id: transfer.id,
+            ["outcome": .string(answer?.outcome.rawValue ?? "unknown-there")]))
       }
-      try tx.append(
-        AuditEvent(
-          "taken-back", sender: transfer.sender, id: transfer.id,
-          ["outcome": .string(answer?.outcome.rawValue ?? "unknown-there")]))
       guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state != .purged else { return }
       _ = try tx.amend(row) { $0.nextAt = nil }
     }

@@ -7,9 +7,11 @@ Usage: clients.py crowd PORT COUNT SECONDS            opens plain connections, s
 """
 
 import asyncio
+import resource
 import socket
 import ssl
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 
 def context(certificate: str, key: str) -> ssl.SSLContext:
@@ -21,6 +23,8 @@ def context(certificate: str, key: str) -> ssl.SSLContext:
 
 
 async def crowd(port: int, count: int, seconds: float) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     kept = []
     for _ in range(count):
         try:
@@ -48,7 +52,8 @@ async def half_closed(port: int, count: int, certificate: str, key: str) -> None
             return False
 
     loop = asyncio.get_running_loop()
-    answers = await asyncio.gather(*(loop.run_in_executor(None, one) for _ in range(count)))
+    with ThreadPoolExecutor(count) as pool:
+        answers = await asyncio.gather(*(loop.run_in_executor(pool, one) for _ in range(count)))
     print(sum(answers), flush=True)
 
 
