@@ -471,6 +471,44 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
       Evaluation.inbound(manifest(agreement: strict.digest), under: strict, now(), by: .relay).codes == [.inputDigest])
   }
 
+  /// The hub is a party with a role of its own, signs like all others, and is the one way.
+  @Test func whatGoesThroughAHubNeedsItsSignatureAndIt() throws {
+    let hub = AgencyID("h.gov")!
+    let via = "mode: relay, via: h.gov"
+    #expect(throws: PolicyError.self) { try Agreement(yaml: yaml.replacing("mode: relay", with: via)) }
+    let party = #"  - { id: h.gov, name: "H", role: processor, signatories: { required: 1, roles: [operations] } }"#
+    let text = yaml.replacing("mode: relay", with: via).replacing("purpose: {", with: "\(party)\npurpose: {")
+    let through = try Agreement(yaml: text)
+    #expect(through.via == hub && !through.waitsAtSender)
+    #expect(throws: PolicyError.self) {
+      try Agreement(yaml: text.replacing("mode: relay,", with: "mode: collect, downloadCounts: true,"))
+    }
+    // Without the hub's signature it is proposed; with it in force.
+    func standing(_ acts: [AgreementAct]) -> AgreementStanding {
+      AgreementStanding(through, acts, between: AgencyID("a.gov")!, AgencyID("b.gov")!, at: Self.instant)
+    }
+    let own = accepted(through)
+    let signed = own.filter { $0.party != hub }
+    #expect(standing(signed).state == .proposed && standing(signed).detail.contains("h.gov"))
+    let act = AgreementAct(
+      .accept, through, party: hub, role: "operations", signer: "Op", reason: nil, at: Self.instant)
+    #expect(standing(signed + [act]).state == .valid)
+    // The sender's gateway waits for the hub, and wants a recipient that signs.
+    for (state, listens, signs, outcome, code) in [
+      (Circumstances.PartnerState.active, true, true, Decision.Outcome.permit, nil),
+      (.active, false, true, .hold, ReasonCode.hubInactive), (.suspended, true, true, .hold, .hubInactive),
+      (.unknown, false, true, .hold, .hubInactive), (.active, true, false, .refuse, .deliveryMode),
+    ] {
+      let now = Circumstances(
+        instant: Self.instant, partner: .active, recipientKinds: [.mlkem768x25519], packagesToday: 0,
+        standing: standing(signed + [act]), isReachable: listens, hub: state, hasGateway: signs)
+      let decision = Evaluation.outbound(draft(), under: through, now)
+      #expect(decision.outcome == outcome && decision.codes == (code.map { [$0] } ?? []), "\(decision.sentence)")
+    }
+    let changes = AgreementDiff.changes(from: agreement, to: through)
+    #expect(changes.contains { $0.text.contains("hub: none → h.gov") }, "\(changes)")
+  }
+
   @Test func decisionsAreDeterministicAndSalted() {
     let one = Evaluation.outbound(draft(), under: agreement, now())
     #expect(one == Evaluation.outbound(draft(), under: agreement, now()))

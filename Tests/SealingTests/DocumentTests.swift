@@ -108,6 +108,10 @@ import Testing
       id: Sample.id, sender: Sample.sender, recipient: Sample.recipient, manifest: Digest(of: [1]),
       reason: "cancelled", at: Sample.instant)
     #expect(try TakeBack(takeBack.document) == takeBack)
+    let request = KeyRequest(
+      id: Sample.id, sender: Sample.sender, recipient: Sample.recipient, manifest: Digest(of: [1]), at: Sample.instant)
+    #expect(try KeyRequest(request.document) == request)
+    #expect(errorCode { try KeyRequest(takeBack.document) } == .documentInvalid)
     let answer = TakeBackAnswer(takeBack: Digest(of: [1]), outcome: .hadKey, at: Sample.instant)
     #expect(try TakeBackAnswer(answer.document) == answer)
     #expect(try LedgerHead(head.document) == head)

@@ -243,6 +243,7 @@ private func serving(
 
 @Suite struct RouteTests {
   static let id = TransferID().text
+  static let digest = Digest(of: [1])
 
   @Test func theAPIIsRouted() throws {
     let id = TransferID(Self.id)!
@@ -266,6 +267,18 @@ private func serving(
       ("GET", "/v1/transfers/\(Self.id)/package.age", .package(id)),
       ("PUT", "/v1/transfers/\(Self.id)/receipts", .putReceipts(id)), ("GET", "/", .page),
       ("GET", "/v1/openapi.json", .openAPI),
+      (
+        "GET", "/v1/transfers?agreements=ab",
+        .list(after: 0, limit: 100, waitSeconds: 0, agreements: "ab")
+      ),
+      ("GET", "/v1/transfers/\(Self.id)/take-back", .getTakeBack(id)),
+      ("PUT", "/v1/transfers/\(Self.id)/take-back", .putTakeBackAnswer(id)),
+      ("PUT", "/v1/notices/\(Self.id)", .putNotice(id)), ("GET", "/v1/notices/\(Self.id)", .getNotice(id)),
+      ("PUT", "/v1/notices/\(Self.id)/receipt", .putNoticeAnswer(id)), ("GET", "/v1/agreements", .agreements),
+      ("GET", "/v1/agreements/\(Self.digest.hex)", .getAgreement(Self.digest)),
+      (
+        "GET", "/v1/agreements/\(Self.digest.hex)/signatures/\(Self.digest.hex)", .getAct(Self.digest, Self.digest)
+      ),
     ]
     for (method, target, route) in routes { #expect(try PartnerRoute(method: method, target: target) == route) }
   }
