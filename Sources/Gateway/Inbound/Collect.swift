@@ -22,8 +22,8 @@ struct Collect: Sendable {
   /// Tries in a row of one range that brings nothing before the whole transfer waits.
   static let triesMax = 3
 
-  /// How often a hub is asked for a key that its list has not announced.
-  static let keyAgainSeconds: TimeInterval = 60
+  /// How seldom at last a hub is asked again for a key that its list has not announced. The announcement may come while it is asked.
+  static let keyAgainSecondsMax: Int64 = 300
 
   let context: GatewayContext
   let links: PartnerLinks
@@ -292,7 +292,8 @@ struct Collect: Sendable {
         guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == .received, row.key == nil
         else { return }
         _ = try tx.amend(row) {
-          $0.nextAt = tx.at + Self.keyAgainSeconds
+          $0.attempts += 1
+          $0.nextAt = tx.at + Backoff.seconds($0.attempts, max: Self.keyAgainSecondsMax)
           $0.note = "\(transfer.sender) has yet to put the key at the hub \(transfer.link)"
         }
       }
