@@ -11,6 +11,8 @@ package struct ActBook: Sendable {
   private var names: [Digest: [Digest]] = [:]
   private var policies: [Agreement] = []
   private var own: AgencyID?
+  /// Made once: every list has one.
+  private var tags: [AgencyID: Digest] = [:]
 
   init() {}
 
@@ -27,6 +29,10 @@ package struct ActBook: Sendable {
       }
     }
     self.own = own.agency
+    for party in Set(policies.flatMap { $0.parties.map(\.id) }) {
+      let told = told(to: party).flatMap { $0.agreement.digest.bytes + $0.acts.flatMap(\.bytes) }
+      if !told.isEmpty { tags[party] = Digest(of: told) }
+    }
   }
 
   func digests(of agreement: Agreement) -> [Digest] { names[agreement.digest] ?? [] }
@@ -39,10 +45,7 @@ package struct ActBook: Sendable {
   }
 
   /// Changes whenever `told` does; nil when that is nothing.
-  func tag(for partner: AgencyID) -> Digest? {
-    let told = told(to: partner)
-    return told.isEmpty ? nil : Digest(of: told.flatMap { $0.agreement.digest.bytes + $0.acts.flatMap(\.bytes) })
-  }
+  func tag(for partner: AgencyID) -> Digest? { tags[partner] }
 
   /// nil unless its party signed it with a key that was valid when it says it was signed; for a party without a gateway we did.
   static func verified(_ envelope: Envelope, _ agreement: Agreement, _ cards: [Card], own: Card) -> AgreementAct? {

@@ -123,11 +123,8 @@ struct AgreementExchange: Sendable {
           }
         }
       } catch {
-        switch Disposition(error) {
-        case .stop: throw FatalFailure(cause: error)
-        case .ignore: break
-        case .retry(_, let note), .halt(_, let note):
-          context.logger.notice("agreements to \(partner): \(note)")
+        if let trouble = try Disposition.survived(error) {
+          context.logger.notice("agreements to \(partner): \(trouble.note)")
           pause = 10
         }
       }
@@ -135,11 +132,8 @@ struct AgreementExchange: Sendable {
       do {
         if let tag = lane.listedAgreements, tag != asked, try await ask(partner, links) { asked = tag }
       } catch {
-        switch Disposition(error) {
-        case .stop: throw FatalFailure(cause: error)
-        case .ignore: break
-        case .retry(_, let note), .halt(_, let note):
-          context.logger.notice("agreements at \(partner): \(note)")
+        if let trouble = try Disposition.survived(error) {
+          context.logger.notice("agreements at \(partner): \(trouble.note)")
           pause = min(pause, 60)
         }
       }
@@ -194,12 +188,11 @@ struct AgreementExchange: Sendable {
     .json(200, try told(digest, to: partner).document)
   }
 
-  func get(_ act: Digest, over digest: Digest, for partner: AgencyID) async throws -> HTTPReply {
+  func get(_ act: Digest, over digest: Digest, for partner: AgencyID) throws -> HTTPReply {
     let agreement = try told(digest, to: partner)
-    let envelope = try await context.pool.run { [context] in
-      try PolicyFolder.envelopes(of: agreement, in: context.home.policies).first { $0.payloadDigest == act }
+    guard let envelope = context.envelopes(of: agreement).first(where: { $0.payloadDigest == act }) else {
+      throw Problem(.notFound, "there is nothing here")
     }
-    guard let envelope else { throw Problem(.notFound, "there is nothing here") }
     return HTTPReply(200, headers: ["content-type": "application/json"], body: envelope.bytes)
   }
 

@@ -16,10 +16,21 @@ enum Disposition {
   /// The disk's state is unknown: the process must stop (exit code 74).
   case stop
 
-  /// The same for something that is not ours to set aside: it is looked at again.
-  var kept: Disposition {
-    if case .halt(let code, let note) = self { return .retry(code: code, note: note) }
-    return self
+  /// What went wrong with something that is looked at again in any case; nil when nothing did, or when the process must stop.
+  var trouble: (code: String, note: String)? {
+    switch self {
+    case .retry(let code, let note), .halt(let code, let note): (code, note)
+    case .ignore, .stop: nil
+    }
+  }
+
+  /// The same for a loop that goes on whatever it meets, but for a disk whose state is unknown.
+  ///
+  /// - Throws: `FatalFailure`.
+  static func survived(_ error: any Error) throws -> (code: String, note: String)? {
+    let disposition = Disposition(error)
+    if case .stop = disposition { throw FatalFailure(cause: error) }
+    return disposition.trouble
   }
 
   init(_ error: any Error) {

@@ -162,6 +162,10 @@ package final class GatewayContext: Sendable {
   func enforcement(of agreement: Agreement) -> Enforcement? {
     policyBox.withLockedValue { $0.enforcements[agreement.digest] }
   }
+  /// The acts over an agreement as they are in `policies/`, verified or not.
+  func envelopes(of agreement: Agreement) -> [Envelope] {
+    policyBox.withLockedValue { $0.acts[agreement.digest] ?? [] }
+  }
   /// The version of an agreement to go by: the highest that is in force for this agency, else the highest in its time.
   package func current(_ id: String, at instant: Date) -> Agreement? {
     let versions = policies.agreements.filter { $0.id == id }
@@ -237,6 +241,19 @@ package final class GatewayContext: Sendable {
     news.partners.notify()
     // What a card could not verify it may verify now.
     news.notifyActs()
+  }
+
+  /// What another agency signed, by the keys that its card has now.
+  ///
+  /// - Throws: `document.*`; `document.signature` too while no card of it is held.
+  func verified(_ bytes: [UInt8], as kind: DocumentKind, by agency: AgencyID) throws(SealingError) -> (
+    document: JSON, envelope: Envelope
+  ) {
+    guard let card = partners[agency]?.card?.card else {
+      throw SealingError(.documentSignature, "no card of \(agency) is held")
+    }
+    let envelope = try Envelope(parsing: bytes, as: kind)
+    return (try envelope.verify(card.signers(at: now())), envelope)
   }
 
   func sign(_ document: JSON, as kind: DocumentKind) -> Envelope { keys.sign(document, as: kind, at: now()) }

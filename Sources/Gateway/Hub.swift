@@ -160,11 +160,8 @@ struct Hub: Sendable {
     var isNew = false
     if transfer.state == .custody { isNew = try await park(Self.verified(bytes, transfer, context), of: transfer) }
     // Asked again, it is the list that says when the key is here.
-    let deadline = context.now() + (isNew ? Self.keyWaitSeconds : 0)
     let news = context.news.lane(of: transfer.peer).mail
-    var isLast = false
-    while true {
-      let seen = news.generation
+    return try await longPoll(news, seconds: isNew ? Self.keyWaitSeconds : 0, now: context.now) { isLast in
       let (row, head) = try await context.ledger.read {
         (
           try $0.transfer(transfer.sender, transfer.id), try $0.document(transfer.sender, transfer.id, .head)
@@ -175,20 +172,15 @@ struct Hub: Sendable {
         headers["sallyport-head"] = head.map { Base64.encode($0.bytes) }
         return HTTPReply(200, headers: headers, body: key)
       }
-      let left = deadline.timeIntervalSince(context.now())
-      guard row?.state == .custody, left > 0, !isLast else { return HTTPReply(202) }
-      isLast = await !waitForNews(news, after: seen, for: .seconds(left))
+      return row?.state == .custody && !isLast ? nil : HTTPReply(202)
     }
   }
 
   /// - Throws: `Problem` unless the recipient of `transfer` signed it.
   static func verified(_ bytes: [UInt8], _ transfer: Transfer, _ context: GatewayContext) throws -> Envelope {
     do {
-      let envelope = try Envelope(parsing: bytes, as: .keyRequest)
-      guard let card = context.partners[transfer.peer]?.card?.card else {
-        throw SealingError(.documentSignature, "no card")
-      }
-      let request = try KeyRequest(try envelope.verify(card.signers(at: context.now())))
+      let (document, envelope) = try context.verified(bytes, as: .keyRequest, by: transfer.peer)
+      let request = try KeyRequest(document)
       guard request.id == transfer.id, request.sender == transfer.sender, request.recipient == transfer.peer,
         request.manifest.hex == transfer.manifestDigest
       else { throw SealingError(.documentInvalid, "the key request is about another transfer") }

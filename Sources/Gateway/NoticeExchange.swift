@@ -35,11 +35,8 @@ struct Notices: Sendable {
         do {
           try await send(row, links)
         } catch {
-          switch Disposition(error) {
-          case .stop: throw FatalFailure(cause: error)
-          case .ignore: break
-          case .retry(_, let note), .halt(_, let note):
-            context.logger.notice("notice \(row.id) to \(partner): \(note)")
+          if let trouble = try Disposition.survived(error) {
+            context.logger.notice("notice \(row.id) to \(partner): \(trouble.note)")
             try await later(row, seconds: 5)
           }
         }
@@ -72,11 +69,8 @@ struct Notices: Sendable {
   ///
   /// - Throws: SealingError unless the recipient signed it about this notice.
   func take(answer bytes: [UInt8], to row: NoticeRow) async throws {
-    guard let card = context.partners[row.peer]?.card?.card else {
-      throw SealingError(.documentSignature, "no card of \(row.peer)")
-    }
-    let envelope = try Envelope(parsing: bytes, as: .noticeReceipt)
-    let answer = try NoticeAnswer(try envelope.verify(card.signers(at: context.now())))
+    let (document, envelope) = try context.verified(bytes, as: .noticeReceipt, by: row.peer)
+    let answer = try NoticeAnswer(document)
     guard answer.id == row.id, answer.notice == (try Envelope(parsing: row.envelope, as: .notice)).payloadDigest else {
       throw SealingError(.documentInvalid, "the answer is about another notice")
     }

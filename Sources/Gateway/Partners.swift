@@ -170,10 +170,8 @@ struct CardExchange: Sendable {
       do {
         try await fetch(partner)
       } catch {
-        switch Disposition(error) {
-        case .stop: throw FatalFailure(cause: error)
-        case .ignore: break
-        case .retry(_, let note), .halt(_, let note): context.logger.notice("card of \(partner): \(note)")
+        if let trouble = try Disposition.survived(error) {
+          context.logger.notice("card of \(partner): \(trouble.note)")
         }
       }
       await Signal().wait(after: 0, for: .seconds(Self.everySeconds))

@@ -183,10 +183,23 @@ func untilShutdown(_ body: @escaping @Sendable () async throws -> Void) async th
   }
 }
 
-/// Waits for news on behalf of a partner's long poll: at most `limit`, and no longer than the gateway runs.
+/// Answers a partner's long poll: looks, and looks again with each piece of news, at most for `seconds` and no longer than the gateway
+/// runs.
 ///
-/// - Returns: false when the gateway shuts down, so that the poll is answered with what there is.
-func waitForNews(_ signal: Signal, after seen: UInt64, for limit: Duration) async -> Bool {
-  await cancelWhenGracefulShutdown { await signal.wait(after: seen, for: limit) }
-  return !Task.isShuttingDownGracefully && !Task.isCancelled
+/// - Parameter look: the answer; nil while there is none. Told that it is the last look, it has one.
+func longPoll<Answer>(
+  _ news: Signal, seconds: TimeInterval, now: @Sendable () -> Date,
+  _ look: (_ isLast: Bool) async throws -> Answer?
+) async throws -> Answer {
+  let deadline = now() + seconds
+  var isStopping = false
+  while true {
+    let seen = news.generation
+    let isLast = isStopping || deadline.timeIntervalSince(now()) <= 0
+    if let answer = try await look(isLast) { return answer }
+    precondition(!isLast, "the last look at a long poll has no answer")
+    let left = max(0, deadline.timeIntervalSince(now()))
+    await cancelWhenGracefulShutdown { await news.wait(after: seen, for: .seconds(left)) }
+    isStopping = Task.isShuttingDownGracefully || Task.isCancelled
+  }
 }

@@ -178,11 +178,7 @@ import Transport
   @Test(arguments: lies.map(\.name))
   func aHubThatLiesHoldsUpAndNothingElse(name: String) async throws {
     let lie = Self.lies.first { $0.name == name }!
-    var options = TestAgencies.Options()
-    options.delivery = "collect"
-    options.hasHub = true
-    options.callsOutOnly = true
-    let agencies = try TestAgencies(options)
+    let agencies = try TestAgencies(.throughHub("collect", callsOutOnly: true))
     let hub = agencies.hub!
     let isLying = NIOLockedValueBox(true)
     let keysPut = NIOLockedValueBox(0)
@@ -239,11 +235,7 @@ import Transport
 
   /// A hub that shows what it held before, once more: as a new package, and another's parts under a known one.
   @Test func aHubThatReplaysDeliversNothingTwice() async throws {
-    var options = TestAgencies.Options()
-    options.delivery = "collect"
-    options.hasHub = true
-    options.callsOutOnly = true
-    let agencies = try TestAgencies(options)
+    let agencies = try TestAgencies(.throughHub("collect", callsOutOnly: true))
     let hub = agencies.hub!
     /// Answers to the recipient, as they were given once: by what was asked.
     let kept = NIOLockedValueBox<[String: HTTPReply]>([:])

@@ -11,10 +11,7 @@ struct NetworkTests {
   func whatIsCutInTheMiddleArrivesOnce(delivery: String, callsOutOnly: Bool) throws {
     let network = try BadNetwork(["sender", "recipient", "hub"])
     defer { network.end() }
-    var options = TestAgencies.Options()
-    options.delivery = delivery
-    options.hasHub = true
-    options.callsOutOnly = callsOutOnly
+    var options = TestAgencies.Options.throughHub(delivery, callsOutOnly: callsOutOnly)
     options.network = network.name
     let agencies = try TestAgencies(options)
     try agencies.start()

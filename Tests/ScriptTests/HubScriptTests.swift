@@ -9,14 +9,6 @@ import TestSupport
 import Testing
 
 @Suite struct HubScriptTests {
-  static func options(_ delivery: String, callsOutOnly: Bool = false) -> TestAgencies.Options {
-    var options = TestAgencies.Options()
-    options.delivery = delivery
-    options.hasHub = true
-    options.callsOutOnly = callsOutOnly
-    return options
-  }
-
   /// Whether everything is over at all three.
   static func isSettled(_ agencies: TestAgencies) throws -> Bool {
     try eventually(30) {
@@ -30,7 +22,7 @@ import Testing
 
   @Test(arguments: [("relay", false), ("collect", false), ("collect", true)])
   func whatGoesThroughAHubArrivesOnceAndSignedFor(delivery: String, callsOutOnly: Bool) throws {
-    let agencies = try TestAgencies(Self.options(delivery, callsOutOnly: callsOutOnly))
+    let agencies = try TestAgencies(.throughHub(delivery, callsOutOnly: callsOutOnly))
     let hub = agencies.hub!
     try agencies.start()
     let files = [
@@ -60,7 +52,7 @@ import Testing
 
   /// The sender changes its mind while the recipient waits for the key: the hub passes on both words, and neither is its own.
   @Test func whatIsTakenBackAtAHubIsAnsweredByTheRecipient() throws {
-    let agencies = try TestAgencies(Self.options("collect", callsOutOnly: true))
+    let agencies = try TestAgencies(.throughHub("collect", callsOutOnly: true))
     let hub = agencies.hub!
     try hub.start()
     try agencies.sender.startSending()
@@ -87,7 +79,7 @@ import Testing
   /// Its disk loses what it holds, and it is killed in the middle of everything: the sender has it still.
   @Test(arguments: ["relay", "collect"])
   func aHubThatLosesWhatItHoldsGetsItAgain(delivery: String) throws {
-    let agencies = try TestAgencies(Self.options(delivery))
+    let agencies = try TestAgencies(.throughHub(delivery))
     let hub = agencies.hub!
     try hub.start()
     try agencies.sender.startSending()

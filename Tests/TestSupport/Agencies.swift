@@ -162,6 +162,15 @@ public final class TestAgencies {
     public var schema = ""
 
     public init() {}
+
+    /// With a hub between the two.
+    public static func throughHub(_ delivery: String, callsOutOnly: Bool = false) -> Options {
+      var options = Options()
+      options.delivery = delivery
+      options.hasHub = true
+      options.callsOutOnly = callsOutOnly
+      return options
+    }
   }
 
   public init(_ options: Options = Options()) throws {

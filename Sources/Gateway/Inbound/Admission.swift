@@ -222,11 +222,8 @@ struct Admission: Sendable {
   /// - Throws: `Problem` refused when the sender did not sign it about this transfer.
   func takeBack(_ bytes: [UInt8], of transfer: Transfer) throws -> (TakeBack, Envelope) {
     do {
-      guard let card = context.partners[transfer.sender]?.card?.card else {
-        throw SealingError(.documentSignature, "no card")
-      }
-      let envelope = try Envelope(parsing: bytes, as: .takeBack)
-      let takeBack = try TakeBack(try envelope.verify(card.signers(at: context.now())))
+      let (document, envelope) = try context.verified(bytes, as: .takeBack, by: transfer.sender)
+      let takeBack = try TakeBack(document)
       guard takeBack.id == transfer.id, takeBack.sender == transfer.sender,
         takeBack.manifest.hex == transfer.manifestDigest
       else {

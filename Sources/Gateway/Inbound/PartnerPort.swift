@@ -66,7 +66,7 @@ struct PartnerPort: Sendable {
     case .agreements: return AgreementExchange(context: context).list(for: request.partner)
     case .getAgreement(let digest): return try AgreementExchange(context: context).get(digest, for: request.partner)
     case .getAct(let digest, let act):
-      return try await AgreementExchange(context: context).get(act, over: digest, for: request.partner)
+      return try AgreementExchange(context: context).get(act, over: digest, for: request.partner)
     case .putAgreement(let digest):
       let exchange = AgreementExchange(context: context)
       try await exchange.take(digest, try await request.collect(bytesMax: StrictYAML.bytesMax), from: request.partner)
@@ -109,11 +109,8 @@ struct PartnerPort: Sendable {
     _ partner: AgencyID, _ after: Int64, _ limit: Int, _ wait: Int, knowing agreements: String?
   ) async throws -> HTTPReply {
     try await acknowledge(partner, upTo: after)
-    let deadline = context.now() + Double(wait)
     let news = context.news.lane(of: partner).mail
-    var isLast = wait == 0
-    while true {
-      let seen = news.generation
+    return try await longPoll(news, seconds: Double(wait), now: context.now) { isLast in
       let (receipts, offers, notices) = try await context.ledger.read { reader in
         (
           try reader.receipts(about: partner, after: after, limit: max(1, limit)),
@@ -130,22 +127,19 @@ struct PartnerPort: Sendable {
       // One list under one cursor: where either was cut, both end.
       let order = (receipts.map(\.sequence) + offers.map(\.sequence)).sorted().prefix(max(1, limit))
       let end = order.last ?? after
-      let left = deadline.timeIntervalSince(context.now())
       let tag = context.acts.tag(for: partner)?.hex
       let isNews =
         !order.isEmpty || notices.contains { $0.answer == nil } || agreements.map { $0 != tag ?? "" } ?? false
-      if isNews || left <= 0 || isLast {
-        var members = ReceiptList.document(receipts.filter { $0.sequence <= end }.map(\.envelope))
-        members["transfers"] = .array(offers.filter { $0.sequence <= end }.map(\.item))
-        members["notices"] = try Notices.items(notices)
-        members["agreements"] = tag.map { .string($0) }
-        members["cursor"] = .integer(end)
-        if let proof = try await context.ledger.read({ try $0.partner(partner)?.headProof }) {
-          members["yourHead"] = .string(Base64.encode(proof))
-        }
-        return .json(200, .object(members))
+      guard isNews || isLast else { return nil }
+      var members = ReceiptList.document(receipts.filter { $0.sequence <= end }.map(\.envelope))
+      members["transfers"] = .array(offers.filter { $0.sequence <= end }.map(\.item))
+      members["notices"] = try Notices.items(notices)
+      members["agreements"] = tag.map { .string($0) }
+      members["cursor"] = .integer(end)
+      if let proof = try await context.ledger.read({ try $0.partner(partner)?.headProof }) {
+        members["yourHead"] = .string(Base64.encode(proof))
       }
-      isLast = await !waitForNews(news, after: seen, for: .seconds(left))
+      return .json(200, .object(members))
     }
   }
 

@@ -205,20 +205,14 @@ struct Receive: Sendable {
   func receipts(_ id: TransferID, after kind: String, waitSeconds: Int, _ request: PartnerRequest) async throws
     -> HTTPReply
   {
-    let deadline = context.now() + Double(waitSeconds)
     let news = context.news.lane(of: request.partner).mail
-    var isLast = waitSeconds == 0
-    while true {
-      let seen = news.generation
+    return try await longPoll(news, seconds: Double(waitSeconds), now: context.now) { isLast in
       let transfer = try await own(id, request)
       let all = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
       let kinds = try all.map { try Receipt($0.unverified()).kind.rawValue }
       let fresh = kinds.firstIndex(of: kind).map { all.dropFirst($0 + 1) } ?? all[...]
-      let left = deadline.timeIntervalSince(context.now())
-      if !fresh.isEmpty || left <= 0 || isLast {
-        return HTTPReply.json(200, .object(ReceiptList.document(fresh.map(\.bytes))))
-      }
-      isLast = await !waitForNews(news, after: seen, for: .seconds(left))
+      guard !fresh.isEmpty || isLast else { return nil }
+      return HTTPReply.json(200, .object(ReceiptList.document(fresh.map(\.bytes))))
     }
   }
 

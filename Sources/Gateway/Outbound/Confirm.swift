@@ -49,11 +49,8 @@ struct Confirm: Sendable {
         lookedAt = context.now()
         asked = cursor
       } catch {
-        switch Disposition(error) {
-        case .stop: throw FatalFailure(cause: error)
-        case .ignore: break
-        case .retry(let code, let note), .halt(let code, let note):
-          context.logger.notice("receipts of \(partner): \(note) [\(code)]")
+        if let trouble = try Disposition.survived(error) {
+          context.logger.notice("receipts of \(partner): \(trouble.note) [\(trouble.code)]")
           await news.wait(after: news.generation, for: .seconds(2))
         }
       }
@@ -114,8 +111,8 @@ struct Confirm: Sendable {
       } catch let error as RelayError {
         throw error
       } catch {
-        guard case .retry(let code, let note) = Disposition(error).kept else { throw error }
-        waits = Problem(.unavailable, code: code, note)
+        guard let trouble = Disposition(error).trouble else { throw error }
+        waits = Problem(.unavailable, code: trouble.code, trouble.note)
       }
     }
     let tag = try reader.optional("agreements") { (r, n) throws(SealingError) in try r.digest(n) }

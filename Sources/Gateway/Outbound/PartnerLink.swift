@@ -29,8 +29,9 @@ final class PartnerLinks: Sendable {
 
   /// Before this instant nothing goes to the partner; nil when something may. Through a hub it may at any time: `step` looks at the hub.
   func holdsBack(_ partner: AgencyID) -> Date? {
-    context.policies.agreements.contains { $0.via != nil && $0.parties.contains { $0.id == partner } }
-      ? nil : pausedUntil(partner)
+    guard let until = pausedUntil(partner) else { return nil }
+    let hasHub = context.policies.agreements.contains { $0.via != nil && $0.parties.contains { $0.id == partner } }
+    return hasHub ? nil : until
   }
 
   /// One step of a transfer. It waits while whom we speak with is down; and what a hub says wrong is what has not come yet.

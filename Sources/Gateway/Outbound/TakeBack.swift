@@ -84,7 +84,6 @@ struct TakeBackStage: Sendable {
     default: throw Problem(.unavailable, code: "partner.status", "the take-back is answered \(reply.status)")
     }
   }
-
 }
 
 /// What recipients answer to take-backs.
@@ -95,12 +94,11 @@ struct TakeBackBook: Sendable {
   ///
   /// - Throws: SealingError when the recipient did not sign it, or about another take-back.
   func take(_ bytes: [UInt8], about transfer: Transfer) async throws {
-    guard let document = try await context.ledger.read({ try $0.document(transfer.sender, transfer.id, .takeBack) }),
-      let card = context.partners[transfer.peer]?.card?.card
+    guard let taken = try await context.ledger.read({ try $0.document(transfer.sender, transfer.id, .takeBack) })
     else { throw SealingError(.documentInvalid, "nothing was taken back") }
-    let envelope = try Envelope(parsing: bytes, as: .acknowledgement)
-    let signed = try TakeBackAnswer(try envelope.verify(card.signers(at: context.now())))
-    guard signed.takeBack == document.payloadDigest else {
+    let (document, envelope) = try context.verified(bytes, as: .acknowledgement, by: transfer.peer)
+    let signed = try TakeBackAnswer(document)
+    guard signed.takeBack == taken.payloadDigest else {
       throw SealingError(.documentInvalid, "the answer is about another take-back")
     }
     try await finish(transfer, (envelope, signed.outcome))
