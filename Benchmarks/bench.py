@@ -431,11 +431,13 @@ def bench_crowd(directory, partners, downloading, size, seconds):
             with open(path, "wb") as file:
                 file.write(os.urandom(1 << 20) * (size >> 20))
             downloads.append((number, mailbox.offer(path, number), size + (size >> 16) * 16))
-        times, failures, whole = collect.crowd(mailbox, range(partners), downloads, seconds)
-        print(f"\n{partners} partners polling, {downloading} of them downloading {size >> 20} MiB: {len(times)} lists, "
-              f"{len(failures)} failures {failures[:3]}, {whole} downloads whole")
-        print(f"  list: median {times[len(times) // 2] * 1e3:.1f} ms, p99 {times[len(times) * 99 // 100] * 1e3:.1f} ms (the client included), "
-              f"most {times[-1] * 1e3:.0f} ms; peak memory of the gateway {mailbox.memory() / 1024:.0f} MiB")
+        print(f"\n{partners} partners asking once a second, {downloading} of them downloading {size >> 20} MiB; the clients on the same cores")
+        for together in [False, True]:
+            times, failures, whole = collect.crowd(mailbox, range(partners), downloads, seconds, together)
+            print(f"  {'all in the same moment' if together else 'spread over the second':24}  {len(times)} lists, {len(failures)} failures {failures[:3]}, "
+                  f"{whole} downloads whole; median {times[len(times) // 2] * 1e3:.1f} ms, p99 {times[len(times) * 99 // 100] * 1e3:.1f} ms, "
+                  f"most {times[-1] * 1e3:.0f} ms")
+        print(f"  peak memory of the gateway {mailbox.memory() / 1024:.0f} MiB")
     finally:
         mailbox.stop()
 

@@ -85,35 +85,61 @@ def tls(mailbox, number):
     return context
 
 
-async def poll(mailbox, context, until, times, failures):
-    """One partner's connection: its list, once a second."""
+async def connect(mailbox, context):
+    """One partner's connection, with its first list."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", mailbox.port, ssl=context)
+    await ask(reader, writer)
+    return reader, writer
+
+
+async def ask(reader, writer):
+    writer.write(b"GET /v1/transfers HTTP/1.1\r\nHost: g\r\n\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head).group(1)))
+    return head
+
+
+async def poll(connection, wait, until, times, failures):
+    """One partner that asks for its list once a second, at its own moment of the second."""
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", mailbox.port, ssl=context)
+        await asyncio.sleep(wait)
         while time.monotonic() < until:
             start = time.monotonic()
-            writer.write(b"GET /v1/transfers HTTP/1.1\r\nHost: g\r\n\r\n")
-            head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head).group(1)))
+            head = await ask(*connection)
             times.append(time.monotonic() - start)
             if not head.startswith(b"HTTP/1.1 200"):
                 failures.append(head)
             await asyncio.sleep(max(0, 1 - (time.monotonic() - start)))
-        writer.close()
     except Exception as error:
         failures.append(repr(error))
 
 
-def crowd(mailbox, pollers, downloads, seconds):
-    """(list latencies in order, failures, downloads that were whole): `downloads` is (number, id, bytes) each."""
+def download(mailbox, downloads):
+    """All downloads at 4 MB/s each in one curl: as many processes as downloads would take the two cores from the gateway."""
+    arguments = []
+    for number, id, _ in downloads:
+        arguments += [*(["--next"] if arguments else []), *mailbox.curl(number)[1:], "--limit-rate", "4M", "-o", os.devnull,
+                      "-w", "%{size_download}\n", f"{mailbox.url}/v1/transfers/{id}/body"]
+    return downloads and subprocess.Popen(["curl", "--parallel", "--parallel-immediate", "--parallel-max", "64", *arguments],
+                                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def crowd(mailbox, pollers, downloads, seconds, together):
+    """(list latencies in order, failures, downloads that were whole): `downloads` is (number, id, bytes) each.
+    All partners are connected before the clock starts; they ask spread over the second or, `together`, all in the same moment of it."""
     times, failures = [], []
     contexts = [tls(mailbox, n) for n in pollers]
-    processes = [(subprocess.Popen([*mailbox.curl(n), "--limit-rate", "4M", f"{mailbox.url}/v1/transfers/{id}/body", "-o", os.devnull, "-w",
-                                    "%{size_download}"], stdout=subprocess.PIPE, text=True), size) for n, id, size in downloads]
 
     async def everybody():
+        connections = [await connect(mailbox, context) for context in contexts]
+        process = download(mailbox, downloads)
         until = time.monotonic() + seconds
-        await asyncio.gather(*(poll(mailbox, context, until, times, failures) for context in contexts))
+        await asyncio.gather(*(poll(connection, 0 if together else number / len(connections), until, times, failures)
+                               for number, connection in enumerate(connections)))
+        for _, writer in connections:
+            writer.close()
+        return process
 
-    asyncio.run(everybody())
-    whole = sum(int(process.communicate()[0] or 0) == size for process, size in processes)
-    return sorted(times), failures, whole
+    process = asyncio.run(everybody())
+    sizes = process.communicate()[0].split() if process else []
+    return sorted(times), failures, sum(int(size) == expected for size, (_, _, expected) in zip(sizes, downloads))

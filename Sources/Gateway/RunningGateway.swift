@@ -28,7 +28,7 @@ package struct RunningGateway: Service {
   }
 
   package func run() async throws {
-    let group = MultiThreadedEventLoopGroup(numberOfThreads: 2)
+    let loops = ServerLoops(threads: 2)
     let fatal = FatalStop()
     let port = PartnerPort(
       context: context, receive: Receive(context: context, sessions: Sessions()),
@@ -48,9 +48,9 @@ package struct RunningGateway: Service {
         PartnerServer(
           host: context.configuration.host, port: context.configuration.port, identity: context.keys.tlsInUse,
           limits: context.configuration.serverLimits, partner: { context.partners.known(by: $0) },
-          handler: { await port.answer($0) }, group: group,
+          handler: { await port.answer($0) }, loops: loops,
           logger: quiet, onListening: onListening),
-        AdminServer(path: context.home.adminSocket, group: group, logger: quiet) { method, target, body in
+        AdminServer(path: context.home.adminSocket, loops: loops, logger: quiet) { method, target, body in
           await administration.answer(method, target, body)
         },
         fatal, maintenance, Intake(context: context),
@@ -64,7 +64,7 @@ package struct RunningGateway: Service {
         logger: context.logger))
     try await serviceGroup.run()
     client.stop()
-    try await group.shutdownGracefully()
+    try await loops.group.shutdownGracefully()
   }
 
   /// The stages that are not a partner's own.

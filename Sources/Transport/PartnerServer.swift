@@ -99,7 +99,7 @@ package struct PartnerServer: Service {
   let limits: PartnerServerLimits
   let partner: @Sendable (Sealing.Digest) -> AgencyID?
   let handler: Handler
-  let group: MultiThreadedEventLoopGroup
+  let loops: ServerLoops
   let logger: Logger
   let onListening: @Sendable (Int) async -> Void
 
@@ -110,7 +110,7 @@ package struct PartnerServer: Service {
   package init(
     host: String, port: Int, identity: TLSIdentity, limits: PartnerServerLimits = .init(),
     partner: @escaping @Sendable (Sealing.Digest) -> AgencyID?, handler: @escaping Handler,
-    group: MultiThreadedEventLoopGroup, logger: Logger, onListening: @escaping @Sendable (Int) async -> Void
+    loops: ServerLoops, logger: Logger, onListening: @escaping @Sendable (Int) async -> Void
   ) {
     self.host = host
     self.port = port
@@ -118,7 +118,7 @@ package struct PartnerServer: Service {
     self.limits = limits
     self.partner = partner
     self.handler = handler
-    self.group = group
+    self.loops = loops
     self.logger = logger
     self.onListening = onListening
   }
@@ -134,12 +134,12 @@ package struct PartnerServer: Service {
             Problem(.busy, code: "limit.requests", "too many requests at once", retryAfterSeconds: 1))
         }
         return await handler(request)
-      }, executors: LoopTaskExecutor.all(group))
+      }, loops: loops)
     let server = channel.server(
       configuration: .init(
         address: .hostname(host, port: port),
         availableConnectionsDelegate: MaximumAvailableConnections(limits.connections)),
-      onServerRunning: { await onListening($0.localAddress?.port ?? 0) }, eventLoopGroup: group, logger: logger)
+      onServerRunning: { await onListening($0.localAddress?.port ?? 0) }, eventLoopGroup: loops.group, logger: logger)
     try await server.run()
   }
 }
@@ -158,7 +158,7 @@ private struct PartnerChannel: ServerChildChannel {
   let partner: @Sendable (Sealing.Digest) -> AgencyID?
   let shares: PartnerShares
   let handler: PartnerServer.Handler
-  let executors: [ObjectIdentifier: LoopTaskExecutor]
+  let loops: ServerLoops
 
   private func http1(_ responder: @escaping HTTPChannelHandler.Responder) -> HTTP1Channel {
     HTTP1Channel(
@@ -195,6 +195,7 @@ private struct PartnerChannel: ServerChildChannel {
 
   func handle(value: Value, logger: Logger) async {
     let handler = handler
+    let loops = loops
     let channel = http1 { request, writer, _ in
       guard let partner = try await self.partner(on: value) else {
         value.channel.close(promise: nil)
@@ -202,16 +203,20 @@ private struct PartnerChannel: ServerChildChannel {
       }
       let reply = await handler(PartnerRequest(partner: partner, request))
       let streamed = NIOLockedValueBox<Int64>(0)
+      let bodies = reply.stream == nil ? 0 : 1
+      loops.bodies(bodies, on: value.channel)
+      defer { loops.bodies(-bodies, on: value.channel) }
       do {
         try await PartnerChannel.write(
-          reply, isHead: request.method == .head, to: writer, on: value.channel, streamed)
+          reply, isHead: request.method == .head, to: writer, on: value.channel, streamed
+        ) { await loops.turn(of: value.channel) }
       } catch {
         await reply.onEnd?(streamed.withLockedValue { $0 })
         throw error
       }
       await reply.onEnd?(streamed.withLockedValue { $0 })
     }
-    await withTaskExecutorPreference(executors[ObjectIdentifier(value.channel.eventLoop)]) {
+    await withTaskExecutorPreference(loops.executor(of: value.channel)) {
       await channel.handle(value: value.http, logger: logger)
     }
   }
@@ -230,7 +235,8 @@ private struct PartnerChannel: ServerChildChannel {
 
   static func write(
     _ reply: HTTPReply, isHead: Bool, to writer: consuming ResponseWriter,
-    on channel: (any Channel)? = nil, _ streamed: NIOLockedValueBox<Int64> = .init(0)
+    on channel: (any Channel)? = nil, _ streamed: NIOLockedValueBox<Int64> = .init(0),
+    turn: @escaping @Sendable () async -> Int = { ServerLoops.pieceBytesMax }
   ) async throws {
     var head = HTTPResponse(status: .init(code: reply.status))
     for (name, value) in reply.headers {
@@ -241,21 +247,19 @@ private struct PartnerChannel: ServerChildChannel {
     if isHead || (reply.body.isEmpty && reply.stream == nil) {
       try await writer.writeResponse(head)
     } else if let stream = reply.stream {
-      try await writer.write(response: head, body: body(reply, stream, on: channel, streamed))
+      try await writer.write(response: head, body: body(reply, stream, on: channel, streamed, turn))
     } else {
       try await writer.write(response: head, body: .init(byteBuffer: ByteBuffer(bytes: reply.body)))
       await reply.onWritten?()
     }
   }
 
-  /// Larger pieces cost less: most of the price of a piece is its way between two threads (measured: half of that of 128 KiB).
-  static let pieceBytes: Int64 = 512 << 10
-
   /// A reader that takes less than a piece in this time is cut off; it may resume.
   static let pieceSeconds: Int64 = 60
 
   private static func body(
-    _ reply: HTTPReply, _ stream: BodyStream, on channel: (any Channel)?, _ streamed: NIOLockedValueBox<Int64>
+    _ reply: HTTPReply, _ stream: BodyStream, on channel: (any Channel)?, _ streamed: NIOLockedValueBox<Int64>,
+    _ turn: @escaping @Sendable () async -> Int
   ) -> ResponseBody {
     ResponseBody { writer in
       if !reply.body.isEmpty {
@@ -264,7 +268,7 @@ private struct PartnerChannel: ServerChildChannel {
       }
       var sent: Int64 = 0
       while sent < stream.bytes {
-        let piece = try await stream.read(sent, Int(min(pieceBytes, stream.bytes - sent)))
+        let piece = try await stream.read(sent, min(await turn(), Int(stream.bytes - sent)))
         sent += Int64(piece.readableBytes)
         let stall = channel?.eventLoop.scheduleTask(in: .seconds(pieceSeconds)) { channel?.close(promise: nil) }
         defer { stall?.cancel() }
@@ -324,17 +328,17 @@ private final class PartnerShares: Sendable {
 package struct AdminServer: Service {
   let path: String
   let handler: @Sendable (_ method: String, _ target: String, _ body: [UInt8]) async -> HTTPReply
-  let group: MultiThreadedEventLoopGroup
+  let loops: ServerLoops
   let logger: Logger
   package static let requestBytesMax = 1 << 20
 
   /// The socket file must not exist; the directory that holds it must be the gateway's alone.
   package init(
-    path: String, group: MultiThreadedEventLoopGroup, logger: Logger,
+    path: String, loops: ServerLoops, logger: Logger,
     handler: @escaping @Sendable (_ method: String, _ target: String, _ body: [UInt8]) async -> HTTPReply
   ) {
     self.path = path
-    self.group = group
+    self.loops = loops
     self.logger = logger
     self.handler = handler
   }
@@ -349,7 +353,7 @@ package struct AdminServer: Service {
         try await PartnerChannel.write(reply, isHead: false, to: writer)
       }, configuration: .init(idleTimeout: .seconds(600)))
     try await channel.server(
-      configuration: .init(address: .unixDomainSocket(path: path)), eventLoopGroup: group, logger: logger
+      configuration: .init(address: .unixDomainSocket(path: path)), eventLoopGroup: loops.group, logger: logger
     ).run()
   }
 }
@@ -393,24 +397,5 @@ private final class ContinueHandler: ChannelInboundHandler, RemovableChannelHand
       context.writeAndFlush(wrapOutboundOut(.head(HTTPResponse(status: .continue))), promise: nil)
     }
     context.fireChannelRead(data)
-  }
-}
-
-/// Runs tasks on one event loop, so that a connection's tasks share the loop of its channel.
-private final class LoopTaskExecutor: TaskExecutor {
-  private let loop: any EventLoop
-
-  private init(_ loop: any EventLoop) { self.loop = loop }
-
-  static func all(_ group: MultiThreadedEventLoopGroup) -> [ObjectIdentifier: LoopTaskExecutor] {
-    var executors: [ObjectIdentifier: LoopTaskExecutor] = [:]
-    for loop in group.makeIterator() { executors[ObjectIdentifier(loop)] = LoopTaskExecutor(loop) }
-    return executors
-  }
-
-  func enqueue(_ job: consuming ExecutorJob) {
-    let job = UnownedJob(job)
-    let executor = asUnownedTaskExecutor()
-    loop.execute { job.runSynchronously(on: executor) }
   }
 }

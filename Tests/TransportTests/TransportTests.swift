@@ -30,13 +30,13 @@ private func serving(
   _ handler: @escaping PartnerServer.Handler, _ body: @escaping @Sendable (Int, TLSIdentity) async throws -> Void
 ) async throws {
   let identity = try TLSIdentity(key: TLSIdentity.generateKey(), name: "server.example.gov")
-  let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+  let loops = ServerLoops(threads: 1)
   let (ports, listening) = AsyncStream<Int>.makeStream()
   let server = PartnerServer(
     host: "127.0.0.1", port: 0, identity: identity, limits: limits,
     partner: { card.isHeld && pins.contains($0) ? peer : nil },
     handler: handler,
-    group: group, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }, onListening: { listening.yield($0) })
+    loops: loops, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }, onListening: { listening.yield($0) })
   // Stopped as the gateway is: gracefully. A cancelled NIOAsyncChannel server may drop a connection unfinished, and traps.
   let services = ServiceGroup(services: [server], logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
   try await withThrowingTaskGroup { tasks in
@@ -53,7 +53,7 @@ private func serving(
     await services.triggerGracefulShutdown()
     try await tasks.waitForAll()
   }
-  try await group.shutdownGracefully()
+  try await loops.group.shutdownGracefully()
 }
 
 @Suite struct WireTests {

@@ -111,7 +111,7 @@ struct PartnerPort: Sendable {
     try await acknowledge(partner, upTo: after)
     let news = context.news.lane(of: partner).mail
     return try await longPoll(news, seconds: Double(wait), now: context.now) { isLast in
-      let (receipts, offers, notices) = try await context.ledger.read { reader in
+      let (receipts, offers, notices, head) = try await context.ledger.read { reader in
         (
           try reader.receipts(about: partner, after: after, limit: max(1, limit)),
           try reader.offers(to: partner, after: after, limit: max(1, limit)).map { offer in
@@ -121,7 +121,8 @@ struct PartnerPort: Sendable {
               item: isOwn ? try Hub.item(offer.transfer, reader) : Mailbox.item(offer.transfer)
             )
           },
-          try reader.openNotices(to: partner, limit: Notices.listMax)
+          try reader.openNotices(to: partner, limit: Notices.listMax),
+          try reader.partner(partner)?.headProof
         )
       }
       // One list under one cursor: where either was cut, both end.
@@ -136,9 +137,7 @@ struct PartnerPort: Sendable {
       members["notices"] = try Notices.items(notices)
       members["agreements"] = tag.map { .string($0) }
       members["cursor"] = .integer(end)
-      if let proof = try await context.ledger.read({ try $0.partner(partner)?.headProof }) {
-        members["yourHead"] = .string(Base64.encode(proof))
-      }
+      members["yourHead"] = head.map { .string(Base64.encode($0)) }
       return .json(200, .object(members))
     }
   }
