@@ -29,6 +29,10 @@ package struct ServerLoops: Sendable {
   /// How long a loop may go on before its bodies wait for their turn.
   static let tickTime = TimeAmount.microseconds(500)
 
+  static func pieceBytes(of bodies: Int) -> Int {
+    min(pieceBytesMax, max(pieceBytesMin, bodiesBytes / max(1, bodies)))
+  }
+
   /// Counts the bodies that the channel's loop streams now.
   func bodies(_ change: Int, on channel: any Channel) { turns.bodies(change, on: ObjectIdentifier(channel.eventLoop)) }
 
@@ -48,10 +52,6 @@ private final class LoopTurns: NIOEventLoopMetricsDelegate {
     var bodies = 0
     var waiting: [UnsafeContinuation<Int, Never>] = []
     var tickEnded = NIODeadline.now()
-
-    var pieceBytes: Int {
-      min(ServerLoops.pieceBytesMax, max(ServerLoops.pieceBytesMin, ServerLoops.bodiesBytes / max(1, bodies)))
-    }
   }
 
   private let loops = NIOLockedValueBox<[ObjectIdentifier: Loop]>([:])
@@ -65,7 +65,9 @@ private final class LoopTurns: NIOEventLoopMetricsDelegate {
     await withUnsafeContinuation { turn in
       let now: Int? = loops.withLockedValue { loops in
         let known = loops[loop, default: Loop()]
-        guard NIODeadline.now() - known.tickEnded > ServerLoops.tickTime else { return known.pieceBytes }
+        guard NIODeadline.now() - known.tickEnded > ServerLoops.tickTime else {
+          return ServerLoops.pieceBytes(of: known.bodies)
+        }
         loops[loop, default: Loop()].waiting.append(turn)
         return nil
       }
@@ -77,7 +79,7 @@ private final class LoopTurns: NIOEventLoopMetricsDelegate {
     let (bodies, bytes) = loops.withLockedValue { loops in
       let loop = loops[info.eventLoopID, default: Loop()]
       loops[info.eventLoopID] = Loop(bodies: loop.bodies, tickEnded: info.endTime)
-      return (loop.waiting, loop.pieceBytes)
+      return (loop.waiting, ServerLoops.pieceBytes(of: loop.bodies))
     }
     // What a loop gives itself after a tick does not wake it.
     if !bodies.isEmpty { queue.async { for body in bodies { body.resume(returning: bytes) } } }
