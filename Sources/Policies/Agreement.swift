@@ -126,6 +126,10 @@ package struct Agreement: Equatable, Sendable {
     for role in [Role.provider, .recipient] where !parties.contains(where: { $0.role == role }) {
       throw reader.invalid("parties", "no \(role.rawValue)")
     }
+    guard parties.count(where: { $0.role == .recipient }) == 1 else {
+      throw reader.invalid(
+        "parties", "several recipients: write an agreement for each, so that each has its own folder")
+    }
     var purpose = try reader.object("purpose")
     self.purpose = try Purpose(&purpose)
     var legalBasis = try reader.object("legalBasis")

@@ -83,6 +83,10 @@ private let yaml = """
     ("schemaVersion: 1", "schemaVersion: 2", "schemaVersion"), ("id: deaths-to-benefits", "id: ../x", "id"),
     ("role: provider", "role: king", "role"), ("role: provider", "role: recipient", "provider"),
     ("a.gov", "b.gov", "twice"),
+    (
+      "purpose: {", "  - { id: c.gov, name: C, role: recipient, signatories: { required: 1, roles: [o] } }\npurpose: {",
+      "several"
+    ),
     ("2027-01-01T00:00:00Z", "2025-01-01T00:00:00Z", "validity"),
     ("2027-01-01T00:00:00Z", "2027-13-01T00:00:00Z", "notAfter"),
     ("mode: relay", "mode: pigeon", "mode"), ("maxBytes: 1000", "maxBytes: 0", "maxBytes"),

@@ -147,8 +147,8 @@ struct Intake: Service {
 
   private func record(_ claims: [Claim], _ folder: Folder) async throws {
     guard !claims.isEmpty, let agreement = context.current(folder.agreement, at: context.now()) else { return }
-    let recipients = agreement.parties.filter { $0.role == .recipient && $0.id != context.agency }
-    guard let recipient = recipients.first else { return }
+    guard let recipient = agreement.parties.first(where: { $0.role == .recipient && $0.id != context.agency })
+    else { return }
     try await withThrowingTaskGroup { group in
       for claim in claims {
         let transfer = Transfer(
