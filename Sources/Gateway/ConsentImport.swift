@@ -41,6 +41,7 @@ struct ConsentImport: Sendable {
     "source_event_id", "subject_id_type", "subject_id", "agreement", "purpose", "event", "event_time", "valid_until",
     "indicated_by", "relation", "notice_id", "language", "method", "scope",
   ]
+  private static let places = Dictionary(uniqueKeysWithValues: zip(columns, columns.indices))
   private static let events = ConsentEvent.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ",")
   private static let requiredColumns: Set<String> = [
     "source_event_id", "subject_id", "agreement", "purpose", "event", "event_time",
@@ -106,6 +107,7 @@ struct ConsentImport: Sendable {
     let (options, key, consents) = (options, journey.key(agreement), context.consents)
     let changes = NIOLockedValueBox<[(SubjectReference, UInt64, isNegative: Bool)]>([])
     let result = try await context.ledger.write { tx in
+      try tx.makeRoom()
       var result = Result()
       let failure = NIOLockedValueBox<(any Error)?>(nil)
       var changed: [(SubjectReference, UInt64, isNegative: Bool)] = []
@@ -244,19 +246,18 @@ struct ConsentImport: Sendable {
       until = event == .given ? values[7] : nil
       detail["method"] = "fhir"
     } else {
-      var row: [String: String] = [:]
-      for (name, value) in zip(columns, values) { row[name] = value }
-      guard row["agreement"] == agreement.id else { throw refused("it is about another agreement") }
-      guard row["purpose"] == agreement.consent.purposeRef else { throw refused("it is about another purpose") }
-      if let type = row["subject_id_type"], type != agreement.subjects.identifierType {
+      func value(_ name: String) -> String? { values[places[name]!] }
+      guard value("agreement") == agreement.id else { throw refused("it is about another agreement") }
+      guard value("purpose") == agreement.consent.purposeRef else { throw refused("it is about another purpose") }
+      if let type = value("subject_id_type"), type != agreement.subjects.identifierType {
         throw refused("ids are of the type \(agreement.subjects.identifierType ?? "")")
       }
-      guard let known = ConsentEvent(rawValue: row["event"] ?? "") else { throw refused("the event is not known") }
+      guard let known = ConsentEvent(rawValue: value("event") ?? "") else { throw refused("the event is not known") }
       event = known
-      (id, sourceEvent) = (row["subject_id"] ?? "", row["source_event_id"] ?? "")
-      (at, until) = (row["event_time"] ?? "", row["valid_until"])
+      (id, sourceEvent) = (value("subject_id") ?? "", value("source_event_id") ?? "")
+      (at, until) = (value("event_time") ?? "", value("valid_until"))
       for name in ["indicated_by", "relation", "notice_id", "language", "method", "scope"] {
-        detail[name] = row[name].map { .string($0) }
+        detail[name] = value(name).map { .string($0) }
       }
     }
     guard let subject = Subject.reference(id, key) else { throw refused("the subject's id is no id") }

@@ -189,9 +189,16 @@ private final class CommitQueue: @unchecked Sendable {
     let instant = now()
     do {
       try pool.writeWithoutTransaction { db in
+        var hasRoom = false
+        defer {
+          if hasRoom {
+            try? db.execute(sql: "PRAGMA cache_size = -\(Transaction.cacheKiB); PRAGMA shrink_memory")
+          }
+        }
         try db.inTransaction(.immediate) {
           while let job = waiting.first {
             let transaction = Transaction(db: db, frontier: edge, at: instant, head: committedHead)
+            defer { hasRoom = hasRoom || transaction.hasRoom }
             do {
               var answer: (@Sendable () -> Void)?
               try db.inSavepoint {
