@@ -16,6 +16,7 @@ class Mailbox:
 
     def __init__(self, sallyport, root, directory, count=1, agreed=1):
         self.sallyport, self.directory, self.home = sallyport, directory, os.path.join(directory, "sender")
+        self.cursors = {}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -23,12 +24,11 @@ class Mailbox:
         self.command("init", "--agency", SENDER, "--listen", f"127.0.0.1:{self.port}", "--endpoint", self.url)
         with open(os.path.join(self.home, "sallyport.yaml"), "a") as file:
             file.write("logLevel: error\nscanSeconds: 1\n")
-        self.process = subprocess.Popen([sallyport, "run", "--home", self.home], stdout=subprocess.PIPE)
-        self.process.stdout.readline()
+        self.start()
         identity = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True).stdout
         recipient = re.search("age1[a-z0-9]+", identity).group(0)
         with open(os.path.join(root, "policies", "demo-files.v1.yaml")) as source:
-            text = source.read().replace("registry.demo.example", SENDER).replace("mode: relay", "mode: collect")
+            text = source.read().replace("registry.demo.example", SENDER)
         for number in range(count):
             certificate, key = self.files(number)
             subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
@@ -38,14 +38,21 @@ class Mailbox:
             fingerprint = re.search(r"fingerprint +(\S+)", added).group(1)
             self.command("partners", "approve", agency, "--fingerprint", fingerprint)
             if number < agreed:
-                path = os.path.join(self.home, "policies", f"c{number}.yaml")
-                with open(path, "w") as file:
-                    file.write(text.replace("benefits.demo.example", agency).replace("demo-files", f"c{number}"))
-                os.chmod(path, 0o600)
-                self.command("agreements", "reload")
-                self.command("agreements", "sign", f"c{number}", "--role", "data-officer", "--signer", "Officer")
-                self.command("agreements", "sign", f"c{number}", "--role", "information-sharing-manager", "--signer", "Paper",
-                             "--for", agency, "--evidence", "bench")
+                self.agree(f"c{number}", text.replace("benefits.demo.example", agency).replace("demo-files", f"c{number}"), agency)
+
+    def agree(self, name, text, agency):
+        """Puts an agreement with a partner in force; packages under it wait to be collected."""
+        path = os.path.join(self.home, "policies", f"{name}.yaml")
+        with open(path, "w") as file:
+            file.write(text.replace("mode: relay", "mode: collect"))
+        os.chmod(path, 0o600)
+        self.command("agreements", "reload")
+        self.command("agreements", "sign", name, "--role", "data-officer", "--signer", "Officer")
+        self.command("agreements", "sign", name, "--role", "information-sharing-manager", "--signer", "Paper", "--for", agency, "--evidence", "bench")
+
+    def start(self):
+        self.process = subprocess.Popen([self.sallyport, "run", "--home", self.home], stdout=subprocess.PIPE)
+        self.process.stdout.readline()
 
     def files(self, number):
         return os.path.join(self.directory, f"p{number}.pem"), os.path.join(self.directory, f"p{number}.key")
@@ -57,16 +64,18 @@ class Mailbox:
         certificate, key = self.files(number)
         return ["curl", "-sS", "--fail", "--tlsv1.3", "--insecure", "--cert", certificate, "--key", key]
 
-    def offer(self, path, number=0):
+    def offer(self, path, number=0, agreement=None):
         """Puts a file in the outbox; the id under which it waits."""
-        outbox = os.path.join(self.home, "outbox", f"c{number}")
+        outbox = os.path.join(self.home, "outbox", agreement or f"c{number}")
         while not os.path.exists(os.path.join(outbox, ".sallyport-folder")):
             time.sleep(0.05)
         os.rename(path, os.path.join(outbox, os.path.basename(path)))
         while True:
-            found = re.search('"id":"([a-z2-7]{26})"', subprocess.run(
-                [*self.curl(number), f"{self.url}/v1/transfers?wait=30"], capture_output=True, text=True).stdout)
+            answer = subprocess.run([*self.curl(number), f"{self.url}/v1/transfers?after={self.cursors.get(number, 0)}&wait=30"],
+                                    capture_output=True, text=True).stdout
+            found = re.search('"id":"([a-z2-7]{26})"', answer)
             if found:
+                self.cursors[number] = int(re.search('"cursor":([0-9]+)', answer).group(1))
                 return found.group(1)
 
     def memory(self):

@@ -101,12 +101,15 @@ struct ConsentJourney: Sendable {
     guard event.state.isNegative || row.at <= tx.at + futureSecondsMax else {
       throw SealingError(.documentInvalid, "a \(event.rawValue) is dated in the future: \(Timestamp.format(row.at))")
     }
-    let present = try tx.consentWord(row.agreement, row.subject).flatMap { ConsentRecord(word: $0) }
-    let word = ConsentRecord.applied(
-      event, at: row.at, validUntil: row.validUntil, recordedAt: tx.at, to: present
-    ).word
-    try tx.setConsent(row.agreement, row.subject, word: word)
-    return word
+    func word(after present: ConsentRecord?) -> UInt64 {
+      ConsentRecord.applied(event, at: row.at, validUntil: row.validUntil, recordedAt: tx.at, to: present).word
+    }
+    // Most of an import is about people who are new.
+    let first = word(after: nil)
+    if try tx.addConsent(row.agreement, row.subject, word: first) { return first }
+    let next = word(after: try tx.consentWord(row.agreement, row.subject).flatMap { ConsentRecord(word: $0) })
+    try tx.setConsent(row.agreement, row.subject, word: next)
+    return next
   }
 
   static func isNegative(_ word: UInt64) -> Bool { ConsentRecord(word: word)?.state.isNegative ?? false }

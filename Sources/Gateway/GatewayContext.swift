@@ -148,7 +148,8 @@ package final class GatewayContext: Sendable {
   private func loadConsents() throws {
     try ledger.readNow { reader in
       for agreement in try reader.consentAgreements() {
-        let table = ConsentTable(expecting: try reader.consentCount(agreement))
+        // A twentieth more: a table that is full is copied when the next person comes.
+        let table = ConsentTable(expecting: try reader.consentCount(agreement) * 21 / 20)
         try reader.forEachConsent(agreement) { table.set($0, $1) }
         consents.replace(agreement, with: table)
       }

@@ -4,7 +4,6 @@ import Foundation
 import Logging
 import NIOConcurrencyHelpers
 import NIOCore
-import NIOPosix
 import Policies
 import Sealing
 import ServiceLifecycle
@@ -28,7 +27,6 @@ package struct RunningGateway: Service {
   }
 
   package func run() async throws {
-    let loops = ServerLoops(threads: 2)
     let fatal = FatalStop()
     let port = PartnerPort(
       context: context, receive: Receive(context: context, sessions: Sessions()),
@@ -48,9 +46,9 @@ package struct RunningGateway: Service {
         PartnerServer(
           host: context.configuration.host, port: context.configuration.port, identity: context.keys.tlsInUse,
           limits: context.configuration.serverLimits, partner: { context.partners.known(by: $0) },
-          handler: { await port.answer($0) }, loops: loops,
+          handler: { await port.answer($0) }, loops: .shared,
           logger: quiet, onListening: onListening),
-        AdminServer(path: context.home.adminSocket, loops: loops, logger: quiet) { method, target, body in
+        AdminServer(path: context.home.adminSocket, loops: .shared, logger: quiet) { method, target, body in
           await administration.answer(method, target, body)
         },
         fatal, maintenance, Intake(context: context),
@@ -64,7 +62,6 @@ package struct RunningGateway: Service {
         logger: context.logger))
     try await serviceGroup.run()
     client.stop()
-    try await loops.group.shutdownGracefully()
   }
 
   /// The stages that are not a partner's own.

@@ -186,9 +186,14 @@ package final class ConsentTable {
 
   package func set(_ subject: SubjectReference, _ word: UInt64) {
     precondition(word != 0)
-    if (count + 1) * 10 > capacity * Self.fullTenths { grow() }
-    let at = sp_table_slot(slots, capacity, subject.high, subject.low)
-    if slots[at].word == 0 { count += 1 }
+    var at = sp_table_slot(slots, capacity, subject.high, subject.low)
+    if slots[at].word == 0 {
+      count += 1
+      if count * 10 > capacity * Self.fullTenths {
+        grow()
+        at = sp_table_slot(slots, capacity, subject.high, subject.low)
+      }
+    }
     slots[at] = sp_slot(high: subject.high, low: subject.low, word: word)
   }
 

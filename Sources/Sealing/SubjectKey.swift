@@ -18,8 +18,16 @@ package struct SubjectReference: Hashable, Sendable, BitwiseCopyable, CustomStri
 
   package init?(bytes: some Collection<UInt8>) {
     guard bytes.count == 16 else { return nil }
-    high = bytes.prefix(8).reduce(0) { $0 << 8 | UInt64($1) }
-    low = bytes.suffix(8).reduce(0) { $0 << 8 | UInt64($1) }
+    var words: (UInt64, UInt64) = (0, 0)
+    withUnsafeMutableBytes(of: &words) { $0.copyBytes(from: bytes) }
+    (high, low) = (UInt64(bigEndian: words.0), UInt64(bigEndian: words.1))
+  }
+
+  /// The same without a collection's price, for millions of rows.
+  package init?(raw bytes: UnsafeRawBufferPointer) {
+    guard bytes.count == 16 else { return nil }
+    high = UInt64(bigEndian: bytes.loadUnaligned(as: UInt64.self))
+    low = UInt64(bigEndian: bytes.loadUnaligned(fromByteOffset: 8, as: UInt64.self))
   }
 
   /// nil unless `text` is what `description` writes.

@@ -111,6 +111,14 @@ extension Transaction {
     ).map { UInt64(bitPattern: $0) }
   }
 
+  /// The first word about somebody; false when there is one.
+  package func addConsent(_ agreement: String, _ subject: SubjectReference, word: UInt64) throws -> Bool {
+    try execute(
+      "INSERT INTO consents (agreement, subject, word) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+      [agreement, Data(subject.bytes), Int64(bitPattern: word)])
+    return db.changesCount == 1
+  }
+
   package func setConsent(_ agreement: String, _ subject: SubjectReference, word: UInt64) throws {
     try execute(
       "INSERT INTO consents (agreement, subject, word) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET word = excluded.word",
@@ -231,7 +239,7 @@ extension Reader {
     let rows = try Row.fetchCursor(
       db.cachedStatement(sql: "SELECT subject, word FROM consents WHERE agreement = ?"), arguments: [agreement])
     while let row = try rows.next() {
-      let subject = try row.withUnsafeData(atIndex: 0) { $0.flatMap { SubjectReference(bytes: $0) } }
+      let subject = try row.withUnsafeData(atIndex: 0) { $0?.withUnsafeBytes { SubjectReference(raw: $0) } ?? nil }
       guard let subject else { throw LedgerError.damaged("a row of consents cannot be read") }
       try body(subject, UInt64(bitPattern: row[1]))
     }
@@ -284,7 +292,14 @@ extension Reader {
 
   /// Agreements under which anything is known about anybody.
   package func consentAgreements() throws -> [String] {
-    try fetchAll("SELECT DISTINCT agreement FROM consents", []).map { $0["agreement"] }
+    // SQLite would visit everybody for a DISTINCT.
+    try fetchAll(
+      """
+      WITH RECURSIVE found (agreement) AS (SELECT min(agreement) FROM consents UNION ALL
+        SELECT (SELECT min(agreement) FROM consents WHERE agreement > found.agreement) FROM found WHERE agreement IS NOT NULL)
+      SELECT agreement FROM found WHERE agreement IS NOT NULL
+      """, []
+    ).map { $0["agreement"] }
   }
 
   package func approvers(_ id: TransferID, decision: String) throws -> [String] {

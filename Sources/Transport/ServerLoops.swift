@@ -11,6 +11,9 @@ package struct ServerLoops: Sendable {
   private let executors: [ObjectIdentifier: LoopTaskExecutor]
   private let turns: LoopTurns
 
+  /// The process's own. Never shut down: what a closed connection lets go of may come to its loop late.
+  package static let shared = ServerLoops(threads: 2)
+
   package init(threads: Int) {
     turns = LoopTurns()
     group = MultiThreadedEventLoopGroup(numberOfThreads: threads, metricsDelegate: turns)
