@@ -76,7 +76,7 @@ struct AgreementExchange: Sendable {
             "role": .string(claimed.role), "act": .string(envelope.payloadDigest.hex),
           ]))
     }
-    try context.reloadPolicies()
+    context.take(envelope, of: agreement)
     // Whoever acts holds the agreement now, and may have missed what we said before.
     context.news.notifyActs()
     return agreement
@@ -100,7 +100,7 @@ struct AgreementExchange: Sendable {
     try Directory.renameExclusively(
       "\(offers)/\(agreement.digest.hex).yaml", "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
     try Directory.sync(context.home.policies)
-    try context.reloadPolicies()
+    try context.take(agreement)
   }
 
   // MARK: telling

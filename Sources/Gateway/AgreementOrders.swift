@@ -65,7 +65,10 @@ extension Administration {
     let exchange = AgreementExchange(context: context)
     let offered = try await context.pool.run { try exchange.offered(name) }
     guard let agreement = offered ?? held(name, for: kind) else {
-      throw AdminError(.failed, "no agreement \(name) in \(context.home.policies), and no partner offers one")
+      throw AdminError(
+        .failed,
+        "no agreement \(name) is loaded, and no partner offers one; a new file in \(context.home.policies) is read by: sallyport agreements reload"
+      )
     }
     let signing = absent ?? context.agency
     guard let party = agreement.parties.first(where: { $0.id == signing }) else {
@@ -93,7 +96,7 @@ extension Administration {
             "role": .string(role), "signer": .string(signer), "act": .string(envelope.payloadDigest.hex),
           ]))
     }
-    try context.reloadPolicies()
+    context.take(envelope, of: agreement)
     context.news.notifyActs()
     return [["agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document]]
       + standings(agreement)

@@ -221,7 +221,21 @@ package final class GatewayContext: Sendable {
   /// Loads `policies/` again; a bad file keeps what is in force and says so.
   package func reloadPolicies() throws {
     let fresh = try PolicyFolder.enforceable(home)
-    policyBox.withLockedValue { $0 = fresh }
+    changePolicies { $0 = fresh }
+  }
+
+  /// Takes up an act whose file is in `policies/` now. Whatever else lies there must not keep an agreement from being stopped.
+  func take(_ act: Envelope, of agreement: Agreement) { changePolicies { $0.add(act, of: agreement) } }
+
+  /// Takes up an agreement whose file is in `policies/` now.
+  func take(_ agreement: Agreement) throws {
+    let enforcement = try PolicyFolder.enforcement(of: agreement, in: home.policies)
+    let known = try PolicyFolder.envelopes(of: agreement, in: home.policies)
+    try changePolicies { try $0.add(agreement, enforcement, known) }
+  }
+
+  private func changePolicies(_ change: (inout PolicyFolder.Enforceable) throws -> Void) rethrows {
+    try policyBox.withLockedValue(change)
     verifyActs()
     news.folders.notify()
     news.claimed.notify()

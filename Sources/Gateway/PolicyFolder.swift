@@ -47,10 +47,23 @@ package enum PolicyFolder {
 
   /// Agreements with their schemas compiled and their acts, by the agreement's digest.
   struct Enforceable: Sendable {
-    let set: PolicySet
-    let enforcements: [Digest: Enforcement]
+    private(set) var set: PolicySet
+    private(set) var enforcements: [Digest: Enforcement]
     /// Not verified yet: that takes the parties' cards.
-    let acts: [Digest: [Envelope]]
+    private(set) var acts: [Digest: [Envelope]]
+
+    mutating func add(_ act: Envelope, of agreement: Agreement) {
+      let known = acts[agreement.digest] ?? []
+      if !known.contains(where: { $0.payloadDigest == act.payloadDigest }) { acts[agreement.digest] = known + [act] }
+    }
+
+    /// - Throws: `PolicyError` when it does not fit beside the others.
+    mutating func add(_ agreement: Agreement, _ enforcement: Enforcement?, _ known: [Envelope]) throws {
+      guard set.agreement(agreement.digest) == nil else { return }
+      set = try PolicySet(set.agreements + [agreement])
+      enforcements[agreement.digest] = enforcement
+      acts[agreement.digest] = known
+    }
   }
 
   /// - Throws: `ConfigurationError` naming the agreement whose schema cannot be used.

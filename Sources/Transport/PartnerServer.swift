@@ -79,6 +79,8 @@ package struct PartnerServerLimits: Sendable {
   package var handshakeSeconds: Int64 = 5
   /// Above the longest long poll.
   package var idleSeconds: Int64 = 75
+  /// How long a connection may go on while the gateway stops.
+  package var drainSeconds: Int64 = 5
   package var headerBytes = 16384
   package var headerCount = 64
   package var connections = 2048
@@ -217,7 +219,12 @@ private struct PartnerChannel: ServerChildChannel {
       await reply.onEnd?(streamed.withLockedValue { $0 })
     }
     await withTaskExecutorPreference(loops.executor(of: value.channel)) {
-      await channel.handle(value: value.http, logger: logger)
+      await withGracefulShutdownHandler {
+        await channel.handle(value: value.http, logger: logger)
+      } onGracefulShutdown: {
+        // Whoever is cut off goes on later from where it was.
+        value.channel.eventLoop.scheduleTask(in: .seconds(limits.drainSeconds)) { value.channel.close(promise: nil) }
+      }
     }
   }
 

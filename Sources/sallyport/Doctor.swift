@@ -29,7 +29,8 @@ struct Doctor {
     }
     attempt("permissions of secrets and settings") { try home.requireTightPermissions() }
     attempt("sallyport.yaml") { _ = try Configuration.load(home) }
-    attempt("policies") { _ = try PolicyFolder.load(home) }
+    var policies: PolicySet?
+    attempt("policies") { policies = try PolicyFolder.load(home) }
     attempt("the two chunk ciphers and the SHA-256 kernels agree") { _ = try CipherEngine.selfTest() }
     if FileManager.default.fileExists(atPath: home.passphrase) {
       add(
@@ -45,7 +46,7 @@ struct Doctor {
       add("ok", "disk space")
     }
     try expiries(home, add)
-    try folders(home, configuration, add)
+    try folders(home, policies, configuration, add)
     let session = Session(options)
     guard try await session.isRunning() else {
       add("warning", "no gateway runs on this home", "sallyport run --home \(home.path)")
@@ -91,8 +92,10 @@ struct Doctor {
     0x6969: "NFS", 0xff53_4d42: "CIFS", 0xfe53_4d42: "SMB2", 0x6573_5546: "FUSE",
   ]
 
-  private func folders(_ home: Home, _ configuration: Configuration, _ add: (String, String, String) -> Void) throws {
-    for agreement in try PolicyFolder.load(home).agreements
+  private func folders(
+    _ home: Home, _ policies: PolicySet?, _ configuration: Configuration, _ add: (String, String, String) -> Void
+  ) throws {
+    for agreement in policies?.agreements ?? []
     where agreement.party(configuration.agency, as: .provider) != nil {
       let path = home.outbox(agreement.id)
       guard Directory.exists(path) else { continue }

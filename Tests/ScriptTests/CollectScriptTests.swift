@@ -206,6 +206,14 @@ import Testing
     let digest = all.lines.last?.prefix(64) ?? ""
     #expect(partner.file("manifest.json").map { String(decoding: $0, as: UTF8.self).contains(digest) } == true)
     #expect(eventually { partner.agencies.sender.outcome("for-you.bin") == "delivered" })
+    // Its answer may have got lost.
+    let again = try partner.shell(
+      """
+      ID=$(ls *.age | cut -d. -f1)
+      curl -s --fail --cert partner.pem --key partner.key -k --pinnedpubkey $PIN -X PUT -d '{"statement":"delivered"}' \
+        $GATEWAY/v1/transfers/$ID/receipts
+      """)
+    #expect(again.status == 0, "\(again.text)")
     // A changed manifest does not verify.
     let forged = try partner.shell(
       "sed -i s/for-you/for-me_/ signed; openssl pkeyutl -verify -pubin -inkey sender.pem -rawin -in signed -sigfile signature"
@@ -230,6 +238,33 @@ import Testing
     let gone = try partner.shell(
       "curl -s --cert partner.pem --key partner.key -k --pinnedpubkey $PIN $GATEWAY/v1/transfers/\(id)/body")
     #expect(gone.text.contains(#""status":410"#))
+    #expect(partner.agencies.sender.stop() == 0)
+  }
+
+  /// At this pace the download would take an hour.
+  @Test func stoppingDoesNotWaitForASlowReaderWhoGoesOnLater() throws {
+    let partner = try Partner(Self.options())
+    try partner.introduce()
+    let bytes = Self.random(36 << 20)
+    try partner.drop("slow.bin", bytes)
+    let curl = "curl -s --fail --cert partner.pem --key partner.key -k --pinnedpubkey $PIN"
+    let body = #"ID=$(\#(curl) $GATEWAY/v1/transfers | sed 's/.*"id":"\([a-z2-7]*\)".*/\1/'); \#(curl) -o body -C -"#
+    let slow = Process()
+    slow.executableURL = URL(fileURLWithPath: "/bin/bash")
+    slow.arguments = [
+      "-c", "\(body.replacing("; curl", with: "; exec curl")) --limit-rate 10K $GATEWAY/v1/transfers/$ID/body",
+    ]
+    slow.environment = partner.environment
+    slow.currentDirectoryURL = URL(fileURLWithPath: partner.folder)
+    try slow.run()
+    #expect(eventually { (partner.file("body")?.count ?? 0) > 0 })
+    #expect(partner.agencies.sender.stop() == 0)
+    kill(slow.processIdentifier, SIGKILL)
+    slow.waitUntilExit()
+    #expect(try #require(partner.file("body")).count < bytes.count)
+    try partner.agencies.sender.start()
+    let rest = try partner.shell("\(body) $GATEWAY/v1/transfers/$ID/body")
+    #expect(rest.status == 0 && (partner.file("body")?.count ?? 0) > bytes.count, "\(rest.errors)")
     #expect(partner.agencies.sender.stop() == 0)
   }
 

@@ -205,6 +205,9 @@ import Testing
     let offers = "\(agencies.recipient.home)/policies/offered"
     #expect(eventually { ((try? FileManager.default.contentsOfDirectory(atPath: offers)) ?? []).count == 1 })
     let digest = String(try FileManager.default.contentsOfDirectory(atPath: offers)[0].prefix(64))
+    // A file that cannot be read is beside the acts, and keeps none of them from counting.
+    let broken = [agencies.sender, agencies.recipient].map { "\($0.home)/policies/broken.yaml" }
+    for path in broken { try Data("id: [".utf8).write(to: URL(fileURLWithPath: path)) }
     let accepted = try agencies.recipient.sallyport(
       "agreements", "accept", digest, "--role", "data-officer", "--signer", "Bo")
     #expect(accepted.status == 0, "\(accepted.errors)")
@@ -226,6 +229,7 @@ import Testing
     #expect(eventually { state(agencies.recipient) == "revoked" })
     try agencies.sender.drop("d.txt", Data("x".utf8))
     #expect(eventually { agencies.sender.outcome("d.txt", "code") == "agreement.revoked" })
+    for path in broken { try FileManager.default.removeItem(atPath: path) }
     try agencies.stop()
     #expect(try agencies.findings() == [])
   }

@@ -273,7 +273,7 @@ struct Mailbox: Sendable {
     let bytes = try await request.collect(bytesMax: Self.receiptsBytesMax)
     let known = try await own(id, for: request.partner)
     if !context.partners.hasGateway(request.partner) {
-      try await take(statement: bytes, of: waiting(id, for: request.partner))
+      try await take(statement: bytes, of: known, for: request.partner)
     } else {
       do {
         var reader = try DocumentReader(JSON(canonical: bytes, bytesMax: Self.receiptsBytesMax), at: "receipts")
@@ -292,7 +292,7 @@ struct Mailbox: Sendable {
 
   static let receiptsBytesMax = 4 * Envelope.bytesMax
 
-  private func take(statement bytes: [UInt8], of transfer: Transfer) async throws {
+  private func take(statement bytes: [UInt8], of known: Transfer, for partner: AgencyID) async throws {
     let statement: Statement
     do {
       // People type it: spaces and line ends are free. No word in it has one.
@@ -303,6 +303,9 @@ struct Mailbox: Sendable {
     } catch {
       throw Problem(.malformed, #"expected {"statement":"received"} or {"statement":"delivered"}"#)
     }
+    // Its answer may have got lost.
+    if known.state == .confirmed { return }
+    let transfer = try await waiting(known.id, for: partner)
     switch (statement, transfer.state) {
     case (.received, .queued): try await received(transfer, by: .statement)
     case (.received, _): break
