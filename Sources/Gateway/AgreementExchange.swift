@@ -66,6 +66,8 @@ struct AgreementExchange: Sendable {
       throw AdminError(.refused, "\(claimed.party) acted over \(Self.actsOfPartyMax) times on this agreement")
     }
     try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
+    // As after a restart: what lies there counts, even if the ledger's disk fails now.
+    context.take(envelope, of: agreement)
     try await context.ledger.write { tx in
       _ = try tx.append(
         AuditEvent(
@@ -76,7 +78,6 @@ struct AgreementExchange: Sendable {
             "role": .string(claimed.role), "act": .string(envelope.payloadDigest.hex),
           ]))
     }
-    context.take(envelope, of: agreement)
     // Whoever acts holds the agreement now, and may have missed what we said before.
     context.news.notifyActs()
     return agreement
@@ -91,16 +92,17 @@ struct AgreementExchange: Sendable {
 
   /// Makes an offered agreement one of ours, once it is seen to fit in. Replaces nothing.
   func adopt(_ agreement: Agreement) throws {
-    try PolicyFolder.check(agreement, in: context.home.policies)
+    let prepared = try PolicyFolder.prepare(agreement, in: context.home.policies)
     do {
-      _ = try PolicySet(context.policies.agreements + [agreement])
-    } catch {
+      try context.take(prepared) {
+        try Directory.renameExclusively(
+          "\(offers)/\(agreement.digest.hex).yaml",
+          "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
+        try Directory.sync(context.home.policies)
+      }
+    } catch let error as PolicyError {
       throw AdminError(.refused, "\(error)")
     }
-    try Directory.renameExclusively(
-      "\(offers)/\(agreement.digest.hex).yaml", "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
-    try Directory.sync(context.home.policies)
-    try context.take(agreement)
   }
 
   // MARK: telling
@@ -144,8 +146,9 @@ struct AgreementExchange: Sendable {
   private func tell(
     _ agreement: Agreement, to partner: AgencyID, _ links: PartnerLinks, _ told: inout Set<Digest>
   ) async throws {
-    let own = try PolicyFolder.envelopes(of: agreement, in: context.home.policies)
-      .filter { try AgreementAct($0.unverified()).party == context.agency && !told.contains($0.payloadDigest) }
+    let own = context.envelopes(of: agreement).filter {
+      (try? AgreementAct($0.unverified()))?.party == context.agency && !told.contains($0.payloadDigest)
+    }
     guard !own.isEmpty else { return }
     let path = "/v1/agreements/\(agreement.digest.hex)"
     if !told.contains(agreement.digest) {

@@ -87,6 +87,7 @@ extension Administration {
       evidence: evidence)
     let envelope = context.sign(act.document, as: .agreementAct)
     try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
+    context.take(envelope, of: agreement)
     try await context.ledger.write { tx in
       _ = try tx.append(
         AuditEvent(
@@ -96,7 +97,6 @@ extension Administration {
             "role": .string(role), "signer": .string(signer), "act": .string(envelope.payloadDigest.hex),
           ]))
     }
-    context.take(envelope, of: agreement)
     context.news.notifyActs()
     return [["agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document]]
       + standings(agreement)

@@ -37,6 +37,9 @@ struct ConsentImport: Sendable {
     let confirmedBy: [String]
   }
 
+  /// From here on the transaction has room in memory.
+  private static let manyRecords: Int64 = 100_000
+
   private static let columns = [
     "source_event_id", "subject_id_type", "subject_id", "agreement", "purpose", "event", "event_time", "valid_until",
     "indicated_by", "relation", "notice_id", "language", "method", "scope",
@@ -107,7 +110,7 @@ struct ConsentImport: Sendable {
     let (options, key, consents) = (options, journey.key(agreement), context.consents)
     let changes = NIOLockedValueBox<[(SubjectReference, UInt64, isNegative: Bool)]>([])
     let result = try await context.ledger.write { tx in
-      try tx.makeRoom()
+      if report.records > Self.manyRecords { try tx.makeRoom() }
       var result = Result()
       let failure = NIOLockedValueBox<(any Error)?>(nil)
       var changed: [(SubjectReference, UInt64, isNegative: Bool)] = []

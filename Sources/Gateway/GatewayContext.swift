@@ -32,6 +32,8 @@ package final class GatewayContext: Sendable {
   private let policyBox: NIOLockedValueBox<PolicyFolder.Enforceable>
   private let partnerBox = NIOLockedValueBox(PartnerDirectory())
   private let actBook = NIOLockedValueBox(ActBook())
+  /// Held while policies or partners change, from before they are read until the acts are judged: no change undoes another.
+  private let changes = NSLock()
   let consents = ConsentBook()
   let downloads = Downloads()
   let arriving = Arriving()
@@ -220,23 +222,28 @@ package final class GatewayContext: Sendable {
 
   /// Loads `policies/` again; a bad file keeps what is in force and says so.
   package func reloadPolicies() throws {
-    let fresh = try PolicyFolder.enforceable(home)
-    changePolicies { $0 = fresh }
+    try changePolicies { $0 = try PolicyFolder.enforceable(home) }
   }
 
   /// Takes up an act whose file is in `policies/` now. Whatever else lies there must not keep an agreement from being stopped.
   func take(_ act: Envelope, of agreement: Agreement) { changePolicies { $0.add(act, of: agreement) } }
 
-  /// Takes up an agreement whose file is in `policies/` now.
-  func take(_ agreement: Agreement) throws {
-    let enforcement = try PolicyFolder.enforcement(of: agreement, in: home.policies)
-    let known = try PolicyFolder.envelopes(of: agreement, in: home.policies)
-    try changePolicies { try $0.add(agreement, enforcement, known) }
+  /// Takes up an agreement that `prepare` found sound. Its file is put in place by `store`, once it is known to fit.
+  func take(_ agreement: PolicyFolder.Prepared, store: () throws -> Void) throws {
+    try changePolicies {
+      try $0.add(agreement)
+      try store()
+    }
   }
 
   private func changePolicies(_ change: (inout PolicyFolder.Enforceable) throws -> Void) rethrows {
-    try policyBox.withLockedValue(change)
-    verifyActs()
+    try changes.withLock {
+      // On a copy: look-ups go on meanwhile, and what fails changes nothing.
+      var next = policyBox.withLockedValue { $0 }
+      try change(&next)
+      policyBox.withLockedValue { [next] in $0 = next }
+      verifyActs()
+    }
     news.folders.notify()
     news.claimed.notify()
     news.notifyLanes()
@@ -250,9 +257,11 @@ package final class GatewayContext: Sendable {
   }
 
   package func reloadPartners() throws {
-    let fresh = PartnerDirectory(try ledger.readNow { try $0.partners() })
-    partnerBox.withLockedValue { $0 = fresh }
-    verifyActs()
+    try changes.withLock {
+      let fresh = PartnerDirectory(try ledger.readNow { try $0.partners() })
+      partnerBox.withLockedValue { $0 = fresh }
+      verifyActs()
+    }
     news.partners.notify()
     // What a card could not verify it may verify now.
     news.notifyActs()

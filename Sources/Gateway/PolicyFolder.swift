@@ -52,18 +52,33 @@ package enum PolicyFolder {
     /// Not verified yet: that takes the parties' cards.
     private(set) var acts: [Digest: [Envelope]]
 
+    /// In the place of one that says the same and may be signed by nobody.
     mutating func add(_ act: Envelope, of agreement: Agreement) {
-      let known = acts[agreement.digest] ?? []
-      if !known.contains(where: { $0.payloadDigest == act.payloadDigest }) { acts[agreement.digest] = known + [act] }
+      let others = (acts[agreement.digest] ?? []).filter { $0.payloadDigest != act.payloadDigest }
+      acts[agreement.digest] = others + [act]
     }
 
     /// - Throws: `PolicyError` when it does not fit beside the others.
-    mutating func add(_ agreement: Agreement, _ enforcement: Enforcement?, _ known: [Envelope]) throws {
-      guard set.agreement(agreement.digest) == nil else { return }
-      set = try PolicySet(set.agreements + [agreement])
-      enforcements[agreement.digest] = enforcement
-      acts[agreement.digest] = known
+    mutating func add(_ prepared: Prepared) throws {
+      guard set.agreement(prepared.agreement.digest) == nil else { return }
+      set = try PolicySet(set.agreements + [prepared.agreement])
+      enforcements[prepared.agreement.digest] = prepared.enforcement
+      acts[prepared.agreement.digest] = prepared.acts
     }
+  }
+
+  /// An agreement that can be enforced, with the acts that lie there already.
+  struct Prepared: Sendable {
+    let agreement: Agreement
+    let enforcement: Enforcement?
+    let acts: [Envelope]
+  }
+
+  /// - Throws: `ConfigurationError` saying why it cannot be enforced.
+  static func prepare(_ agreement: Agreement, in folder: String) throws -> Prepared {
+    Prepared(
+      agreement: agreement, enforcement: try enforcement(of: agreement, in: folder),
+      acts: try envelopes(of: agreement, in: folder))
   }
 
   /// - Throws: `ConfigurationError` naming the agreement whose schema cannot be used.

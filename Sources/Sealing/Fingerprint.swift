@@ -39,13 +39,17 @@ public struct Fingerprint: Hashable, Sendable, CustomStringConvertible {
     return groups.joined(separator: "-")
   }
 
-  /// Reads what a person typed: case, spaces and dashes are free.
+  /// Reads what a person typed: case, spaces and dashes are free. Also the 64 digits that `sha256sum` prints.
   ///
   /// - Throws: `key.invalid`, naming the group in which a check letter does not fit.
   public init(_ text: String) throws(SealingError) {
     let letters = Array(text.lowercased().utf8).filter { $0 != 45 && $0 != 32 }
+    if letters.count == 64, let digits = Digest(hex: String(decoding: letters, as: UTF8.self)) {
+      digest = digits
+      return
+    }
     guard letters.count == 56 else {
-      throw SealingError(.keyInvalid, "a fingerprint has eight groups of seven letters")
+      throw SealingError(.keyInvalid, "a fingerprint has eight groups of seven letters, or 64 hexadecimal digits")
     }
     var plain: [UInt8] = []
     for part in 0..<4 {

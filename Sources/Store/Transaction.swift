@@ -28,12 +28,13 @@ package final class Transaction {
   static let roomKiB = 1 << 20
 
   /// For a transaction that touches millions of rows in no order: without room, each page goes out to the log and comes back for
-  /// the next row (measured with 10 million: minutes became an hour). The memory is used as far as needed, and given back after
+  /// the next row (measured with a million: 43 s instead of 28). The memory is used as far as needed, and given back after
   /// the commit.
   package func makeRoom() throws {
     hasRoom = true
     try db.execute(sql: "PRAGMA cache_size = -\(Self.roomKiB)")
   }
+
   /// That of the last entry appended.
   package var sequence: Int64 { Int64(frontier.size) }
 

@@ -148,6 +148,7 @@ import Testing
     let text = fingerprint.description
     #expect(text.split(separator: "-").map(\.count) == Array(repeating: 7, count: 8))
     #expect(try Fingerprint(text.uppercased().replacing("-", with: " ")) == fingerprint)
+    #expect(try Fingerprint(Digest(of: [1]).hex) == fingerprint)
     for place in text.indices where text[place] != "-" {
       var wrong = text
       wrong.replaceSubrange(place...place, with: text[place] == "a" ? "b" : "a")
