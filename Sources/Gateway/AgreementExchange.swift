@@ -65,22 +65,27 @@ struct AgreementExchange: Sendable {
     guard known.filter({ $0.party == claimed.party }).count < Self.actsOfPartyMax else {
       throw AdminError(.refused, "\(claimed.party) acted over \(Self.actsOfPartyMax) times on this agreement")
     }
+    try await keep(claimed, envelope, of: agreement)
+    return agreement
+  }
+
+  /// Keeps a verified act: as a file, in force, in the ledger. Then tells the parties.
+  func keep(
+    _ act: AgreementAct, _ envelope: Envelope, of agreement: Agreement, _ more: [String: JSON] = [:]
+  ) async throws {
+    let context = context
     try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
     // As after a restart: what lies there counts, even if the ledger's disk fails now.
     context.take(envelope, of: agreement)
+    let detail: [String: JSON] = [
+      "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "party": .string(act.party.text),
+      "role": .string(act.role), "act": .string(envelope.payloadDigest.hex),
+    ].merging(more) { _, new in new }
     try await context.ledger.write { tx in
-      _ = try tx.append(
-        AuditEvent(
-          "agreement.\(claimed.kind.rawValue)",
-          [
-            "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex),
-            "party": .string(claimed.party.text),
-            "role": .string(claimed.role), "act": .string(envelope.payloadDigest.hex),
-          ]))
+      _ = try tx.append(AuditEvent("agreement.\(act.kind.rawValue)", detail))
     }
     // Whoever acts holds the agreement now, and may have missed what we said before.
     context.news.notifyActs()
-    return agreement
   }
 
   /// An offered agreement, named by its digest; nil when none is offered under that name.

@@ -86,18 +86,7 @@ extension Administration {
       number: 1 + (context.acts.all(of: agreement).filter { $0.party == party.id }.map(\.number).max() ?? 0),
       evidence: evidence)
     let envelope = context.sign(act.document, as: .agreementAct)
-    try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
-    context.take(envelope, of: agreement)
-    try await context.ledger.write { tx in
-      _ = try tx.append(
-        AuditEvent(
-          "agreement.\(kind.rawValue)",
-          [
-            "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "party": .string(signing.text),
-            "role": .string(role), "signer": .string(signer), "act": .string(envelope.payloadDigest.hex),
-          ]))
-    }
-    context.news.notifyActs()
+    try await exchange.keep(act, envelope, of: agreement, ["signer": .string(signer)])
     return [["agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document]]
       + standings(agreement)
   }

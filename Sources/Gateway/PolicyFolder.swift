@@ -87,8 +87,9 @@ package enum PolicyFolder {
     var enforcements: [Digest: Enforcement] = [:]
     var acts: [Digest: [Envelope]] = [:]
     for agreement in set.agreements {
-      enforcements[agreement.digest] = try enforcement(of: agreement, in: home.policies)
-      acts[agreement.digest] = try envelopes(of: agreement, in: home.policies)
+      let prepared = try prepare(agreement, in: home.policies)
+      enforcements[agreement.digest] = prepared.enforcement
+      acts[agreement.digest] = prepared.acts
     }
     return Enforceable(set: set, enforcements: enforcements, acts: acts)
   }

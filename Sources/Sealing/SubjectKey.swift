@@ -17,10 +17,8 @@ package struct SubjectReference: Hashable, Sendable, BitwiseCopyable, CustomStri
   }
 
   package init?(bytes: some Collection<UInt8>) {
-    guard bytes.count == 16 else { return nil }
-    var words: (UInt64, UInt64) = (0, 0)
-    withUnsafeMutableBytes(of: &words) { $0.copyBytes(from: bytes) }
-    (high, low) = (UInt64(bigEndian: words.0), UInt64(bigEndian: words.1))
+    guard let reference = Array(bytes).withUnsafeBytes({ SubjectReference(raw: $0) }) else { return nil }
+    self = reference
   }
 
   /// The same without a collection's price, for millions of rows.
