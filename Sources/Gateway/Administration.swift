@@ -92,10 +92,7 @@ package struct Administration: Sendable {
       context.news.folders.notify()
       return []
     case .reload:
-      try context.reloadPolicies()
-      try context.reloadPartners()
-      let context = context
-      try await context.pool.run { try context.reloadKeys() }
+      try await context.reload()
       return [["reloaded": true, "agreements": .integer(Int64(context.policies.agreements.count))]]
     case .partnersList: return try await partners()
     case .partnersAdd: return [try await addPartner(try arguments.string("card", bytesMax: Envelope.bytesMax))]

@@ -74,9 +74,11 @@ struct AgreementExchange: Sendable {
     _ act: AgreementAct, _ envelope: Envelope, of agreement: Agreement, _ more: [String: JSON] = [:]
   ) async throws {
     let context = context
-    try await context.pool.run { try PolicyFolder.store(envelope, of: agreement, in: context.home.policies) }
-    // As after a restart: what lies there counts, even if the ledger's disk fails now.
-    context.take(envelope, of: agreement)
+    try await context.pool.run {
+      try PolicyFolder.store(envelope, of: agreement, in: context.home.policies)
+      // As after a restart: what lies there counts, even if the ledger's disk fails now.
+      context.take(envelope, of: agreement)
+    }
     let detail: [String: JSON] = [
       "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "party": .string(act.party.text),
       "role": .string(act.role), "act": .string(envelope.payloadDigest.hex),
@@ -95,7 +97,7 @@ struct AgreementExchange: Sendable {
     return agreement.digest == digest ? agreement : nil
   }
 
-  /// Makes an offered agreement one of ours, once it is seen to fit in. Replaces nothing.
+  /// Makes an offered agreement one of ours, once it is seen to fit in. Replaces nothing. Blocks.
   func adopt(_ agreement: Agreement) throws {
     let prepared = try PolicyFolder.prepare(agreement, in: context.home.policies)
     do {

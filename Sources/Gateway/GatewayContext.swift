@@ -33,6 +33,7 @@ package final class GatewayContext: Sendable {
   private let partnerBox = NIOLockedValueBox(PartnerDirectory())
   private let actBook = NIOLockedValueBox(ActBook())
   /// Held while policies or partners change, from before they are read until the acts are judged: no change undoes another.
+  /// Taken on threads that may block alone.
   private let changes = NSLock()
   let consents = ConsentBook()
   let downloads = Downloads()
@@ -142,7 +143,7 @@ package final class GatewayContext: Sendable {
     stagingSync = DirectorySync(home.staging)
     policyBox = NIOLockedValueBox(try PolicyFolder.enforceable(home))
     pool = BlockingPool(threads: 8)
-    try reloadPartners()
+    try loadPartners()
     try loadConsents()
   }
 
@@ -214,21 +215,25 @@ package final class GatewayContext: Sendable {
   package var acts: ActBook { actBook.withLockedValue { $0 } }
   package var partners: PartnerDirectory { partnerBox.withLockedValue { $0 } }
 
+  /// Loads again what commands change outside: `policies/`, partners, the keyring. A bad file keeps what is in force and says so.
+  func reload() async throws {
+    try await pool.run { [self] in
+      try changePolicies { $0 = try PolicyFolder.enforceable(home) }
+      try loadPartners()
+      try reloadKeys()
+    }
+  }
+
   /// Unlocks the keyring again after `keys` changed it. The TLS key in use changes with the next start.
-  package func reloadKeys() throws {
+  private func reloadKeys() throws {
     let fresh = try KeyRing(home, passphrase: passphrase())
     keyBox.withLockedValue { $0 = fresh }
   }
 
-  /// Loads `policies/` again; a bad file keeps what is in force and says so.
-  package func reloadPolicies() throws {
-    try changePolicies { $0 = try PolicyFolder.enforceable(home) }
-  }
-
-  /// Takes up an act whose file is in `policies/` now. Whatever else lies there must not keep an agreement from being stopped.
+  /// Takes up an act whose file is in `policies/` now. Blocks. Whatever else lies there must not keep an agreement from being stopped.
   func take(_ act: Envelope, of agreement: Agreement) { changePolicies { $0.add(act, of: agreement) } }
 
-  /// Takes up an agreement that `prepare` found sound. Its file is put in place by `store`, once it is known to fit.
+  /// Takes up an agreement that `prepare` found sound. Blocks. Its file is put in place by `store`, once it is known to fit.
   func take(_ agreement: PolicyFolder.Prepared, store: () throws -> Void) throws {
     try changePolicies {
       try $0.add(agreement)
@@ -256,7 +261,11 @@ package final class GatewayContext: Sendable {
     actBook.withLockedValue { $0 = book }
   }
 
-  package func reloadPartners() throws {
+  func reloadPartners() async throws {
+    try await pool.run { [self] in try loadPartners() }
+  }
+
+  private func loadPartners() throws {
     try changes.withLock {
       let fresh = PartnerDirectory(try ledger.readNow { try $0.partners() })
       partnerBox.withLockedValue { $0 = fresh }

@@ -99,7 +99,7 @@ package struct Partners: Sendable {
         return .needsApproval(reason)
       }
     }
-    try context.reloadPartners()
+    try await context.reloadPartners()
     return (agency, outcome)
   }
 
@@ -127,7 +127,7 @@ package struct Partners: Sendable {
       try tx.append(
         AuditEvent("partner-approved", ["partner": .string(agency.text), "card": .string(card.digest.hex)]))
     }
-    try context.reloadPartners()
+    try await context.reloadPartners()
   }
 
   /// What a hub passed on and the card before could not verify is read again.
@@ -154,7 +154,7 @@ package struct Partners: Sendable {
       }
       try tx.append(AuditEvent("partner-\(state?.rawValue ?? "removed")", ["partner": .string(agency.text)]))
     }
-    try context.reloadPartners()
+    try await context.reloadPartners()
   }
 }
 

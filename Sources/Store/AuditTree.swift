@@ -89,7 +89,7 @@ extension Ledger {
       throw LedgerError.rolledBack("a partner holds a head over \(head.size) entries, this ledger has \(now.size)")
     }
     guard thorough else { return }
-    guard try await pool.read({ try AuditTree.root(at: head.size, $0) }) == head.root else {
+    guard try await read({ try AuditTree.root(at: head.size, $0.db) }) == head.root else {
       throw LedgerError.rolledBack("a partner holds another head over the first \(head.size) entries")
     }
   }

@@ -59,8 +59,13 @@ package final class Ledger: Sendable {
   }
 
   /// Reads a snapshot.
+  ///
+  /// The connection is given back by GRDB's thread that read. GRDB's own `async` read gives it back on the caller's executor, and when
+  /// all of that executor's threads wait for a connection in `readNow`, never.
   package func read<Value: Sendable>(_ body: @escaping @Sendable (Reader) throws -> Value) async throws -> Value {
-    try await pool.read { try body(Reader(db: $0)) }
+    try await withCheckedThrowingContinuation { continuation in
+      pool.asyncRead { db in continuation.resume(with: Result { try body(Reader(db: db.get())) }) }
+    }
   }
 
   /// Reads a snapshot, blocking: for start-up and for commands.

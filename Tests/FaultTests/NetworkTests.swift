@@ -82,6 +82,6 @@ final class BadNetwork {
   /// Removes the namespaces.
   func end() {
     try? commands.fileHandleForWriting.close()
-    process.waitUntilExit()
+    process.waitUntilExit(atMost: 120)
   }
 }

@@ -247,7 +247,7 @@ import Testing
     let agencies = try TestAgencies()
     chmod("\(agencies.sender.home)/keys/keyring", 0o644)
     let process = try agencies.sender.start()
-    process.waitUntilExit()
+    process.waitUntilExit(atMost: 120)
     #expect(process.terminationStatus == 78)
     #expect(agencies.sender.log.contains("chmod"))
     let demo = "\(Command.root.path)/keys-example/registry.demo.example"
@@ -295,7 +295,7 @@ import Testing
       try? FileManager.default.copyItem(atPath: "\(kept)/\(name)", toPath: "\(agencies.sender.home)/\(name)")
     }
     let process = try agencies.sender.start()
-    process.waitUntilExit()
+    process.waitUntilExit(atMost: 120)
     #expect(process.terminationStatus == 74)
     #expect(agencies.sender.log.contains("holds a head that we signed"))
   }
@@ -317,7 +317,7 @@ import Testing
     }
     try FileManager.default.copyItem(atPath: backup, toPath: "\(agencies.recipient.home)/ledger.sqlite")
     let process = try agencies.recipient.start()
-    process.waitUntilExit()
+    process.waitUntilExit(atMost: 120)
     #expect(process.terminationStatus == 74)
     #expect(agencies.recipient.log.contains("rolled back"))
 

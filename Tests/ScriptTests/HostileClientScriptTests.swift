@@ -58,7 +58,7 @@ import Testing
         _ = eventually(1) { false }
         #expect(try othersAreServed(), "during \(attack)")
       }
-      process.waitUntilExit()
+      process.waitUntilExit(atMost: 120)
       #expect(process.terminationStatus == 0, "\(attack) ended with \(process.terminationStatus)")
       #expect(try othersAreServed(), "after \(attack)")
       return try String(contentsOfFile: log, encoding: .utf8)

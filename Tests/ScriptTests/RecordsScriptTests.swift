@@ -82,7 +82,7 @@ import Testing
     let agencies = try TestAgencies(Self.options)
     try Data("{}".utf8).write(to: URL(fileURLWithPath: "\(agencies.sender.home)/policies/schemas/test.schema"))
     let process = try agencies.sender.start()
-    process.waitUntilExit()
+    process.waitUntilExit(atMost: 120)
     #expect(process.terminationStatus == 78)
     #expect(agencies.sender.log.contains("is not the schema of test-files"))
   }

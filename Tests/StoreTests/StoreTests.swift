@@ -4,6 +4,7 @@ import Foundation
 import GRDB
 import Glibc
 import Sealing
+import Synchronization
 import TestSupport
 import Testing
 
@@ -23,6 +24,28 @@ private func transfer(_ state: TransferState = .claimed, _ direction: Direction 
     createdAt: Date())
 }
 
+/// Runs tasks on one thread.
+private final class OneThread: TaskExecutor {
+  private let queue = DispatchQueue(label: "one")
+
+  func enqueue(_ job: consuming ExecutorJob) {
+    let job = UnownedJob(job)
+    let executor = asUnownedTaskExecutor()
+    queue.async { job.runSynchronously(on: executor) }
+  }
+}
+
+private final class Counter: Sendable {
+  private let count = Atomic(0)
+  var value: Int { count.load(ordering: .relaxed) }
+  func add() { count.add(1, ordering: .relaxed) }
+
+  func reaches(_ number: Int) async -> Bool {
+    for _ in 0..<1000 where value < number { try? await Task.sleep(for: .milliseconds(10)) }
+    return value >= number
+  }
+}
+
 @Suite struct LedgerTests {
   let scratch = try! Scratch()
 
@@ -32,6 +55,31 @@ private func transfer(_ state: TransferState = .claimed, _ direction: Direction 
     #expect(mode == 2)
     try ledger.pool.writeWithoutTransaction { try $0.execute(sql: "PRAGMA synchronous = NORMAL") }
     #expect(throws: LedgerError.self) { try Ledger.assertDurable(ledger.pool) }
+    try ledger.close()
+  }
+
+  /// A read that blocks its thread waits for a connection; giving one back must not need that thread.
+  @Test func aBlockingReadMeetsReadsThatSuspend() async throws {
+    let ledger = try open(scratch.path)
+    let thread = OneThread()
+    let readers = ledger.pool.configuration.maximumReaderCount
+    let (reading, blocks, read) = (Counter(), Counter(), Counter())
+    for _ in 0..<readers {
+      Task(executorPreference: thread) {
+        _ = try await ledger.read { _ in
+          reading.add()
+          while blocks.value == 0 { usleep(1000) }
+        }
+        read.add()
+      }
+    }
+    #expect(await reading.reaches(readers))
+    Task(executorPreference: thread) {
+      blocks.add()
+      _ = try ledger.readNow { try $0.partners() }
+      read.add()
+    }
+    #expect(await read.reaches(readers + 1))
     try ledger.close()
   }
 

@@ -66,12 +66,12 @@ public final class TestAgency {
     }
   }
 
-  /// SIGTERM, and the exit status.
+  /// SIGTERM, and the exit status; 9 for a gateway that does not stop within a minute.
   @discardableResult
   public func stop() -> Int32 {
     guard let process else { return 0 }
     if process.isRunning { process.terminate() }
-    process.waitUntilExit()
+    process.waitUntilExit(atMost: 60)
     Children.remove(process.processIdentifier)
     self.process = nil
     return process.terminationStatus

@@ -54,7 +54,7 @@ public enum Command {
     process.standardOutput = try FileHandle(forWritingTo: folder.appendingPathComponent("out"))
     process.standardError = try FileHandle(forWritingTo: folder.appendingPathComponent("err"))
     try process.run()
-    process.waitUntilExit()
+    process.waitUntilExit(atMost: 600)
     return CommandResult(
       status: process.terminationReason == .exit ? process.terminationStatus : 128 + process.terminationStatus,
       output: try Data(contentsOf: folder.appendingPathComponent("out")),
@@ -64,6 +64,17 @@ public enum Command {
   @discardableResult
   public static func sallyport(_ arguments: [String], input: Data? = nil) throws -> CommandResult {
     try run(sallyport, arguments, input: input)
+  }
+}
+
+extension Process {
+  /// Waits for the end. What hangs is killed: its test fails, and the others run.
+  public func waitUntilExit(atMost seconds: Double) {
+    let pid = processIdentifier
+    let watchdog = DispatchWorkItem { kill(pid, SIGKILL) }
+    DispatchQueue.global().asyncAfter(deadline: .now() + seconds, execute: watchdog)
+    waitUntilExit()
+    watchdog.cancel()
   }
 }
 
