@@ -2,17 +2,61 @@
 // Sealing looks people up here; the release rule asks the ledger itself.
 
 import Foundation
+import Logging
 import Policies
 import Records
 import Sealing
+import Store
 
 /// Callable concurrently.
 final class ConsentBook: @unchecked Sendable {
-  // Proof for @unchecked: `tables` is touched only under `lock`.
+  // Proof for @unchecked: `tables` and `inFile` are touched only under `lock`.
   private let lock = NSLock()
   private var tables: [String: ConsentTable] = [:]
+  /// The sequence of the ledger's entry that the file on disk shows; 0 without one.
+  private var inFile: Int64 = 0
 
-  func replace(_ agreement: String, with table: ConsentTable) { lock.withLock { tables[agreement] = table } }
+  private func replace(_ agreement: String, with table: ConsentTable) { lock.withLock { tables[agreement] = table } }
+
+  /// Fills the book at start: from the file what it shows, the rest from the ledger. Blocks.
+  func load(_ reader: Reader, _ file: ConsentTableFile, _ logger: Logger) throws {
+    var kept: ConsentTableFile.Tables?
+    do {
+      kept = try file.read(reader)
+    } catch {
+      logger.warning("\(file.path) is not used, the ledger is read instead: \(error)")
+    }
+    for agreement in try reader.consentAgreements() {
+      if let kept, let table = kept.tables[agreement] {
+        let most = Self.changesMax + table.count / 4
+        if try reader.consentChanges(agreement, after: kept.place.sequence, limit: most) < most {
+          try reader.forEachConsent(agreement, changedAfter: kept.place.sequence) { table.set($0, $1) }
+          replace(agreement, with: table)
+          continue
+        }
+      }
+      let table = ConsentTable(room: try reader.consentCount(agreement))
+      try reader.forEachConsent(agreement) { table.set($0, $1) }
+      replace(agreement, with: table)
+    }
+    lock.withLock { inFile = kept?.place.sequence ?? 0 }
+  }
+
+  /// Changes that the next start reads from the ledger without being slow.
+  static let changesMax = 20_000
+
+  /// Writes the file again once it is `changesMax` behind. Blocks.
+  ///
+  /// - Returns: whether it was.
+  func keep(_ reader: Reader, _ file: ConsentTableFile, while goesOn: () -> Bool) throws -> Bool {
+    let old = lock.withLock { inFile }
+    let isBehind = try reader.consentAgreements().contains {
+      try reader.consentChanges($0, after: old, limit: Self.changesMax) == Self.changesMax
+    }
+    guard isBehind, let sequence = try file.write(reader, while: goesOn) else { return false }
+    lock.withLock { inFile = sequence }
+    return true
+  }
 
   /// Takes a state up. Whatever order they come in, the same one is left as in the ledger: the later act, the negative one of two.
   ///

@@ -193,6 +193,7 @@ struct ConsentImport: Sendable {
     }
     let changed = changes.withLockedValue { $0 }
     for (subject, word, _) in changed { context.consents.set(agreement.id, subject, word) }
+    context.news.consents.notify()
     let negatives = changed.filter(\.isNegative).map(\.0)
     let acknowledgement =
       result.negatives == 0

@@ -49,6 +49,7 @@ package final class GatewayContext: Sendable {
     let keys = Signal()
     let partners = Signal()
     let notices = Signal()
+    let consents = Signal()
     private let lanes = NIOLockedValueBox<[AgencyID: Lane]>([:])
 
     /// What concerns one partner alone: with hundreds of them, news for one must not wake the stages of all.
@@ -144,21 +145,10 @@ package final class GatewayContext: Sendable {
     policyBox = NIOLockedValueBox(try PolicyFolder.enforceable(home))
     pool = BlockingPool(threads: 8)
     try loadPartners()
-    try loadConsents()
+    try ledger.readNow { try consents.load($0, consentTables, logger) }
   }
 
-  /// Fills the tables from the ledger.
-  private func loadConsents() throws {
-    try ledger.readNow { reader in
-      for agreement in try reader.consentAgreements() {
-        // A twentieth more: a table that is full is copied when the next person comes.
-        let table = ConsentTable(expecting: try reader.consentCount(agreement) * 21 / 20)
-        try reader.forEachConsent(agreement) { table.set($0, $1) }
-        consents.replace(agreement, with: table)
-      }
-    }
-  }
-
+  var consentTables: ConsentTableFile { ConsentTableFile(path: home.consentTables, master: keys.subjectMaster) }
   package var agency: AgencyID { configuration.agency }
   package var keys: KeyRing { keyBox.withLockedValue { $0 } }
   package var policies: PolicySet { policyBox.withLockedValue { $0.set } }

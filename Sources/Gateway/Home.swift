@@ -1,7 +1,7 @@
 // The home of a gateway: where everything is, and who may look at it.
 //
 //   HOME/ sallyport.yaml  keys/  policies/  outbox/<agreement>/  inbox/<sender>/<agreement>/  returned/<agreement>/
-//         spool/  staging/  ledger.sqlite  heads.log  admin.sock  lock
+//         spool/  staging/  ledger.sqlite  heads.log  consents.table  admin.sock  lock
 
 import Foundation
 import Glibc
@@ -26,6 +26,8 @@ package struct Home: Sendable {
   package var policies: String { "\(path)/policies" }
   package var ledger: String { "\(path)/ledger.sqlite" }
   package var heads: String { "\(path)/heads.log" }
+  /// A copy of what the ledger says about consent, for a fast start; may be removed.
+  package var consentTables: String { "\(path)/consents.table" }
   package var adminSocket: String { "\(path)/admin.sock" }
   package var staging: String { "\(path)/staging" }
   package var outboxes: String { "\(path)/outbox" }

@@ -2,6 +2,7 @@
 
 import Foundation
 import Logging
+import NIOConcurrencyHelpers
 import Sealing
 import ServiceLifecycle
 import Store
@@ -16,11 +17,14 @@ struct Maintenance: Service {
     try await untilShutdown {
       var warned: [String: Int] = [:]
       var told: [TransferID: Double] = [:]
+      var kept: Date?
       while !Task.isCancelled {
+        let seen = context.news.consents.generation
         try await purge()
         warn(&warned)
         try await warnOfWaiting(&told)
-        await Signal().wait(after: 0, for: .seconds(Self.everySeconds))
+        await keepConsents(&kept)
+        await context.news.consents.wait(after: seen, for: .seconds(Self.everySeconds))
       }
     }
   }
@@ -81,6 +85,32 @@ struct Maintenance: Service {
         }
         try await context.pool.run { try context.spool.remove(transfer.place) }
       }
+    }
+  }
+
+  /// Between two copies of the consent tables.
+  static let consentSeconds: TimeInterval = 600
+
+  /// Copies the consent tables for the next start, after `consentSeconds` at the earliest. Without the copy it is only slower.
+  private func keepConsents(_ kept: inout Date?) async {
+    let (context, now) = (context, context.now())
+    guard kept.map({ now.timeIntervalSince($0) >= Self.consentSeconds }) ?? true else { return }
+    let isCancelled = NIOLockedValueBox(false)
+    do {
+      let isNew = try await withTaskCancellationHandler {
+        try await context.pool.run {
+          try context.ledger.readNow { reader in
+            try context.consents.keep(reader, context.consentTables, while: { !isCancelled.withLockedValue { $0 } })
+          }
+        }
+      } onCancel: {
+        isCancelled.withLockedValue { $0 = true }
+      }
+      if isNew { kept = now }
+    } catch is CancellationError {
+    } catch {
+      kept = now
+      context.logger.warning("the consent tables were not copied for the next start: \(error)")
     }
   }
 

@@ -174,6 +174,9 @@ package final class ConsentTable {
     slots = Self.empty(capacity)
   }
 
+  /// For people who are known, and a twentieth more: a table that is full is copied when the next person comes.
+  package convenience init(room people: Int) { self.init(expecting: people * 21 / 20) }
+
   deinit { free(slots) }
 
   package var bytes: Int { capacity * MemoryLayout<sp_slot>.stride }

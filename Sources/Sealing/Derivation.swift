@@ -35,6 +35,18 @@ func deriveKey(from input: Secret, salt: [UInt8], info: String) -> Secret {
   }
 }
 
+/// HMAC-SHA-256 (RFC 2104) of a digest, under a key that is derived from `master` for one use alone.
+package func authenticationCode(of digest: Digest, master: Secret, use: String) -> Digest {
+  let code = Secret(count: Digest.byteCount) { output in
+    digest.bytes.withUnsafeBytes { digest in
+      deriveKey(from: master, salt: [], info: use).withBytes {
+        HMAC.authenticate(key: $0, [digest], into: output.baseAddress!)
+      }
+    }
+  }
+  return code.withBytes { Digest(Array($0)) }
+}
+
 extension UnsafeRawBufferPointer {
   var bytePointer: UnsafePointer<UInt8>? { baseAddress?.assumingMemoryBound(to: UInt8.self) }
 }

@@ -230,14 +230,37 @@ extension Reader {
       .map { UInt64(bitPattern: $0["word"]) }
   }
 
+  /// Events that were told after `sequence`; counts `limit` at most.
+  package func consentChanges(_ agreement: String, after sequence: Int64, limit: Int) throws -> Int {
+    try fetchOne(
+      "SELECT count(*) AS n FROM (SELECT 1 FROM consent_events WHERE agreement = ? AND sequence > ? LIMIT ?)",
+      [agreement, sequence, limit])?["n"] ?? 0
+  }
+
   package func consentCount(_ agreement: String) throws -> Int {
     try fetchOne("SELECT count(*) AS n FROM consents WHERE agreement = ?", [agreement])?["n"] ?? 0
   }
 
   /// Visits everybody's state under an agreement.
   package func forEachConsent(_ agreement: String, _ body: (SubjectReference, UInt64) throws -> Void) throws {
-    let rows = try Row.fetchCursor(
-      db.cachedStatement(sql: "SELECT subject, word FROM consents WHERE agreement = ?"), arguments: [agreement])
+    try forEachConsent("SELECT subject, word FROM consents WHERE agreement = ?", [agreement], body)
+  }
+
+  /// Visits the state of those about whom something was told after `sequence`.
+  package func forEachConsent(
+    _ agreement: String, changedAfter sequence: Int64, _ body: (SubjectReference, UInt64) throws -> Void
+  ) throws {
+    try forEachConsent(
+      """
+      SELECT subject, word FROM consents WHERE agreement = ?1
+      AND subject IN (SELECT subject FROM consent_events WHERE agreement = ?1 AND sequence > ?2)
+      """, [agreement, sequence], body)
+  }
+
+  private func forEachConsent(
+    _ sql: String, _ arguments: StatementArguments, _ body: (SubjectReference, UInt64) throws -> Void
+  ) throws {
+    let rows = try Row.fetchCursor(db.cachedStatement(sql: sql), arguments: arguments)
     while let row = try rows.next() {
       let subject = try row.withUnsafeData(atIndex: 0) { $0?.withUnsafeBytes { SubjectReference(raw: $0) } ?? nil }
       guard let subject else { throw LedgerError.damaged("a row of consents cannot be read") }

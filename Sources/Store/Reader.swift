@@ -5,6 +5,19 @@ import GRDB
 import Sealing
 
 /// The reading side: inside a transaction, or over a snapshot.
+/// An entry of one ledger: nothing else has its leaf.
+package struct LedgerPlace: Equatable, Sendable {
+  package let epoch: String
+  package let sequence: Int64
+  package let leaf: Digest
+
+  package init(epoch: String, sequence: Int64, leaf: Digest) {
+    self.epoch = epoch
+    self.sequence = sequence
+    self.leaf = leaf
+  }
+}
+
 package struct Reader {
   let db: Database
 
@@ -264,6 +277,25 @@ package struct Reader {
   /// When this ledger was last restored from a backup; nil for never.
   package func restoredAt() throws -> Date? {
     try fetchOne("SELECT value FROM meta WHERE name = 'restored-at'", []).map { Transfer.date($0["value"]) }
+  }
+
+  /// The last entry of this snapshot; nil in an empty ledger.
+  package func place() throws -> LedgerPlace? {
+    try fetchOne(
+      """
+      SELECT sequence, leaf, (SELECT value FROM meta WHERE name = 'epoch') AS epoch FROM audit
+      ORDER BY sequence DESC LIMIT 1
+      """, []
+    ).map { LedgerPlace(epoch: $0["epoch"], sequence: $0["sequence"], leaf: Digest($0["leaf"] as Data)) }
+  }
+
+  /// Whether this ledger, since it was last restored, came by that entry.
+  package func has(_ place: LedgerPlace) throws -> Bool {
+    try fetchOne(
+      """
+      SELECT 1 FROM audit WHERE sequence = ? AND leaf = ?
+      AND (SELECT value FROM meta WHERE name = 'epoch') = ?
+      """, [place.sequence, Data(place.leaf.bytes), place.epoch]) != nil
   }
 
   /// Whether this ledger had `epoch` before it was restored.
