@@ -47,6 +47,8 @@ package struct Configuration: Sendable {
   package var receiptSeconds: Int64 = 86400
   /// Ended transfers keep their documents so long; a tombstone stays.
   package var retentionSeconds: Int64 = 30 * 86400
+  /// For so long after a package was released, people can ask who got their data.
+  package var reportSeconds: Int64 = 3650 * 86400
   /// Mode of delivered files, octal.
   package var inboxFileMode: UInt32 = 0o640
   package var logLevel = "info"
@@ -98,6 +100,7 @@ package struct Configuration: Sendable {
       try set("retrySecondsMax", &retrySecondsMax, 1...86400)
       try set("receiptSeconds", &receiptSeconds, 1...(366 * 86400))
       try set("retentionSeconds", &retentionSeconds, 0...(3660 * 86400))
+      try set("reportSeconds", &reportSeconds, 0...(36600 * 86400))
       if let mode = try reader.optional("inboxFileMode", { (r, n) throws(SealingError) in try r.string(n) }) {
         guard let value = UInt32(mode, radix: 8), value & 0o400 != 0, value & ~0o666 == 0 else {
           throw reader.invalid("inboxFileMode", "expected an octal mode such as \"0640\", never executable")

@@ -197,6 +197,7 @@ struct ConsentAudit: Sendable {
           tables[row.agreement] = table
         }
       }
+      let forgotten = try Self.forgotten(reader)
       var acknowledged: Set<Int64> = []
       var negatives: Set<Int64> = Set(
         waiting.filter { ConsentEvent(rawValue: $0.event)?.state.isNegative ?? false }.map(\.sequence))
@@ -224,6 +225,7 @@ struct ConsentAudit: Sendable {
             replay(upTo: entry.sequence, recordedAt: instant)
             guard case .string(let text)? = members["id"], let id = TransferID(text) else { continue }
             releases += 1
+            guard !forgotten.contains(id) else { continue }
             let found = try judge(id, tables, at: instant, reader)
             subjects += found.subjects
             for code in found.codes {
@@ -255,16 +257,30 @@ struct ConsentAudit: Sendable {
     ]
   }
 
+  /// Packages whose report period is over.
+  private static func forgotten(_ reader: Reader) throws -> Set<TransferID> {
+    Set(
+      try reader.audit(kind: Maintenance.forgotten, limit: .max).compactMap { entry in
+        guard case .object(let members) = try entry.document(), case .object(let detail)? = members["detail"],
+          case .string(let id)? = detail["package"]
+        else { return nil }
+        return TransferID(id)
+      })
+  }
+
   /// Codes of people in a package who had not consented at `instant`.
   private func judge(
     _ id: TransferID, _ tables: [String: ConsentTable], at instant: Date, _ reader: Reader
   ) throws -> (codes: [String], subjects: Int64) {
-    guard let package = try reader.package(id), let digest = Digest(hex: package.agreementDigest),
-      let agreement = context.policies.agreement(digest) ?? context.policies.current(package.agreement, at: instant)
-    else {
-      // Opaque payloads have no row: nobody was looked up for them. Anything else that is gone proves nothing.
-      return (try reader.package(id) == nil ? [] : ["the agreement is not here any more: it cannot be proved"], 0)
+    guard let package = try reader.package(id) else {
+      // Opaque payloads have no row: nobody was looked up for them.
+      let transfer = try reader.transfer(context.agency, id)
+      let isAsked = transfer.flatMap { context.policies.current($0.agreement, at: instant) }?.consent.model ?? .none
+      return (isAsked == .none ? [] : ["what consent was looked at is missing: it cannot be proved"], 0)
     }
+    guard let digest = Digest(hex: package.agreementDigest),
+      let agreement = context.policies.agreement(digest) ?? context.policies.current(package.agreement, at: instant)
+    else { return (["the agreement is not here any more: it cannot be proved"], 0) }
     guard agreement.consent.model != .none, agreement.aggregate == nil else { return ([], 0) }
     guard let index = try context.spool.subjects(of: id) else {
       return (["the index of its subjects is missing: it cannot be proved"], 0)

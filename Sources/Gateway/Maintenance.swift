@@ -21,6 +21,7 @@ struct Maintenance: Service {
       while !Task.isCancelled {
         let seen = context.news.consents.generation
         try await purge()
+        try await forgetPeople()
         warn(&warned)
         try await warnOfWaiting(&told)
         await keepConsents(&kept)
@@ -87,6 +88,29 @@ struct Maintenance: Service {
       }
     }
   }
+
+  /// Removes who was in a package once the report period is over, or when it ended without a release.
+  private func forgetPeople() async throws {
+    let context = context
+    let before = context.now() - Double(context.configuration.reportSeconds)
+    while !Task.isCancelled {
+      let over = try await context.ledger.read {
+        try $0.packages(of: context.agency, overBefore: before, limit: 500)
+      }
+      guard !over.isEmpty else { return }
+      try await context.ledger.write { tx in
+        for id in over {
+          try tx.remove(package: id)
+          try tx.append(AuditEvent(Self.forgotten, ["package": .string(id.text)]))
+        }
+      }
+      // An index without its row goes with the next start.
+      try await context.pool.run { for id in over { try context.spool.removeSubjects(id) } }
+    }
+  }
+
+  /// Entry of a package of which it is not known any more who was in it.
+  static let forgotten = "package.forgotten"
 
   /// Between two copies of the consent tables.
   static let consentSeconds: TimeInterval = 600

@@ -190,6 +190,12 @@ extension Transaction {
     try execute("UPDATE packages SET retained = NULL WHERE id = ? AND retained IS NOT NULL", [id.text])
   }
 
+  /// Forgets what was known about a package. Who was in it the caller removes from the spool.
+  package func remove(package id: TransferID) throws {
+    try execute("DELETE FROM packages WHERE id = ?", [id.text])
+    try execute("DELETE FROM approvals WHERE id = ?", [id.text])
+  }
+
   /// An approval; the same person twice is one.
   package func approve(_ id: TransferID, decision: String, by approver: String) throws {
     try execute(
@@ -207,6 +213,16 @@ extension Reader {
   package func packages(agreement: String? = nil, limit: Int = .max) throws -> [PackageRow] {
     try agreement.map { try fetchAll("SELECT * FROM packages WHERE agreement = ? LIMIT ?", [$0, limit]) }?
       .map(PackageRow.init) ?? fetchAll("SELECT * FROM packages LIMIT ?", [limit]).map(PackageRow.init)
+  }
+
+  /// Packages of `sender`, this agency, that were released before `instant`, and those that ended and were purged without a release.
+  package func packages(of sender: AgencyID, overBefore instant: Date, limit: Int) throws -> [TransferID] {
+    try fetchAll(
+      """
+      SELECT id FROM packages WHERE released_at < ?1 OR released_at IS NULL AND EXISTS
+        (SELECT 1 FROM transfers AS t WHERE t.sender = ?2 AND t.id = packages.id AND t.state = 'purged') LIMIT ?3
+      """, [Transfer.milliseconds(instant), sender.text, limit]
+    ).compactMap { TransferID($0["id"]) }
   }
 
   /// Everything that a person did about an agreement, in the ledger's order.

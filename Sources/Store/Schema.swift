@@ -117,6 +117,9 @@ enum Schema {
           CREATE INDEX notices_open ON notices (peer, next_at) WHERE next_at IS NOT NULL;
           """)
     }
+    migrator.registerMigration("6 the report period") { db in
+      try db.execute(sql: "CREATE INDEX packages_age ON packages (released_at)")
+    }
     return migrator
   }
 }

@@ -15,10 +15,12 @@ import Testing
     return text == "all" ? .max : Int(text) ?? 4
   }
 
+  /// Another one tries other points.
+  static var seed: Int { Int(ProcessInfo.processInfo.environment["FAULT_SEED_NUMBER"] ?? "1") ?? 1 }
+
   /// Points spread over the run, the same for the same seed.
   static func points(_ count: Int) -> [Int] {
     guard sample < count else { return Array(1...count) }
-    let seed = Int(ProcessInfo.processInfo.environment["FAULT_SEED_NUMBER"] ?? "1") ?? 1
     return (0..<sample).map { 1 + ($0 * count / sample + seed * 7919) % count }.sorted()
   }
 

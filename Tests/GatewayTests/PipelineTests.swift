@@ -163,13 +163,15 @@ import Testing
       retrySecondsMax: 7
       receiptSeconds: 8
       retentionSeconds: 9
+      reportSeconds: 10
       inboxFileMode: "0640"
       logLevel: debug
       """
     let configuration = try Configuration(yaml: text)
     #expect(configuration.host == "0.0.0.0" && configuration.port == 9443 && configuration.folders.count == 2)
     #expect(configuration.folders["a"]?.triggerSuffix == ".ok" && configuration.folders["b"]?.stableSeconds == 5)
-    #expect(configuration.retentionSeconds == 9 && configuration.inboxFileMode == 0o640)
+    #expect(configuration.retentionSeconds == 9 && configuration.reportSeconds == 10)
+    #expect(configuration.inboxFileMode == 0o640)
   }
 }
 

@@ -155,6 +155,33 @@ import Testing
     #expect(ledger.range(of: Data("Q150".utf8)) == nil)
   }
 
+  /// After the report period nobody can tell any more who was in a package, and the ledger says so.
+  @Test func whoWasInAPackageIsForgottenAfterTheReportPeriod() throws {
+    let agencies = try TestAgencies(TestAgencies.Options.optIn())
+    let sender = agencies.sender
+    try agencies.start()
+    try grant(agencies, ["P1", "P2"])
+    try sender.drop("a.ndjson", TestRecords.of(["P1", "P2"]))
+    #expect(eventually { sender.outcome("a.ndjson") == "delivered" }, "\(sender.log)")
+    func report() throws -> String { try sender.sallyport("report", "P1", "--json").text }
+    func indexes() throws -> [String] {
+      try FileManager.default.contentsOfDirectory(atPath: "\(sender.home)/spool/subjects")
+    }
+    #expect(try report().contains("Sent test files") && indexes().count == 1)
+    try agencies.stop()
+    let configuration = URL(fileURLWithPath: "\(sender.home)/sallyport.yaml")
+    try Data((String(contentsOf: configuration, encoding: .utf8) + "\nreportSeconds: 0\n").utf8).write(
+      to: configuration)
+    try agencies.start()
+    #expect(try eventually { try indexes().isEmpty })
+    #expect(try !report().contains("Sent test files"))
+    let audit = try sender.sallyport("consent", "audit", "--json")
+    #expect(audit.status == 0, "\(audit.text)")
+    #expect(try sender.sallyport("ledger", "show", "--json").text.contains("package.forgotten"))
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
   /// The tables are copied for the next start: it goes on from there, and a copy that is not whole is not believed.
   @Test func aStartReadsTheCopyOfTheTablesAndTheRestFromTheLedger() throws {
     let agencies = try TestAgencies(TestAgencies.Options.optIn())

@@ -14,7 +14,7 @@ public final class TestAgency {
   public let home: String
   public private(set) var process: Process?
   public var environment: [String: String] = [:]
-  let port: ReservedPort
+  package let port: ReservedPort
   let place: Place
 
   /// Where a gateway listens: on this machine's loopback, or in a network namespace of its own.
