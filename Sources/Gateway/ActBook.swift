@@ -1,14 +1,23 @@
 // What parties signed about agreements, once their signatures were seen to hold.
+//
+// To start an agreement its signatures must hold now. To stop it they held once: an act comes into `policies/` only verified, and
+// when the key that signed a stop is revoked later, the stop stands until its party resumes.
 
 import Foundation
 import Policies
 import Sealing
 
-/// Verified acts by agreement. A value.
+/// Acts that count, by agreement. A value.
 package struct ActBook: Sendable {
-  private var acts: [Digest: [AgreementAct]] = [:]
-  /// Payload digests of the acts, in the order of `acts`.
-  private var names: [Digest: [Digest]] = [:]
+  private struct Held {
+    let act: AgreementAct
+    /// The payload's digest: its name.
+    let name: Digest
+    /// Its signature holds by the cards of now.
+    let isVerified: Bool
+  }
+
+  private var acts: [Digest: [Held]] = [:]
   private var policies: [Agreement] = []
   private var own: AgencyID?
   /// Made once: every list has one.
@@ -17,15 +26,16 @@ package struct ActBook: Sendable {
   init() {}
 
   /// - Parameters:
-  ///   - cards: of partners whose fingerprint was approved. Acts of others count for nothing.
+  ///   - cards: of partners whose fingerprint was approved. What others accept counts for nothing.
   ///   - own: our card; it signs for partners without a gateway too.
   init(_ set: PolicySet, _ envelopes: [Digest: [Envelope]], cards: [Card], own: Card) {
     policies = set.agreements
     for agreement in set.agreements {
-      for envelope in envelopes[agreement.digest] ?? [] {
-        guard let act = Self.verified(envelope, agreement, cards, own: own) else { continue }
-        acts[agreement.digest, default: []].append(act)
-        names[agreement.digest, default: []].append(envelope.payloadDigest)
+      acts[agreement.digest] = (envelopes[agreement.digest] ?? []).compactMap { envelope in
+        let verified = Self.verified(envelope, agreement, cards, own: own)
+        return (verified ?? Self.stop(envelope, agreement)).map {
+          Held(act: $0, name: envelope.payloadDigest, isVerified: verified != nil)
+        }
       }
     }
     self.own = own.agency
@@ -35,13 +45,14 @@ package struct ActBook: Sendable {
     }
   }
 
-  func digests(of agreement: Agreement) -> [Digest] { names[agreement.digest] ?? [] }
+  /// Names of the acts that are held here.
+  func names(of agreement: Agreement) -> [Digest] { acts[agreement.digest]?.map(\.name) ?? [] }
 
-  /// Agreements that a partner is a party to and that we acted on, each with the digests of everybody's acts.
+  /// Agreements that a partner is a party to and that we acted on, each with the names of everybody's acts that it can verify too.
   func told(to partner: AgencyID) -> [(agreement: Agreement, acts: [Digest])] {
     policies.filter { agreement in
       agreement.parties.contains { $0.id == partner } && all(of: agreement).contains { $0.party == own }
-    }.map { ($0, digests(of: $0)) }
+    }.map { ($0, acts[$0.digest]?.filter(\.isVerified).map(\.name) ?? []) }
   }
 
   /// Changes whenever `told` does; nil when that is nothing.
@@ -50,11 +61,8 @@ package struct ActBook: Sendable {
   /// nil unless its party signed it with a key that was valid when it says it was signed; for a party without a gateway we did.
   static func verified(_ envelope: Envelope, _ agreement: Agreement, _ cards: [Card], own: Card) -> AgreementAct? {
     do {
-      let act = try AgreementAct(envelope.unverified())
-      guard act.agreement.sha256 == agreement.digest,
-        let party = agreement.parties.first(where: { $0.id == act.party }),
-        party.roles.contains(act.role), let card = (cards + [own]).first(where: { $0.agency == act.party }),
-        card.hasGateway == (act.evidence == nil)
+      guard let act = claimed(envelope, agreement),
+        let card = (cards + [own]).first(where: { $0.agency == act.party }), card.hasGateway == (act.evidence == nil)
       else { return nil }
       _ = try envelope.verify((card.hasGateway ? card : own).signers(at: act.at))
       return act
@@ -63,7 +71,19 @@ package struct ActBook: Sendable {
     }
   }
 
-  package func all(of agreement: Agreement) -> [AgreementAct] { acts[agreement.digest] ?? [] }
+  /// An act by one of the agreement's parties in one of its roles, signed or not.
+  private static func claimed(_ envelope: Envelope, _ agreement: Agreement) -> AgreementAct? {
+    guard let act = try? AgreementAct(envelope.unverified()), act.agreement.sha256 == agreement.digest,
+      agreement.parties.contains(where: { $0.id == act.party && $0.roles.contains(act.role) })
+    else { return nil }
+    return act
+  }
+
+  private static func stop(_ envelope: Envelope, _ agreement: Agreement) -> AgreementAct? {
+    claimed(envelope, agreement).flatMap { $0.kind.stops ? $0 : nil }
+  }
+
+  package func all(of agreement: Agreement) -> [AgreementAct] { acts[agreement.digest]?.map(\.act) ?? [] }
 
   /// Where an agreement stands between two agencies, whichever provides.
   package func standing(of agreement: Agreement, between a: AgencyID, _ b: AgencyID, at instant: Date)

@@ -238,7 +238,7 @@ struct AgreementExchange: Sendable {
         isWhole = false
         continue
       }
-      let held = context.acts.digests(of: agreement)
+      let held = context.acts.names(of: agreement)
       for name in try item.strings("signatures", countMax: PolicyFolder.actsMax) {
         guard let act = Digest(hex: name), !held.contains(act) else { continue }
         do {

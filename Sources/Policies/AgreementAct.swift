@@ -12,6 +12,9 @@ package struct AgreementAct: Equatable, Sendable {
     case accept, reject, suspend, resume, revoke
     /// A registrar's acceptance.
     case register
+
+    /// Of these one is enough, whoever else agrees.
+    package var stops: Bool { self == .reject || self == .suspend || self == .revoke }
   }
 
   package let kind: Kind

@@ -303,6 +303,47 @@ import Testing
     #expect(try agencies.findings() == [])
   }
 
+  /// The key that signed a suspension is revoked: what was accepted with it counts no more, what was stopped stays stopped.
+  @Test func aStopOutlivesTheKeyThatSignedIt() throws {
+    let agencies = try TestAgencies()
+    let (sender, recipient) = (agencies.sender, agencies.recipient)
+    try agencies.start()
+    func act(_ act: String) throws -> Int32 {
+      try recipient.sallyport(
+        "agreements", "sign", TestAgencies.agreement, "--act", act, "--role", "data-officer", "--signer", "Ana"
+      ).status
+    }
+    func state() throws -> String {
+      let list = try sender.sallyport("agreements", "list", "--json").text
+      return String(list.firstMatch(of: /"state":"([^"]*)"/)?.1 ?? "")
+    }
+    func keys(_ arguments: String...) throws {
+      let changed = try Command.sallyport(["keys"] + arguments + ["--home", recipient.home])
+      #expect(changed.status == 0, "\(changed.errors)")
+      _ = try sender.sallyport("partners", "add", "\(recipient.home)/keys/card.json")
+      let fingerprint = try recipient.sallyport("keys", "fingerprint").lines[0]
+      let approved = try sender.sallyport("partners", "approve", recipient.id, "--fingerprint", fingerprint)
+      #expect((approved.status == 0) == (arguments[0] == "revoke"), "\(approved.errors)")
+    }
+    #expect(try state() == "valid")
+    try keys("rotate", "--use", "sign")
+    let lines = try recipient.sallyport("keys", "list", "--json").lines
+    let active = lines.first { $0.contains("ed25519:") && $0.contains("\"active\"") }
+    let key = try #require(active?.firstMatch(of: /ed25519:[0-9a-f]+/)?.0)
+    #expect(try act("suspend") == 0)
+    #expect(try eventually { try state() == "suspended" })
+    try keys("rotate", "--use", "sign")
+    try keys("revoke", String(key))
+    #expect(try state() == "suspended")
+    sender.stop()
+    try sender.start()
+    #expect(try state() == "suspended")
+    #expect(try act("resume") == 0)
+    #expect(try eventually { try state() == "valid" })
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
   @Test func theShippedExamplesPassTheirCases() throws {
     let result = try Command.sallyport(["agreements", "test", Command.root.appendingPathComponent("policies").path])
     #expect(result.status == 0, "\(result.text)\(result.errors)")
