@@ -185,6 +185,7 @@ struct ConsentImport: Sendable {
             "absent": .integer(result.absent), "sha256": .string(digest.finish().hex),
             "confirmedBy": .array(options.confirmedBy.map { .string($0) }),
           ]))
+      if result.negatives > 0 { try tx.owe(acknowledgementOf: result.sequence) }
       try tx.heard(agreement.id, source: options.source, at: tx.at)
       // Nothing can fail any more: what is negative counts from here.
       for (subject, word, isNegative) in changed where isNegative { consents.set(agreement.id, subject, word) }

@@ -74,7 +74,9 @@ struct ConsentJourney: Sendable {
       if isNegative {
         consents.set(row.agreement, row.subject, word)
         // Nothing follows from an act that a later one stands against.
-        if !Self.isNegative(word) {
+        if Self.isNegative(word) {
+          try tx.owe(acknowledgementOf: sequence)
+        } else {
           try tx.append(AuditEvent("consent.acknowledged", ["for": .integer(sequence), "effect": false]))
         }
       }
@@ -116,17 +118,19 @@ struct ConsentJourney: Sendable {
 
   /// What a crash left without its acknowledgement. Before any stage runs.
   func settleAfterCrash() async throws {
-    let open = try await context.ledger.read { try $0.negativesWithoutAcknowledgement(ConsentEvent.negativeNames) }
-    for (sequence, rows) in Dictionary(grouping: open, by: \.sequence).sorted(by: { $0.key < $1.key }) {
-      guard let id = rows.first?.agreement, let agreement = context.current(id, at: context.now()) else { continue }
-      let words = try await context.ledger.read { reader in try rows.map { try reader.consentWord(id, $0.subject) ?? 0 }
+    for sequence in try await context.ledger.read({ try $0.owedAcknowledgements() }) {
+      let rows = try await context.ledger.read { try $0.consentEvents(of: sequence) }.filter {
+        ConsentEvent(rawValue: $0.event)?.state.isNegative ?? false
+      }
+      guard let first = rows.first, let agreement = context.current(first.agreement, at: context.now())
+      else { continue }
+      let words = try await context.ledger.read { reader in
+        try rows.map { try reader.consentWord(first.agreement, $0.subject) ?? 0 }
       }
       let stopped = zip(rows, words).filter { Self.isNegative($0.1) }.map(\.0.subject)
-      let because = rows.first.flatMap { ConsentEvent(rawValue: $0.event) } ?? .withdrawn
+      let because = ConsentEvent(rawValue: first.event) ?? .withdrawn
       _ = try await settle(stopped, agreement, because: because, sequence: sequence, recordedAt: context.now())
     }
-    // Only what comes from here on is looked at next time.
-    try await context.ledger.write { try $0.setConsentSettled() }
   }
 
   // MARK: stopping
@@ -161,6 +165,7 @@ struct ConsentJourney: Sendable {
     let (ended, gone) = (stopped, disclosed.map(\.package))
     try await context.ledger.write { tx in
       for notice in notices { try tx.put(notice) }
+      try tx.settle(acknowledgementOf: sequence)
       try tx.append(
         AuditEvent(
           "consent.acknowledged",

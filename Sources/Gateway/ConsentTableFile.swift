@@ -102,6 +102,8 @@ struct ConsentTableFile {
       try file.write(pending, at: offset)
       offset += Int64(pending.count)
       pending.removeAll(keepingCapacity: true)
+      // Little by little: a withdrawal's commit would wait behind all that is not on disk yet.
+      try file.syncData()
     }
 
     consuming func finish(_ code: (Digest) -> Digest) throws {

@@ -18,8 +18,6 @@ package enum ConsentEvent: String, Sendable, CaseIterable {
   case objected = "ObjectionRegistered"
   case lifted = "ObjectionLifted"
 
-  package static let negativeNames = allCases.filter(\.state.isNegative).map(\.rawValue)
-
   package var state: ConsentState {
     switch self {
     case .given, .renewed: .granted

@@ -164,11 +164,13 @@ extension Transaction {
       """, [agreement, source, Transfer.milliseconds(instant)])
   }
 
-  /// All consent events up to now have their acknowledgement.
-  package func setConsentSettled() throws {
-    try execute(
-      "INSERT INTO meta (name, value) VALUES ('consent-settled', ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-      [sequence])
+  /// The events of an entry say no: an acknowledgement is owed.
+  package func owe(acknowledgementOf sequence: Int64) throws {
+    try execute("INSERT INTO consent_open (sequence) VALUES (?)", [sequence])
+  }
+
+  package func settle(acknowledgementOf sequence: Int64) throws {
+    try execute("DELETE FROM consent_open WHERE sequence = ?", [sequence])
   }
 
   package func put(_ package: PackageRow) throws {
@@ -284,30 +286,15 @@ extension Reader {
     }
   }
 
-  /// Events with one of `names` whose sequence no `consent.acknowledged` entry names. Looks only at what came after the last time
-  /// that everything was settled.
-  package func negativesWithoutAcknowledgement(_ names: [String]) throws -> [ConsentEventRow] {
-    let settled: Int64 =
-      try fetchOne("SELECT value FROM meta WHERE name = 'consent-settled'", []).map { $0["value"] } ?? 0
-    var acknowledged: Set<Int64> = []
-    for entry in try audit(kind: "consent.acknowledged", limit: .max) {
-      if case .object(let members) = try entry.document(), case .object(let detail)? = members["detail"],
-        case .integer(let sequence)? = detail["for"]
-      {
-        acknowledged.insert(sequence)
-      }
-    }
-    var found: [ConsentEventRow] = []
-    let rows = try Row.fetchCursor(
-      db,
-      sql: """
-        SELECT * FROM consent_events WHERE sequence > ? AND event IN (\(names.map { _ in "?" }.joined(separator: ", ")))
-        ORDER BY sequence, ordinal
-        """, arguments: [settled] + StatementArguments(names))
-    while let row = try rows.next() {
-      if !acknowledged.contains(row["sequence"]) { found.append(try ConsentEventRow(row)) }
-    }
-    return found
+  /// Entries whose events are owed an acknowledgement, in order.
+  package func owedAcknowledgements() throws -> [Int64] {
+    try fetchAll("SELECT sequence FROM consent_open ORDER BY sequence", []).map { $0["sequence"] }
+  }
+
+  /// The events of one entry.
+  package func consentEvents(of sequence: Int64) throws -> [ConsentEventRow] {
+    try fetchAll("SELECT * FROM consent_events WHERE sequence = ? ORDER BY ordinal", [sequence]).map(
+      ConsentEventRow.init)
   }
 
   /// All events in order, for an audit.

@@ -117,8 +117,20 @@ enum Schema {
           CREATE INDEX notices_open ON notices (peer, next_at) WHERE next_at IS NOT NULL;
           """)
     }
-    migrator.registerMigration("6 the report period") { db in
-      try db.execute(sql: "CREATE INDEX packages_age ON packages (released_at)")
+    migrator.registerMigration("6 what is owed, and for how long") { db in
+      try db.execute(
+        sql: """
+          CREATE INDEX packages_age ON packages (released_at);
+
+          -- Events that say no, until they have their acknowledgement.
+          CREATE TABLE consent_open (sequence INTEGER PRIMARY KEY);
+          INSERT INTO consent_open SELECT DISTINCT sequence FROM consent_events
+            WHERE sequence > coalesce((SELECT value FROM meta WHERE name = 'consent-settled'), 0)
+            AND event IN ('ConsentRefused', 'ConsentWithdrawn', 'ConsentRevoked', 'ConsentInvalidated', 'ObjectionRegistered')
+            AND sequence NOT IN (SELECT json_extract(CAST(entry AS TEXT), '$.detail.for') FROM audit
+              WHERE json_extract(CAST(entry AS TEXT), '$.kind') = 'consent.acknowledged');
+          DELETE FROM meta WHERE name = 'consent-settled';
+          """)
     }
     return migrator
   }

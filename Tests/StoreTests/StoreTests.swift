@@ -58,6 +58,26 @@ private final class Counter: Sendable {
     try ledger.close()
   }
 
+  /// A ledger of an earlier version knows from its entries what is still owed.
+  @Test func acknowledgementsThatAreOwedAreFoundByTheMigration() throws {
+    let database = try DatabaseQueue()
+    try Schema.migrator.migrate(database, upTo: "5 hubs")
+    try database.write { db in
+      for (sequence, event) in [
+        (1, "ConsentWithdrawn"), (3, "ConsentGiven"), (4, "ConsentWithdrawn"), (6, "ObjectionRegistered"),
+      ] {
+        try db.execute(
+          sql: "INSERT INTO consent_events VALUES (?, 0, 'a', x'00', ?, 0, NULL, 's', ?, x'')",
+          arguments: [sequence, event, "\(sequence)"])
+      }
+      try db.execute(sql: "INSERT INTO meta VALUES ('consent-settled', 2)")
+      let entry = Data(#"{"detail":{"for":4},"kind":"consent.acknowledged"}"#.utf8)
+      try db.execute(sql: "INSERT INTO audit VALUES (5, NULL, x'', ?)", arguments: [entry])
+    }
+    try Schema.migrator.migrate(database)
+    #expect(try database.read { try Reader(db: $0).owedAcknowledgements() } == [6])
+  }
+
   /// A read that blocks its thread waits for a connection; giving one back must not need that thread.
   @Test func aBlockingReadMeetsReadsThatSuspend() async throws {
     let ledger = try open(scratch.path)
