@@ -85,7 +85,10 @@ struct AgreementExchange: Sendable {
     ].merging(more) { _, new in new }
     try await context.ledger.write { tx in
       _ = try tx.append(AuditEvent("agreement.\(act.kind.rawValue)", detail))
+      try tx.wake(agreement: agreement.id)
     }
+    context.news.claimed.notify()
+    context.news.notifyLanes()
     // Whoever acts holds the agreement now, and may have missed what we said before.
     context.news.notifyActs()
   }

@@ -261,6 +261,9 @@ struct ConsentImport: Sendable {
       event = known
       (id, sourceEvent) = (value("subject_id") ?? "", value("source_event_id") ?? "")
       (at, until) = (value("event_time") ?? "", value("valid_until"))
+      if let reason = agreement.consent.objection(to: event, relation: value("relation"), notice: value("notice_id")) {
+        throw refused(reason)
+      }
       for name in ["indicated_by", "relation", "notice_id", "language", "method", "scope"] {
         detail[name] = value(name).map { .string($0) }
       }

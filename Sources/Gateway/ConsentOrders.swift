@@ -19,6 +19,11 @@ extension Administration {
     for name in ["method", "indicatedBy", "notice"] {
       detail[name] = try arguments.optional(name) { (r, n) throws(SealingError) in .string(try r.string(n)) }
     }
+    if case .string(let notice)? = detail["notice"],
+      let reason = agreement.consent.objection(to: event, relation: nil, notice: notice)
+    {
+      throw AdminError(.badData, reason)
+    }
     let sourceEvent =
       try arguments.optional("eventId") { (r, n) throws(SealingError) in try r.string(n) } ?? TransferID().text
     try arguments.finish()

@@ -31,6 +31,26 @@ package enum ConsentEvent: String, Sendable, CaseIterable {
   }
 }
 
+extension Agreement.Consent {
+  /// Why an event cannot be taken: who acted for the person, or on which notice. Anybody's no is taken.
+  ///
+  /// - Parameters:
+  ///   - relation: of who acted to the person; nil or "self" for the person.
+  ///   - notice: the id of the notice that was read; nil when it is not told.
+  package func objection(to event: ConsentEvent, relation: String?, notice: String?) -> String? {
+    guard !event.state.isNegative else { return nil }
+    if let relation, relation != "self" {
+      guard representatives.contains(relation) else { return "a \(relation) does not consent under this agreement" }
+      // A representative may withdraw, and not extend.
+      guard event != .renewed else { return "a \(relation) does not extend a consent" }
+    }
+    if let notice, let noticeID, notice != noticeID {
+      return "the consent is to the notice \(notice), not to \(noticeID)"
+    }
+    return nil
+  }
+}
+
 /// Raw values are stored: never change them.
 package enum ConsentState: UInt8, Sendable, CaseIterable {
   case granted = 1

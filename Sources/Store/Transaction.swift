@@ -113,6 +113,14 @@ package final class Transaction {
     return next
   }
 
+  /// What an agreement held up is due now: something about it has changed.
+  package func wake(agreement id: String) throws {
+    let now = Transfer.milliseconds(at)
+    try execute(
+      "UPDATE transfers SET next_at = ?, attempts = 0 WHERE agreement = ? AND code LIKE 'agreement.%' AND next_at > ?",
+      [now, id, now])
+  }
+
   private func update(_ next: Transfer, from state: TransferState) throws {
     try execute(
       """

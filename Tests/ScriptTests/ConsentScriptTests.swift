@@ -9,9 +9,10 @@ import Testing
     "source_event_id,subject_id_type,subject_id,agreement,purpose,event,event_time,valid_until,indicated_by,relation,notice_id,language,method,scope\n"
 
   private static func row(
-    _ id: Int, _ person: String, _ event: String, purpose: String = "claims", at: String = "2026-01-01T00:00:00Z"
+    _ id: Int, _ person: String, _ event: String, purpose: String = "claims", at: String = "2026-01-01T00:00:00Z",
+    by relation: String = "", notice: String = ""
   ) -> String {
-    "\(id),health-number,\(person),\(TestAgencies.agreement),\(purpose),\(event),\(at),,,,,,,\n"
+    "\(id),health-number,\(person),\(TestAgencies.agreement),\(purpose),\(event),\(at),,,\(relation),\(notice),,,\n"
   }
 
   private func grant(_ agencies: TestAgencies, _ people: [String]) throws {
@@ -124,9 +125,17 @@ import Testing
       Self.row(2000, "Q2", "Maybe"), Self.row(2000, "Q2", "ConsentWithdrawn", at: "yesterday"),
       Self.row(2000, "Q2", "ConsentWithdrawn") + "2001,\n",
       Self.row(2000, "Q2", "ConsentWithdrawn") + Self.row(2000, "Q3", "ConsentWithdrawn"),
+      Self.row(2000, "Q2", "ConsentGiven", by: "guardian"), Self.row(2000, "Q2", "RenewedConsentGiven", by: "parent"),
+      Self.row(2000, "Q2", "ConsentGiven", notice: "another"),
     ] {
       #expect(try take("b.csv", header + broken).status == 65, "\(broken)")
     }
+    // Who may represent is said in the agreement; to say no, anybody may.
+    let represented =
+      Self.row(2500, "R1", "ConsentGiven", by: "parent", notice: "n1")
+      + Self.row(2501, "R2", "ConsentGiven", by: "self")
+      + Self.row(2502, "R3", "ConsentWithdrawn", by: "guardian", notice: "another")
+    #expect(try take("r.csv", header + represented).status == 0)
     func state(_ person: String) throws -> String {
       String(
         try agencies.sender.sallyport("consent", "show", person, "--agreement", agreement, "--json").text.firstMatch(

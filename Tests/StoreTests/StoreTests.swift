@@ -58,6 +58,28 @@ private final class Counter: Sendable {
     try ledger.close()
   }
 
+  @Test func whatAnAgreementHeldUpIsDueOnceItChanges() async throws {
+    let now = Date()
+    let ledger = try open(scratch.path, at: now)
+    func row(_ agreement: String, _ code: String) -> Transfer {
+      var row = Transfer(
+        direction: .out, sender: sender, id: TransferID(), peer: peer, agreement: agreement, state: .claimed, name: "n",
+        createdAt: now)
+      (row.code, row.nextAt, row.attempts) = (code, now + 300, 9)
+      return row
+    }
+    let rows = [row("a", "agreement.suspended"), row("a", "partner.unreachable"), row("b", "agreement.suspended")]
+    try await ledger.write { tx in
+      for row in rows { try tx.insert(row) }
+      try tx.wake(agreement: "a")
+    }
+    let due = try await ledger.read { reader in
+      try rows.map { try reader.transfer(sender, $0.id)!.nextAt! <= now }
+    }
+    #expect(due == [true, false, false])
+    try ledger.close()
+  }
+
   /// A ledger of an earlier version knows from its entries what is still owed.
   @Test func acknowledgementsThatAreOwedAreFoundByTheMigration() throws {
     let database = try DatabaseQueue()

@@ -16,7 +16,7 @@ extension TestAgencies.Options {
     options.subjects =
       "{ classes: [patients], impetus: data-subject, frequency: ongoing, identifier: { field: person, type: health-number } }"
     options.consent =
-      "{ model: opt-in, purposeRef: claims, noticeId: n1, maxValidity: P365D, maxStaleness: PT24H, onStale: hold, onMissing: withhold-record, withdrawalMethod: \"by phone\", onWithdrawal: { spooled: \(spooled), delivered: restrict, actWithin: P10D } }"
+      "{ model: opt-in, purposeRef: claims, noticeId: n1, maxValidity: P365D, maxStaleness: PT24H, onStale: hold, onMissing: withhold-record, withdrawalMethod: \"by phone\", representatives: [parent], onWithdrawal: { spooled: \(spooled), delivered: restrict, actWithin: P10D } }"
     options.approval = approval
     return options
   }
