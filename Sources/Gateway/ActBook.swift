@@ -1,7 +1,8 @@
 // What parties signed about agreements, once their signatures were seen to hold.
 //
-// To start an agreement its signatures must hold now. To stop it they held once: an act comes into `policies/` only verified, and
-// when the key that signed a stop is revoked later, the stop stands until its party resumes.
+// To start an agreement its signatures must hold now. To stop it, it is enough that they held once: an act comes into `policies/` only
+// verified, and when the key that signed a stop is revoked later, the stop stands. What was suspended and resumed with such a key is
+// resumed: whoever had it could do both.
 
 import Foundation
 import Policies
@@ -31,12 +32,14 @@ package struct ActBook: Sendable {
   init(_ set: PolicySet, _ envelopes: [Digest: [Envelope]], cards: [Card], own: Card) {
     policies = set.agreements
     for agreement in set.agreements {
-      acts[agreement.digest] = (envelopes[agreement.digest] ?? []).compactMap { envelope in
-        let verified = Self.verified(envelope, agreement, cards, own: own)
-        return (verified ?? Self.stop(envelope, agreement)).map {
-          Held(act: $0, name: envelope.payloadDigest, isVerified: verified != nil)
+      let held = (envelopes[agreement.digest] ?? []).compactMap { envelope in
+        Self.claimed(envelope, agreement).map {
+          Held(
+            act: $0, name: envelope.payloadDigest,
+            isVerified: Self.verified(envelope, agreement, cards, own: own) != nil)
         }
       }
+      acts[agreement.digest] = held.filter { $0.isVerified || Self.outlives($0, held) }
     }
     self.own = own.agency
     for party in Set(policies.flatMap { $0.parties.map(\.id) }) {
@@ -73,14 +76,23 @@ package struct ActBook: Sendable {
 
   /// An act by one of the agreement's parties in one of its roles, signed or not.
   private static func claimed(_ envelope: Envelope, _ agreement: Agreement) -> AgreementAct? {
-    guard let act = try? AgreementAct(envelope.unverified()), act.agreement.sha256 == agreement.digest,
-      agreement.parties.contains(where: { $0.id == act.party && $0.roles.contains(act.role) })
-    else { return nil }
-    return act
+    do {
+      let act = try AgreementAct(envelope.unverified())
+      let party = agreement.parties.first { $0.id == act.party }
+      return act.agreement.sha256 == agreement.digest && party?.roles.contains(act.role) == true ? act : nil
+    } catch {
+      return nil
+    }
   }
 
-  private static func stop(_ envelope: Envelope, _ agreement: Agreement) -> AgreementAct? {
-    claimed(envelope, agreement).flatMap { $0.kind.stops ? $0 : nil }
+  /// Whether an act counts whose signature does not hold any more.
+  private static func outlives(_ one: Held, _ held: [Held]) -> Bool {
+    if one.act.kind.stops { return true }
+    guard one.act.kind == .resume else { return false }
+    let suspended = held.filter {
+      $0.act.party == one.act.party && $0.act.kind == .suspend && $0.act.number < one.act.number
+    }
+    return suspended.max { $0.act.number < $1.act.number }.map { !$0.isVerified } ?? false
   }
 
   package func all(of agreement: Agreement) -> [AgreementAct] { acts[agreement.digest]?.map(\.act) ?? [] }

@@ -74,7 +74,7 @@ struct AgreementExchange: Sendable {
     _ act: AgreementAct, _ envelope: Envelope, of agreement: Agreement, _ more: [String: JSON] = [:]
   ) async throws {
     let context = context
-    try await context.pool.run {
+    try await context.changes.run {
       try PolicyFolder.store(envelope, of: agreement, in: context.home.policies)
       // As after a restart: what lies there counts, even if the ledger's disk fails now.
       context.take(envelope, of: agreement)
@@ -100,7 +100,7 @@ struct AgreementExchange: Sendable {
     return agreement.digest == digest ? agreement : nil
   }
 
-  /// Makes an offered agreement one of ours, once it is seen to fit in. Replaces nothing. Blocks.
+  /// Makes an offered agreement one of ours, once it is seen to fit in; on `changes`. Replaces nothing.
   func adopt(_ agreement: Agreement) throws {
     let prepared = try PolicyFolder.prepare(agreement, in: context.home.policies)
     do {

@@ -80,7 +80,7 @@ extension Administration {
     guard (kind == .register) == (party.role == .registrar) || (kind != .accept && kind != .register) else {
       throw AdminError(.refused, party.role == .registrar ? "a registrar registers" : "only a registrar registers")
     }
-    if offered != nil { try await context.pool.run { try exchange.adopt(agreement) } }
+    if offered != nil { try await context.changes.run { try exchange.adopt(agreement) } }
     let act = AgreementAct(
       kind, agreement, party: party.id, role: role, signer: signer, reason: reason, at: context.now(),
       number: 1 + (context.acts.all(of: agreement).filter { $0.party == party.id }.map(\.number).max() ?? 0),

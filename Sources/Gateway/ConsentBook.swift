@@ -1,4 +1,5 @@
-// Consent in memory, one table for each agreement that asks for it: filled from the ledger at start, and after each commit.
+// Consent in memory, one table for each agreement that asks for it: filled at start from their copy and the ledger, and after each
+// commit.
 // Sealing looks people up here; the release rule asks the ledger itself.
 
 import Foundation
@@ -27,7 +28,7 @@ final class ConsentBook: @unchecked Sendable {
       logger.warning("\(file.path) is not used, the ledger is read instead: \(error)")
     }
     for agreement in try reader.consentAgreements() {
-      if let kept, let table = kept.tables[agreement] {
+      if let kept, let table = kept.byAgreement[agreement] {
         let most = Self.changesMax + table.count / 4
         if try reader.consentChanges(agreement, after: kept.place.sequence, limit: most) < most {
           try reader.forEachConsent(agreement, changedAfter: kept.place.sequence) { table.set($0, $1) }
@@ -48,12 +49,12 @@ final class ConsentBook: @unchecked Sendable {
   /// Writes the file again once it is `changesMax` behind. Blocks.
   ///
   /// - Returns: whether it was.
-  func keep(_ reader: Reader, _ file: ConsentTableFile, while goesOn: () -> Bool) throws -> Bool {
+  func keep(_ reader: Reader, _ file: ConsentTableFile, while goesOn: () throws -> Bool) throws -> Bool {
     let old = lock.withLock { inFile }
     let isBehind = try reader.consentAgreements().contains {
       try reader.consentChanges($0, after: old, limit: Self.changesMax) == Self.changesMax
     }
-    guard isBehind, let sequence = try file.write(reader, while: goesOn) else { return false }
+    guard isBehind, try goesOn(), let sequence = try file.write(reader, while: goesOn) else { return false }
     lock.withLock { inFile = sequence }
     return true
   }

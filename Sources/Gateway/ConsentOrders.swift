@@ -174,7 +174,7 @@ struct ConsentAudit: Sendable {
 
   func run() throws -> [JSON] {
     var faults: [JSON] = []
-    var (events, releases, subjects): (Int64, Int64, Int64) = (0, 0, 0)
+    var (events, releases, subjects, unknown): (Int64, Int64, Int64, Int64) = (0, 0, 0, 0)
     func fault(_ what: String, _ members: [String: JSON]) {
       faults.append(.object(members.merging(["fault": .string(what)]) { _, new in new }))
     }
@@ -230,8 +230,11 @@ struct ConsentAudit: Sendable {
             replay(upTo: entry.sequence, recordedAt: instant)
             guard case .string(let text)? = members["id"], let id = TransferID(text) else { continue }
             releases += 1
-            guard !forgotten.contains(id) else { continue }
-            let found = try judge(id, tables, at: instant, reader)
+            if forgotten.contains(id) {
+              unknown += 1
+              continue
+            }
+            let found = try judge(id, tables, under: Self.agreement(of: detail), at: instant, reader)
             subjects += found.subjects
             for code in found.codes {
               fault(
@@ -257,9 +260,18 @@ struct ConsentAudit: Sendable {
     return faults + [
       [
         "events": .integer(events), "releases": .integer(releases), "subjects": .integer(subjects),
+        "forgotten": .integer(unknown),
         "faults": .integer(Int64(faults.count)), "head": context.ledger.head.document,
       ]
     ]
+  }
+
+  /// The agreement in the decision of a release.
+  private static func agreement(of detail: [String: JSON]) -> Digest? {
+    guard case .object(let decision)? = detail["decision"], case .object(let agreement)? = decision["agreement"],
+      case .string(let hex)? = agreement["sha256"]
+    else { return nil }
+    return Digest(hex: hex)
   }
 
   /// Packages whose report period is over.
@@ -275,13 +287,12 @@ struct ConsentAudit: Sendable {
 
   /// Codes of people in a package who had not consented at `instant`.
   private func judge(
-    _ id: TransferID, _ tables: [String: ConsentTable], at instant: Date, _ reader: Reader
+    _ id: TransferID, _ tables: [String: ConsentTable], under released: Digest?, at instant: Date, _ reader: Reader
   ) throws -> (codes: [String], subjects: Int64) {
     guard let package = try reader.package(id) else {
       // Opaque payloads have no row: nobody was looked up for them.
-      let transfer = try reader.transfer(context.agency, id)
-      let isAsked = transfer.flatMap { context.policies.current($0.agreement, at: instant) }?.consent.model ?? .none
-      return (isAsked == .none ? [] : ["what consent was looked at is missing: it cannot be proved"], 0)
+      let isOpaque = released.flatMap { context.policies.agreement($0) }.map { $0.consent.model == .none } ?? false
+      return (isOpaque ? [] : ["what consent was looked at is missing: it cannot be proved"], 0)
     }
     guard let digest = Digest(hex: package.agreementDigest),
       let agreement = context.policies.agreement(digest) ?? context.policies.current(package.agreement, at: instant)

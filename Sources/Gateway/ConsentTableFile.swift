@@ -3,6 +3,8 @@
 //   rows:     subject (16) || word (8, big-endian)  …      an agreement's together
 //   trailer:  canonical JSON, which says what of the ledger the rows show || its length (8, big-endian) || MAC (32)
 //
+//   open(.part, O_EXCL)  (write  fdatasync) …  rename(.part, consents.table)  fsync(home)
+//
 // The ledger stays the truth. What changed after the entry that the trailer names is read from the ledger, and a file that is of
 // another ledger, or not ours, or damaged is not used. Losing it loses nothing.
 
@@ -13,13 +15,13 @@ import Sealing
 import Store
 
 struct ConsentTableFile {
-  /// What a file says of one agreement.
-  private typealias Part = (agreement: String, count: Int)
+  /// How many of the rows are an agreement's.
+  private typealias Share = (agreement: String, count: Int)
 
   /// The tables as they were at a place of the ledger.
   struct Tables {
     let place: LedgerPlace
-    fileprivate(set) var tables: [String: ConsentTable] = [:]
+    fileprivate(set) var byAgreement: [String: ConsentTable] = [:]
   }
 
   private static let rowBytes = 24
@@ -40,26 +42,26 @@ struct ConsentTableFile {
   ///
   /// - Returns: the sequence of the ledger's entry that it shows; nil for a ledger without entries, which needs no file.
   /// - Throws: CancellationError when it is not; DiskError. The file before stays.
-  func write(_ reader: Reader, while goesOn: () -> Bool) throws -> Int64? {
+  func write(_ reader: Reader, while goesOn: () throws -> Bool) throws -> Int64? {
     guard let place = try reader.place() else { return nil }
     let temporary = "\(path).part"
     try Directory.remove(temporary)
     do {
       let file = try File(temporary, O_WRONLY | O_CREAT | O_EXCL)
       var output = Output(file: file)
-      var parts: [JSON] = []
+      var shares: [JSON] = []
       for agreement in try reader.consentAgreements() {
         var count: Int64 = 0
         try reader.forEachConsent(agreement) { subject, word in
           try output.add(subject, word)
           count += 1
-          if count % Int64(Self.chunkRows) == 0, !goesOn() { throw CancellationError() }
+          if count % Int64(Self.chunkRows) == 0, try !goesOn() { throw CancellationError() }
         }
-        parts.append(["agreement": .string(agreement), "count": .integer(count)])
+        shares.append(["agreement": .string(agreement), "count": .integer(count)])
       }
       let trailer = JSON.object([
         "version": 1, "epoch": .string(place.epoch), "sequence": .integer(place.sequence),
-        "leaf": .string(place.leaf.hex), "parts": .array(parts),
+        "leaf": .string(place.leaf.hex), "agreements": .array(shares),
       ]).canonical
       try output.add(trailer + Self.bytes(UInt64(trailer.count)))
       try output.finish(code)
@@ -127,16 +129,16 @@ struct ConsentTableFile {
     let end = size - Int64(Self.footerBytes) - Int64(clamping: length)
     guard length <= Self.trailerBytesMax, end >= 0 else { throw SealingError(.documentInvalid, "its end is damaged") }
     let trailer = try file.bytes(at: end, count: Int(length))
-    let (place, parts) = try Self.parse(trailer)
-    guard parts.reduce(0, { $0 + Int64($1.count) }) * Int64(Self.rowBytes) == end else {
+    let (place, shares) = try Self.parse(trailer)
+    guard shares.reduce(0, { $0 + Int64($1.count) }) * Int64(Self.rowBytes) == end else {
       throw SealingError(.documentInvalid, "its length is not what it says")
     }
     guard try reader.has(place) else { throw LedgerError.damaged("it shows another ledger") }
     var tables = Tables(place: place)
     var hash = StreamingSHA256()
     var offset: Int64 = 0
-    for (agreement, count) in parts {
-      tables.tables[agreement] = try Self.rows(file, count, from: &offset, &hash)
+    for (agreement, count) in shares {
+      tables.byAgreement[agreement] = try Self.rows(file, count, from: &offset, &hash)
     }
     (trailer + footer.prefix(8)).withUnsafeBytes { hash.update($0) }
     guard code(hash.finish()).bytes == Array(footer.dropFirst(8)) else {
@@ -145,20 +147,20 @@ struct ConsentTableFile {
     return tables
   }
 
-  private static func parse(_ trailer: [UInt8]) throws -> (LedgerPlace, [Part]) {
+  private static func parse(_ trailer: [UInt8]) throws -> (LedgerPlace, [Share]) {
     var document = try DocumentReader(JSON(canonical: trailer, bytesMax: trailerBytesMax), at: "trailer")
     try document.version(1)
     let range: ClosedRange<Int64> = 0...JSON.integerMax
     let place = LedgerPlace(
       epoch: try document.string("epoch"), sequence: try document.integer("sequence", range),
       leaf: try document.digest("leaf"))
-    var parts: [Part] = []
-    for var part in try document.objects("parts", countMax: 100_000) {
-      parts.append((try part.string("agreement"), Int(try part.integer("count", 0...1 << 40))))
-      try part.finish()
+    var shares: [Share] = []
+    for var share in try document.objects("agreements", countMax: 100_000) {
+      shares.append((try share.string("agreement"), Int(try share.integer("count", 0...1 << 40))))
+      try share.finish()
     }
     try document.finish()
-    return (place, parts)
+    return (place, shares)
   }
 
   private static func rows(

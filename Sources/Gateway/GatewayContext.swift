@@ -19,6 +19,9 @@ package final class GatewayContext: Sendable {
   package let ledger: Ledger
   package let spool: Spool
   package let pool: BlockingPool
+  /// Where policies and partners change, one after the other, from before they are read until the acts are judged: no change undoes
+  /// another, and none waits behind a sealing.
+  let changes = BlockingPool(threads: 1)
   package let engine: CipherEngine
   package let logger: Logger
   package let now: @Sendable () -> Date
@@ -32,9 +35,6 @@ package final class GatewayContext: Sendable {
   private let policyBox: NIOLockedValueBox<PolicyFolder.Enforceable>
   private let partnerBox = NIOLockedValueBox(PartnerDirectory())
   private let actBook = NIOLockedValueBox(ActBook())
-  /// Held while policies or partners change, from before they are read until the acts are judged: no change undoes another.
-  /// Taken on threads that may block alone.
-  private let changes = NSLock()
   let consents = ConsentBook()
   let downloads = Downloads()
   let arriving = Arriving()
@@ -207,10 +207,10 @@ package final class GatewayContext: Sendable {
 
   /// Loads again what commands change outside: `policies/`, partners, the keyring. A bad file keeps what is in force and says so.
   func reload() async throws {
-    try await pool.run { [self] in
+    try await changes.run { [self] in
+      try reloadKeys()
       try changePolicies { $0 = try PolicyFolder.enforceable(home) }
       try loadPartners()
-      try reloadKeys()
     }
   }
 
@@ -220,10 +220,10 @@ package final class GatewayContext: Sendable {
     keyBox.withLockedValue { $0 = fresh }
   }
 
-  /// Takes up an act whose file is in `policies/` now. Blocks. Whatever else lies there must not keep an agreement from being stopped.
+  /// Takes up an act whose file is in `policies/` now; on `changes`. Whatever else lies there must not keep an agreement from being stopped.
   func take(_ act: Envelope, of agreement: Agreement) { changePolicies { $0.add(act, of: agreement) } }
 
-  /// Takes up an agreement that `prepare` found sound. Blocks. Its file is put in place by `store`, once it is known to fit.
+  /// Takes up an agreement that `prepare` found sound; on `changes`. Its file is put in place by `store`, once it is known to fit.
   func take(_ agreement: PolicyFolder.Prepared, store: () throws -> Void) throws {
     try changePolicies {
       try $0.add(agreement)
@@ -232,13 +232,11 @@ package final class GatewayContext: Sendable {
   }
 
   private func changePolicies(_ change: (inout PolicyFolder.Enforceable) throws -> Void) rethrows {
-    try changes.withLock {
-      // On a copy: look-ups go on meanwhile, and what fails changes nothing.
-      var next = policyBox.withLockedValue { $0 }
-      try change(&next)
-      policyBox.withLockedValue { [next] in $0 = next }
-      verifyActs()
-    }
+    // On a copy: look-ups go on meanwhile, and what fails changes nothing.
+    var next = policyBox.withLockedValue { $0 }
+    try change(&next)
+    policyBox.withLockedValue { [next] in $0 = next }
+    verifyActs()
     news.folders.notify()
     news.claimed.notify()
     news.notifyLanes()
@@ -252,15 +250,13 @@ package final class GatewayContext: Sendable {
   }
 
   func reloadPartners() async throws {
-    try await pool.run { [self] in try loadPartners() }
+    try await changes.run { [self] in try loadPartners() }
   }
 
   private func loadPartners() throws {
-    try changes.withLock {
-      let fresh = PartnerDirectory(try ledger.readNow { try $0.partners() })
-      partnerBox.withLockedValue { $0 = fresh }
-      verifyActs()
-    }
+    let fresh = PartnerDirectory(try ledger.readNow { try $0.partners() })
+    partnerBox.withLockedValue { $0 = fresh }
+    verifyActs()
     news.partners.notify()
     // What a card could not verify it may verify now.
     news.notifyActs()
@@ -338,6 +334,7 @@ package final class GatewayContext: Sendable {
   package func close() async throws {
     try ledger.close()
     try await pool.shutDown()
+    try await changes.shutDown()
   }
 }
 

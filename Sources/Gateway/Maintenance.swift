@@ -1,4 +1,5 @@
-// Housekeeping: what a crash left in the spool, outcome files, retention, and warnings before keys expire.
+// Housekeeping: what a crash left in the spool, outcome files, retention and the report period, the copy of the consent tables, and
+// warnings before keys expire.
 
 import Foundation
 import Logging
@@ -20,11 +21,15 @@ struct Maintenance: Service {
       var kept: Date?
       while !Task.isCancelled {
         let seen = context.news.consents.generation
-        try await purge()
-        try await forgetPeople()
-        warn(&warned)
-        try await warnOfWaiting(&told)
-        await keepConsents(&kept)
+        do {
+          try await purge()
+          try await forgetPeople()
+          warn(&warned)
+          try await warnOfWaiting(&told)
+          try await keepConsents(&kept)
+        } catch {
+          if let trouble = try Disposition.survived(error) { context.logger.warning("housekeeping: \(trouble.note)") }
+        }
         await context.news.consents.wait(after: seen, for: .seconds(Self.everySeconds))
       }
     }
@@ -89,7 +94,7 @@ struct Maintenance: Service {
     }
   }
 
-  /// Removes who was in a package once the report period is over, or when it ended without a release.
+  /// Removes who was in a purged package once the report period is over, or when it was never released.
   private func forgetPeople() async throws {
     let context = context
     let before = context.now() - Double(context.configuration.reportSeconds)
@@ -116,26 +121,22 @@ struct Maintenance: Service {
   static let consentSeconds: TimeInterval = 600
 
   /// Copies the consent tables for the next start, after `consentSeconds` at the earliest. Without the copy it is only slower.
-  private func keepConsents(_ kept: inout Date?) async {
+  private func keepConsents(_ kept: inout Date?) async throws {
     let (context, now) = (context, context.now())
     guard kept.map({ now.timeIntervalSince($0) >= Self.consentSeconds }) ?? true else { return }
     let isCancelled = NIOLockedValueBox(false)
-    do {
-      let isNew = try await withTaskCancellationHandler {
-        try await context.pool.run {
-          try context.ledger.readNow { reader in
-            try context.consents.keep(reader, context.consentTables, while: { !isCancelled.withLockedValue { $0 } })
+    let isNew = try await withTaskCancellationHandler {
+      try await context.pool.run {
+        try context.ledger.readNow { reader in
+          try context.consents.keep(reader, context.consentTables) {
+            try context.hasRoom() && !isCancelled.withLockedValue { $0 }
           }
         }
-      } onCancel: {
-        isCancelled.withLockedValue { $0 = true }
       }
-      if isNew { kept = now }
-    } catch is CancellationError {
-    } catch {
-      kept = now
-      context.logger.warning("the consent tables were not copied for the next start: \(error)")
+    } onCancel: {
+      isCancelled.withLockedValue { $0 = true }
     }
+    if isNew { kept = now }
   }
 
   /// Shares of a package's time after which its sender is warned that nobody has come for it.

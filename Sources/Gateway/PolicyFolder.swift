@@ -4,7 +4,7 @@
 //   policies/schemas/NAME               schemas, named by the agreements with their digest
 //   policies/ID.vN.sigs/*.json          signed acts over the agreement's digest, of every party
 //
-// A file in .sigs proves nothing by lying there: its signature counts, by the key on the party's card.
+// A file in .sigs starts nothing by lying there: its signature counts, by the key on the party's card (`ActBook`).
 
 import Foundation
 import Policies

@@ -93,7 +93,7 @@ package struct AgreementStanding: Equatable, Sendable {
   package let detail: String
 
   /// - Parameters:
-  ///   - acts: verified ones over this agreement's digest, in any order.
+  ///   - acts: those that count, over this agreement's digest, in any order.
   ///   - superseded: digests that a valid later version replaces.
   package init(
     _ agreement: Agreement, _ acts: [AgreementAct], between provider: AgencyID, _ recipient: AgencyID, at instant: Date,

@@ -44,6 +44,19 @@ package struct AuditEntry: Equatable, Sendable {
   package func document() throws(SealingError) -> JSON { try JSON(canonical: bytes, bytesMax: Self.bytesMax) }
 }
 
+/// An entry of one ledger: nothing else has its leaf.
+package struct LedgerPlace: Equatable, Sendable {
+  package let epoch: String
+  package let sequence: Int64
+  package let leaf: Digest
+
+  package init(epoch: String, sequence: Int64, leaf: Digest) {
+    self.epoch = epoch
+    self.sequence = sequence
+    self.leaf = leaf
+  }
+}
+
 /// Signs a head. Given by the gateway, which has the keys.
 package typealias HeadSigner = @Sendable (LedgerHead) -> Envelope
 

@@ -166,11 +166,11 @@ extension Transaction {
 
   /// The events of an entry say no: an acknowledgement is owed.
   package func owe(acknowledgementOf sequence: Int64) throws {
-    try execute("INSERT INTO consent_open (sequence) VALUES (?)", [sequence])
+    try execute("INSERT INTO owed_acknowledgements (sequence) VALUES (?)", [sequence])
   }
 
   package func settle(acknowledgementOf sequence: Int64) throws {
-    try execute("DELETE FROM consent_open WHERE sequence = ?", [sequence])
+    try execute("DELETE FROM owed_acknowledgements WHERE sequence = ?", [sequence])
   }
 
   package func put(_ package: PackageRow) throws {
@@ -195,14 +195,15 @@ extension Transaction {
   /// Forgets what was known about a package. Who was in it the caller removes from the spool.
   package func remove(package id: TransferID) throws {
     try execute("DELETE FROM packages WHERE id = ?", [id.text])
-    try execute("DELETE FROM approvals WHERE id = ?", [id.text])
   }
 
   /// An approval; the same person twice is one.
   package func approve(_ id: TransferID, decision: String, by approver: String) throws {
     try execute(
-      "INSERT INTO approvals (id, decision, approver, approved_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-      [id.text, decision, approver, Transfer.milliseconds(at)])
+      """
+      INSERT INTO approvals (id, decision, approver, approved_at, agreement_sha256)
+      VALUES (?1, ?2, ?3, ?4, coalesce((SELECT agreement_sha256 FROM packages WHERE id = ?1), '')) ON CONFLICT DO NOTHING
+      """, [id.text, decision, approver, Transfer.milliseconds(at)])
   }
 }
 
@@ -217,11 +218,11 @@ extension Reader {
       .map(PackageRow.init) ?? fetchAll("SELECT * FROM packages LIMIT ?", [limit]).map(PackageRow.init)
   }
 
-  /// Packages of `sender`, this agency, that were released before `instant`, and those that ended and were purged without a release.
+  /// Packages of `sender`, this agency, that were released before `instant`, or never, and are purged: nothing of them goes any more.
   package func packages(of sender: AgencyID, overBefore instant: Date, limit: Int) throws -> [TransferID] {
     try fetchAll(
       """
-      SELECT id FROM packages WHERE released_at < ?1 OR released_at IS NULL AND EXISTS
+      SELECT id FROM packages WHERE (released_at < ?1 OR released_at IS NULL) AND EXISTS
         (SELECT 1 FROM transfers AS t WHERE t.sender = ?2 AND t.id = packages.id AND t.state = 'purged') LIMIT ?3
       """, [Transfer.milliseconds(instant), sender.text, limit]
     ).compactMap { TransferID($0["id"]) }
@@ -288,7 +289,7 @@ extension Reader {
 
   /// Entries whose events are owed an acknowledgement, in order.
   package func owedAcknowledgements() throws -> [Int64] {
-    try fetchAll("SELECT sequence FROM consent_open ORDER BY sequence", []).map { $0["sequence"] }
+    try fetchAll("SELECT sequence FROM owed_acknowledgements ORDER BY sequence", []).map { $0["sequence"] }
   }
 
   /// The events of one entry.
@@ -336,10 +337,8 @@ extension Reader {
   /// Whether `count` people approved a package of this agreement before.
   package func hasApproved(agreement: String, by count: Int64) throws -> Bool {
     try fetchOne(
-      """
-      SELECT 1 FROM approvals AS a JOIN packages AS p ON p.id = a.id WHERE p.agreement_sha256 = ?
-      GROUP BY a.id HAVING count(*) >= ? LIMIT 1
-      """, [agreement, count]) != nil
+      "SELECT 1 FROM approvals WHERE agreement_sha256 = ? GROUP BY id HAVING count(*) >= ? LIMIT 1", [agreement, count])
+      != nil
   }
 }
 

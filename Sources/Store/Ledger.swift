@@ -58,7 +58,7 @@ package final class Ledger: Sendable {
     }
   }
 
-  /// Reads a snapshot.
+  /// Reads a snapshot. Cancelling the caller does not end it.
   ///
   /// The connection is given back by GRDB's thread that read. GRDB's own `async` read gives it back on the caller's executor, and when
   /// all of that executor's threads wait for a connection in `readNow`, never.

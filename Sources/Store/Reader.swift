@@ -5,19 +5,6 @@ import GRDB
 import Sealing
 
 /// The reading side: inside a transaction, or over a snapshot.
-/// An entry of one ledger: nothing else has its leaf.
-package struct LedgerPlace: Equatable, Sendable {
-  package let epoch: String
-  package let sequence: Int64
-  package let leaf: Digest
-
-  package init(epoch: String, sequence: Int64, leaf: Digest) {
-    self.epoch = epoch
-    self.sequence = sequence
-    self.leaf = leaf
-  }
-}
-
 package struct Reader {
   let db: Database
 

@@ -122,13 +122,20 @@ enum Schema {
         sql: """
           CREATE INDEX packages_age ON packages (released_at);
 
+          -- An approval outlives what is known of its package.
+          ALTER TABLE approvals ADD COLUMN agreement_sha256 TEXT NOT NULL DEFAULT '';
+          UPDATE approvals SET agreement_sha256 =
+            coalesce((SELECT agreement_sha256 FROM packages WHERE packages.id = approvals.id), '');
+          CREATE INDEX approvals_agreement ON approvals (agreement_sha256);
+
           -- Events that say no, until they have their acknowledgement.
-          CREATE TABLE consent_open (sequence INTEGER PRIMARY KEY);
-          INSERT INTO consent_open SELECT DISTINCT sequence FROM consent_events
+          CREATE TABLE owed_acknowledgements (sequence INTEGER PRIMARY KEY);
+          INSERT INTO owed_acknowledgements SELECT DISTINCT sequence FROM consent_events
             WHERE sequence > coalesce((SELECT value FROM meta WHERE name = 'consent-settled'), 0)
             AND event IN ('ConsentRefused', 'ConsentWithdrawn', 'ConsentRevoked', 'ConsentInvalidated', 'ObjectionRegistered')
             AND sequence NOT IN (SELECT json_extract(CAST(entry AS TEXT), '$.detail.for') FROM audit
-              WHERE json_extract(CAST(entry AS TEXT), '$.kind') = 'consent.acknowledged');
+              WHERE transfer IS NULL AND json_extract(CAST(entry AS TEXT), '$.kind') = 'consent.acknowledged'
+              AND json_extract(CAST(entry AS TEXT), '$.detail.for') IS NOT NULL);
           DELETE FROM meta WHERE name = 'consent-settled';
           """)
     }

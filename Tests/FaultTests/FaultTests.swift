@@ -16,7 +16,7 @@ import Testing
   }
 
   /// Another one tries other points.
-  static var seed: Int { Int(ProcessInfo.processInfo.environment["FAULT_SEED_NUMBER"] ?? "1") ?? 1 }
+  static var seed: Int { max(1, Int(ProcessInfo.processInfo.environment["FAULT_SEED_NUMBER"] ?? "1") ?? 1) }
 
   /// Points spread over the run, the same for the same seed.
   static func points(_ count: Int) -> [Int] {

@@ -179,8 +179,9 @@ import Testing
     #expect(try report().contains("Sent test files") && indexes().count == 1)
     try agencies.stop()
     let configuration = URL(fileURLWithPath: "\(sender.home)/sallyport.yaml")
-    try Data((String(contentsOf: configuration, encoding: .utf8) + "\nreportSeconds: 0\n").utf8).write(
-      to: configuration)
+    try Data((String(contentsOf: configuration, encoding: .utf8) + "\nreportSeconds: 0\nretentionSeconds: 0\n").utf8)
+      .write(
+        to: configuration)
     try agencies.start()
     #expect(try eventually { try indexes().isEmpty })
     #expect(try !report().contains("Sent test files"))
