@@ -117,7 +117,7 @@ package struct Administration: Sendable {
     case .ledgerVerify: return [try await verify()]
     case .ledgerBackup:
       let path = try arguments.string("path", bytesMax: 4096)
-      try await context.pool.run { [context] in try context.ledger.backup(to: path) }
+      try await context.passes.run { [context] in try context.ledger.backup(to: path) }
       return [["backup": .string(path), "head": context.ledger.head.document]]
     case .agreementsList: return try await agreements()
     case .agreementsAct: return try await act(&arguments)
@@ -261,13 +261,15 @@ package struct Administration: Sendable {
 
   private func check(isDeep: Bool) async throws -> [JSON] {
     let context = context
-    let (transfers, findings) = try await context.pool.run { try Check(context: context, isDeep: isDeep).run() }
+    let (transfers, findings) = try await context.passes.run { try Check(context: context, isDeep: isDeep).run() }
     return findings.map(\.document) + [["transfers": .integer(transfers), "findings": .integer(Int64(findings.count))]]
   }
 
   private func verify() async throws -> JSON {
     let context = context
-    let result = try await context.pool.run { try context.ledger.verify(heads: try HeadsFile.read(context.home.heads)) }
+    let result = try await context.passes.run {
+      try context.ledger.verify(heads: try HeadsFile.read(context.home.heads))
+    }
     return [
       "entries": .integer(result.entries), "root": .string(result.root.hex),
       "faults": .array(result.faults.map { .string($0) }),

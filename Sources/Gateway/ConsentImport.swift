@@ -101,7 +101,7 @@ struct ConsentImport: Sendable {
     let (format, filter) = try reading()
     let check = RecordCheck(format, workers: context.workers)
     let file = OpenFile(try File(options.file, O_RDONLY | O_NONBLOCK))
-    let report = try await context.pool.run { try check.run(file.file.input) }
+    let report = try await context.passes.run { try check.run(file.file.input) }
     guard report.isValid else {
       let first = report.findings.prefix(5).map(\.text).joined(separator: "; ")
       throw SealingError(.documentInvalid, "\(options.file): \(report.sentence); nothing was taken. First: \(first)")

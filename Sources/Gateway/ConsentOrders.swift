@@ -152,7 +152,7 @@ extension Administration {
   /// Replays the ledger and every release, and proves that nobody who had withdrawn was told about.
   func auditConsent() async throws -> [JSON] {
     let context = context
-    return try await context.pool.run { try ConsentAudit(context: context).run() }
+    return try await context.passes.run { try ConsentAudit(context: context).run() }
   }
 }
 

@@ -19,6 +19,8 @@ package final class GatewayContext: Sendable {
   package let ledger: Ledger
   package let spool: Spool
   package let pool: BlockingPool
+  /// For what takes as long as a payload is large: short work never waits behind it.
+  let passes = BlockingPool(threads: 8)
   /// Where policies and partners change, one after the other, from before they are read until the acts are judged: no change undoes
   /// another, and none waits behind a sealing.
   let changes = BlockingPool(threads: 1)
@@ -334,6 +336,7 @@ package final class GatewayContext: Sendable {
   package func close() async throws {
     try ledger.close()
     try await pool.shutDown()
+    try await passes.shutDown()
     try await changes.shutDown()
   }
 }

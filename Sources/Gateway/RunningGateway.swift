@@ -196,14 +196,9 @@ private struct Lanes: Service {
     for state in TakeBackStage.reasonStates {
       stage(state, 2, lane.takeBacks) { try await takeBack.takeBack($0) }
     }
-    stage(.released, 4, lane.custody) { transfer in
-      _ = try await context.ledger.write { tx in
-        try tx.advance(transfer, to: .unconfirmed) {
-          $0.nextAt = nil
-          $0.code = "receipt.late"
-          $0.note = "released, and no receipt in time; asking goes on"
-        }
-      }
+    stage(.released, 4, lane.custody) {
+      try await Release(context: context).leave(
+        $0, code: "receipt.late", note: "released, and no receipt in time; asking goes on")
     }
     stage(.queued, Self.concurrency, lane.sealed, direction: .hub) { try await relay.send($0) }
     stage(.released, 4, lane.custody, direction: .hub) { try await relay.passKey($0) }

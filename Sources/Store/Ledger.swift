@@ -171,9 +171,14 @@ private final class CommitQueue: @unchecked Sendable {
       while jobs.isEmpty, !isStopping { condition.wait() }
       let group = Array(jobs.prefix(Ledger.groupMax))
       jobs.removeFirst(group.count)
+      let failure = failure
       condition.unlock()
       if group.isEmpty { break }
-      commit(group)
+      if let failure {
+        for job in group { job.fail(failure) }
+      } else {
+        commit(group)
+      }
     }
     do {
       try heads.write(committedHead, at: now(), always: true, sign: sign)

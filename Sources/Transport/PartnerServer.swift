@@ -356,7 +356,9 @@ package struct AdminServer: Service {
       responder: { request, writer, _ in
         var request = request
         let body = try await request.collectBody(upTo: Self.requestBytesMax)
-        let reply = await handler(request.method.rawValue, request.head.path ?? "", Array(body.readableBytesView))
+        let (method, target) = (request.method.rawValue, request.head.path ?? "")
+        // What waits for lanes would wait for ever: they stop first.
+        let reply = await cancelWhenGracefulShutdown { await handler(method, target, Array(body.readableBytesView)) }
         try await PartnerChannel.write(reply, isHead: false, to: writer)
       }, configuration: .init(idleTimeout: .seconds(600)))
     try await channel.server(

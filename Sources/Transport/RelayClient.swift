@@ -60,6 +60,7 @@ package final class RelayClient: @unchecked Sendable {
   private let lock = NSLock()
   private var inbox: [Message] = []
   private var isStopping = false
+  private var hasEnded = false
   private let multi: OpaquePointer
   private let identity: TLSIdentity?
 
@@ -93,6 +94,8 @@ package final class RelayClient: @unchecked Sendable {
     return try await withTaskCancellationHandler {
       try await withCheckedThrowingContinuation { continuation in
         post(.start(Exchange(id: id, request: request, continuation: continuation)))
+        // Cancelled before: its handler ran when there was nothing to cancel.
+        if Task.isCancelled { post(.cancel(id)) }
       }
     } onCancel: {
       post(.cancel(id))
@@ -101,13 +104,24 @@ package final class RelayClient: @unchecked Sendable {
 
   /// Ends the thread; requests under way fail with CancellationError.
   package func stop() {
-    lock.withLock { isStopping = true }
-    curl_multi_wakeup(handle)
+    lock.withLock {
+      isStopping = true
+      if !hasEnded { curl_multi_wakeup(handle) }
+    }
   }
 
   private func post(_ message: Message) {
-    lock.withLock { inbox.append(message) }
-    curl_multi_wakeup(handle)
+    let isLate = lock.withLock {
+      guard !hasEnded else { return true }
+      inbox.append(message)
+      curl_multi_wakeup(handle)
+      return false
+    }
+    if isLate { refuse([message]) }
+  }
+
+  private func refuse(_ messages: [Message]) {
+    for case .start(let exchange) in messages { exchange.continuation.resume(throwing: CancellationError()) }
   }
 
   // MARK: the relay thread
@@ -149,6 +163,12 @@ package final class RelayClient: @unchecked Sendable {
     for (easy, exchange) in lanes.running { finish(easy, exchange, .failure(CancellationError()), &lanes, next: false) }
     for exchange in lanes.waiting.values.joined() { exchange.continuation.resume(throwing: CancellationError()) }
     for easy in lanes.pool { curl_easy_cleanup(easy) }
+    // From here nobody wakes the handle.
+    refuse(
+      lock.withLock {
+        hasEnded = true
+        return inbox
+      })
     curl_multi_cleanup(handle)
   }
 

@@ -206,8 +206,13 @@ import Transport
       for (place, step) in steps.enumerated() { try take(step, wasKilled: steps[..<place].contains(.kill)) }
       wire.free()
       for ask in asked { ask.process.waitUntilExit(atMost: 60) }
-      if !eventually(60, { sender.outcome("a.ndjson") == "delivered" }) {
-        faults.append("the rest does not arrive: \(sender.log.suffix(800))")
+      // A key that was on its way counts as disclosed: once somebody in the package has withdrawn it is not sent again, and the
+      // recipient, told by a notice, refuses what has not reached its inbox.
+      let ends =
+        steps.contains(.lose) || steps.contains(.kill) ? ["delivered", "unconfirmed", "refused"] : ["delivered"]
+      if !eventually(60, { ends.contains(sender.outcome("a.ndjson") ?? "") }) {
+        let end = ["outcome", "code", "detail"].map { sender.outcome("a.ndjson", $0) ?? "" }
+        faults.append("the rest ends as \(end): \(sender.log.suffix(800))")
       }
       try judge()
       for agency in [sender, recipient] where agency.stop() != 0 { faults.append("\(agency.id): \(agency.log)") }
@@ -263,13 +268,9 @@ import Transport
     /// Nobody is readable whom an acknowledgement does not tell so; everybody else is; the ledger says the same.
     private func judge() throws {
       let claims = recipient.inboxNames(from: sender).flatMap { TestRecords.claims(recipient.inbox(from: sender, $0)) }
-      if claims.filter({ $0 == "P3" }).count != 1 || Set(claims).count != claims.count {
-        faults.append("\(claims) arrived")
-      }
+      let isWhole = sender.outcome("a.ndjson") == "delivered"
+      if claims.contains("P3") != isWhole || Set(claims).count != claims.count { faults.append("\(claims) arrived") }
       let withdrawn = Set(asked.map(\.person))
-      for person in ["P1", "P2"] where !withdrawn.contains(person) && !claims.contains(person) {
-        faults.append("\(person) did not withdraw and is missing")
-      }
       for ask in asked where ask.process.terminationStatus == 0 {
         let text = String(decoding: FileManager.default.contents(atPath: ask.output) ?? Data(), as: UTF8.self)
         if claims.contains(ask.person), !text.contains(#""alreadyDisclosed":[{"#) {

@@ -67,7 +67,7 @@ struct OpenPackage: Sendable {
     }
     do {
       let format = agreement.flatMap { context.enforcement(of: $0)?.output }
-      let report = try await context.pool.run { try unseal(transfer, manifest, bytes, format) }
+      let report = try await context.passes.run { try unseal(transfer, manifest, bytes, format) }
       guard report?.isValid ?? true, format == nil || report?.records == manifest.records else {
         try await context.pool.run { try Directory.remove(staged(transfer)) }
         try await quarantine(
@@ -133,7 +133,7 @@ struct OpenPackage: Sendable {
   }
 
   private func isWhole(_ transfer: Transfer, _ manifest: Manifest) async throws -> Bool {
-    try await context.pool.run { [context] in
+    try await context.passes.run { [context] in
       try BodyCheck.treeRoot(of: context.body(of: transfer)) == manifest.bodyTreeRoot
     }
   }

@@ -404,20 +404,16 @@ struct Mailbox: Sendable {
 
   /// A collected transfer that a stage came upon: after it was resumed, after a lease that a crash left open, or at its end.
   static func rest(_ transfer: Transfer, _ context: GatewayContext) async throws {
-    try await context.ledger.write { tx in
-      if transfer.state == .releasing {
-        // The key may have gone with a reply that was cut: it counts as disclosed, and the partner may ask again.
-        try tx.advance(transfer, to: .unconfirmed) {
-          $0.nextAt = nil
-          $0.code = "receipt.late"
-          $0.note = "the key may have gone; the partner has not said so yet"
-        }
-      } else {
-        try tx.amend(transfer) { $0.nextAt = nil }
-        try tx.offer(transfer)
-      }
+    guard transfer.state != .releasing else {
+      // The key may have gone with a reply that was cut: the partner may ask again.
+      return try await Release(context: context).leave(
+        transfer, code: "receipt.late", note: "the key may have gone; the partner has not said so yet")
     }
-    if transfer.state != .releasing { context.news.lane(of: transfer.peer).mail.notify() }
+    try await context.ledger.write { tx in
+      try tx.amend(transfer) { $0.nextAt = nil }
+      try tx.offer(transfer)
+    }
+    context.news.lane(of: transfer.peer).mail.notify()
   }
 
   // MARK: the list

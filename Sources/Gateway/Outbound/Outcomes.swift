@@ -37,6 +37,11 @@ struct Outcomes: Sendable {
           ReasonCode(rawValue: transfer.code)?.nextStep
             ?? "Ask your gateway's administrator: sallyport trace \(transfer.id)"
         )
+      case .unconfirmed:
+        (
+          "unconfirmed",
+          "The partner may have it, and has not said so. Ask it: where it has not, drop the file again."
+        )
       case .expired: ("expired", "It was not handed over in time. Drop the file again when the partner can take it.")
       case .cancelled: ("cancelled", "It was cancelled here before it was handed over.")
       case .corrupt: ("failed", "Ask your gateway's administrator: sallyport trace \(transfer.id)")

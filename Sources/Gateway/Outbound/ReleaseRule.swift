@@ -145,6 +145,18 @@ struct Release: Sendable {
     }
   }
 
+  /// Perhaps disclosed, and not sent again by itself: what is left is to ask for receipts.
+  func leave(_ transfer: Transfer, code: String, note: String) async throws {
+    let row = try await context.ledger.write { tx in
+      try tx.advance(transfer, to: .unconfirmed) {
+        $0.nextAt = nil
+        $0.code = code
+        $0.note = note
+      }
+    }
+    try await context.pool.run { [context] in try Outcomes(context: context).write(row) }
+  }
+
   private func end(_ transfer: Transfer, _ decision: Decision) async throws {
     let code = decision.codes.first?.rawValue ?? "release.refused"
     guard transfer.state == .custody else {
@@ -164,16 +176,9 @@ struct Release: Sendable {
   }
 
   private func wait(_ transfer: Transfer, _ code: String, _ note: String) async throws {
-    _ = try await context.ledger.write { tx in
-      // Disclosed perhaps, and never to be sent again: what is left is to ask for receipts.
-      if transfer.state == .releasing, code == "expired" {
-        return try tx.advance(transfer, to: .unconfirmed) {
-          $0.nextAt = nil
-          $0.code = code
-          $0.note = note
-        }
-      }
-      return try tx.amend(transfer) {
+    if transfer.state == .releasing, code == "expired" { return try await leave(transfer, code: code, note: note) }
+    _ = try await context.ledger.write { [context] tx in
+      try tx.amend(transfer) {
         $0.attempts += 1
         // Who collects asks again by itself.
         $0.nextAt =

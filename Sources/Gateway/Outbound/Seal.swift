@@ -61,7 +61,7 @@ struct Seal: Sendable {
       let judged = try await context.ledger.read { try $0.auditSize() }
       let work = SealingPass(
         context: context, transfer: transfer, agreement: agreement!, draft: draft, instant: instant)
-      switch try await context.pool.run({ try work.run(original, decision, judged: judged) }) {
+      switch try await context.passes.run({ try work.run(original, decision, judged: judged) }) {
       case .changed: try await postpone(transfer, code: "input.changed", note: "the file changed while it was read")
       case .invalid(let report):
         let code = ReasonCode.inputSchema

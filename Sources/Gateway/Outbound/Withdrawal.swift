@@ -20,8 +20,7 @@ struct Withdrawal: Sendable {
     let manifest = try transfer.readManifest()
     let note = "\(ordinals.count) of \(manifest.records ?? 0) records may no longer go"
     guard transfer.state != .releasing else {
-      // It counts as disclosed; it is only not sent again.
-      return try await wait(transfer, code, note)
+      return try await Release(context: context).leave(transfer, code: code, note: note)
     }
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     var next: (SealedPackage, Transfer)?
@@ -65,16 +64,6 @@ struct Withdrawal: Sendable {
     context.news.lane(of: old.peer).takeBacks.notify()
     if let new, new.state == .sealed { try await Seal(context: context).queue(new) }
     context.logger.notice("transfer \(old.id) is taken back: \(old.note) [\(code)]")
-  }
-
-  private func wait(_ transfer: Transfer, _ code: String, _ note: String) async throws {
-    _ = try await context.ledger.write { tx in
-      try tx.advance(transfer, to: .unconfirmed) {
-        $0.nextAt = nil
-        $0.code = code
-        $0.note = note
-      }
-    }
   }
 
   /// A replacement that is not committed leaves nothing behind.
@@ -128,7 +117,7 @@ struct Withdrawal: Sendable {
     let decision = Evaluation.outbound(draft, under: agreement, now.countingNone).unlessRefused
     guard decision.outcome == .permit else { return nil }
     let work = SealingPass(context: context, transfer: row, agreement: agreement, draft: draft, instant: instant)
-    return try await context.pool.run {
+    return try await context.passes.run {
       let payloadKey = try PackageKey(parsing: retained).open(with: context.keys.identities, binding: manifest.binding)
       let body = try OpenedBody(context.spool.open(transfer.place), manifest, payloadKey, context.engine)
       let (recipients, made) = try work.freshKey()

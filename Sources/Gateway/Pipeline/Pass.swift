@@ -84,10 +84,10 @@ package struct Pass: Sendable {
 
   private func run(
     _ source: some SegmentSource, _ sink: some SegmentSink, _ whole: WholeDigest?, _ payloadKey: Secret,
-    _ step: @Sendable (borrowing SegmentBuffer, borrowing SegmentCipher) throws -> Done?
+    _ step: @escaping @Sendable (borrowing SegmentBuffer, borrowing SegmentCipher) throws -> Done?
   ) throws -> PassResult {
     let tally = NIOLockedValueBox(Tally())
-    DispatchQueue.concurrentPerform(iterations: workers) { _ in
+    let work: @Sendable () -> Void = {
       let buffer = SegmentBuffer(sealedBytesMax: source.sealedSegmentBytesMax)
       let cipher = SegmentCipher(payloadKey: payloadKey, engine: engine)
       do {
@@ -101,6 +101,17 @@ package struct Pass: Sendable {
         whole?.abandon()
       }
     }
+    // Threads of their own: those of the dispatch queues are what tasks run on, and a pass would keep them to its end.
+    let others = DispatchGroup()
+    for _ in 1..<workers {
+      others.enter()
+      Thread.detachNewThread {
+        work()
+        others.leave()
+      }
+    }
+    work()
+    others.wait()
     let end = tally.withLockedValue { $0 }
     if let failure = end.failure { throw failure }
     return PassResult(
