@@ -64,8 +64,10 @@ package struct Administration: Sendable {
       return HTTPReply(
         200, headers: ["content-type": "application/x-ndjson"], body: Array(rows.flatMap { $0.canonical + [10] }))
     } catch {
+      let isStopping = error is CancellationError
+      let text = isStopping ? "the gateway is stopping; ask again when it runs" : String(describing: error)
       let failure: JSON = [
-        "error": .string(String(describing: error)), "exit": .integer(Int64(ExitStatus(error).rawValue)),
+        "error": .string(text), "exit": .integer(Int64(ExitStatus(error).rawValue)),
       ]
       return .json(500, failure)
     }

@@ -30,6 +30,7 @@ package enum ExitStatus: Int32, Sendable, CaseIterable {
       case .keyPassphrase, .selfTest: self = .configuration
       default: self = .badData
       }
+    case is CancellationError: self = .waiting
     case is ConfigurationError: self = .configuration
     case is TLSIdentity.PEMError: self = .badData
     case is PolicyError, is SchemaError: self = .badData

@@ -406,6 +406,36 @@ import Testing
     #expect(try agencies.findings() == [])
   }
 
+  @Test func whatAnAdministratorWaitsForEndsWhenTheGatewayStops() throws {
+    let agencies = try TestAgencies(Self.options())
+    try agencies.sender.start()
+    let bytes = Self.random(48 << 20)
+    try agencies.sender.drop("large.bin", bytes)
+    #expect(try Self.waits(agencies.sender))
+    let spool = "\(agencies.recipient.home)/spool/in/\(agencies.sender.id)"
+    try agencies.recipient.start()
+    #expect(
+      eventually {
+        (try? FileManager.default.contentsOfDirectory(atPath: spool))?.contains { $0.hasSuffix(".part") } ?? false
+      })
+    agencies.sender.freeze(true)
+    let collect = Process()
+    collect.executableURL = URL(fileURLWithPath: Command.sallyport)
+    collect.arguments = ["collect", "--home", agencies.recipient.home]
+    (collect.standardOutput, collect.standardError) = (FileHandle.nullDevice, FileHandle.nullDevice)
+    try collect.run()
+    _ = eventually(1) { false }
+    #expect(collect.isRunning)
+    #expect(agencies.recipient.stop() == 0)
+    collect.waitUntilExit(atMost: 10)
+    #expect(collect.terminationStatus == 75)
+    agencies.sender.freeze(false)
+    try agencies.recipient.start()
+    #expect(eventually(60) { agencies.sender.outcome("large.bin") == "delivered" })
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
   @Test(arguments: ["relay", "collect"])
   func aDamagedSpoolIsEvidenceAndIsNotTriedForEver(delivery: String) throws {
     var options = TestAgencies.Options()

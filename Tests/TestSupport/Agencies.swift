@@ -77,6 +77,11 @@ public final class TestAgency {
     return process.terminationStatus
   }
 
+  /// SIGSTOP: it holds its connections and answers nothing, until SIGCONT.
+  public func freeze(_ isFrozen: Bool) {
+    if let process { Foundation.kill(process.processIdentifier, isFrozen ? SIGSTOP : SIGCONT) }
+  }
+
   /// SIGKILL.
   public func kill() {
     guard let process else { return }
