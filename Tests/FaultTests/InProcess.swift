@@ -36,17 +36,15 @@ func serving(
   let home = Home(agency.home)
   let keys = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
   let cards = try partners.map { try KeyRing.loadCard(Home($0.home)).card }
-  let loops = ServerLoops(threads: 1)
   let quiet = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
   let server = PartnerServer(
     host: "127.0.0.1", port: Int(keys.card.card.endpoint!.split(separator: ":").last!)!, identity: keys.tlsInUse,
-    partner: { pin in cards.first { $0.tlsPins.contains(pin) }?.agency }, handler: handler, loops: loops,
+    partner: { pin in cards.first { $0.tlsPins.contains(pin) }?.agency }, handler: handler, loops: .shared,
     logger: quiet, onListening: { _ in })
   let services = ServiceGroup(services: [server], logger: quiet)
   let task = Task { try await services.run() }
   let result = Result { try body() }
   await services.triggerGracefulShutdown()
   _ = await task.result
-  try await loops.group.shutdownGracefully()
   try result.get()
 }
