@@ -302,12 +302,12 @@ package struct Administration: Sendable {
         try $0.advance(transfer, to: from, ["by": "administrator"]) { $0.heldFrom = nil }
       }
     case .retry:
-      guard !transfer.state.isEnd, transfer.state != .held, transfer.state != .sending else {
-        throw LedgerError.illegal("trying \(id) again")
-      }
       row = try await context.ledger.write { tx in
-        try tx.append(AuditEvent("retry", sender: transfer.sender, id: transfer.id, ["by": "administrator"]))
-        return try tx.amend(transfer) {
+        guard let now = try tx.reader.transfer(transfer.sender, transfer.id), !now.state.isEnd,
+          ![.held, .sending].contains(now.state)
+        else { throw LedgerError.illegal("trying \(id) again") }
+        try tx.append(AuditEvent("retry", sender: now.sender, id: now.id, ["by": "administrator"]))
+        return try tx.amend(now) {
           $0.nextAt = tx.at
           $0.attempts = 0
         }

@@ -31,10 +31,7 @@ package enum PolicyFolder {
 
   /// - Throws: `ConfigurationError` naming the file.
   package static func load(folder: String) throws -> PolicySet {
-    var agreements: [Agreement] = []
-    for name in try Directory.names(folder).sorted() where name.hasSuffix(".yaml") && !name.hasPrefix(".") {
-      agreements.append(try agreement("\(folder)/\(name)"))
-    }
+    let agreements = try paths(folder).map(agreement)
     guard agreements.count <= agreementsMax else {
       throw ConfigurationError("\(folder) holds over \(agreementsMax) agreements")
     }
@@ -43,6 +40,30 @@ package enum PolicyFolder {
     } catch {
       throw ConfigurationError("\(folder): \(error)")
     }
+  }
+
+  /// The version of one agreement that is current, for a command that is about no other: a file at fault elsewhere in the folder is
+  /// not its business. The gateway reads all of them or none.
+  ///
+  /// - Throws: `ConfigurationError` naming the file that cannot be read, when the agreement is found in no other.
+  package static func current(_ id: String, _ home: Home, at instant: Date) throws -> Agreement? {
+    var versions: [Agreement] = []
+    var failure: (any Error)?
+    for path in try paths(home.policies) {
+      do {
+        let read = try agreement(path)
+        if read.id == id { versions.append(read) }
+      } catch {
+        failure = failure ?? error
+      }
+    }
+    do {
+      if let found = try PolicySet(versions).current(id, at: instant) { return found }
+    } catch {
+      throw ConfigurationError("\(home.policies): \(error)")
+    }
+    if let failure { throw failure }
+    return nil
   }
 
   /// Agreements with their schemas compiled and their acts, by the agreement's digest.
@@ -123,6 +144,12 @@ package enum PolicyFolder {
     } catch let error as SchemaError {
       throw ConfigurationError(
         "\(agreement.id) with \(path) cannot be enforced: \(error)", remedy: "sallyport schemas lint \(path)")
+    }
+  }
+
+  private static func paths(_ folder: String) throws -> [String] {
+    try Directory.names(folder).sorted().filter { $0.hasSuffix(".yaml") && !$0.hasPrefix(".") }.map {
+      "\(folder)/\($0)"
     }
   }
 

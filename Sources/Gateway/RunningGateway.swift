@@ -1,6 +1,7 @@
 // A gateway that runs: which stages there are, in which order a transfer meets them, and how they start and stop.
 
 import Foundation
+import Glibc
 import Logging
 import NIOConcurrencyHelpers
 import NIOCore
@@ -27,7 +28,8 @@ package struct RunningGateway: Service {
   }
 
   package func run() async throws {
-    let fatal = FatalStop()
+    let fatal = FatalStop(logger: context.logger)
+    defer { fatal.end() }
     let port = PartnerPort(
       context: context, receive: Receive(context: context, sessions: Sessions()),
       mailbox: Mailbox(context: context, onFatal: { fatal.raise($0) }), onFatal: { fatal.raise($0) })
@@ -57,7 +59,8 @@ package struct RunningGateway: Service {
       configuration: .init(
         services: services.map {
           .init(
-            service: $0, successTerminationBehavior: .gracefullyShutdownGroup, failureTerminationBehavior: .cancelGroup)
+            service: Guarded(service: $0, fatal: fatal), successTerminationBehavior: .gracefullyShutdownGroup,
+            failureTerminationBehavior: .cancelGroup)
         },
         logger: context.logger))
     try await serviceGroup.run()
@@ -88,15 +91,35 @@ struct Loop: Service {
   func run() async throws { try await untilShutdown { try await body() } }
 }
 
-/// Ends the service group when a request handler or a lane meets a failure that must stop the process.
+/// Ends the service group when something meets a failure that must stop the process, and the process when the group does not end.
 private final class FatalStop: Service {
+  /// Whoever waits on a disk that failed may wait for ever.
+  static let patience = 10.0
+
   private let failure = NIOLockedValueBox<(any Error)?>(nil)
+  private let hasEnded = NIOLockedValueBox(false)
   private let news = Signal()
+  private let logger: Logger
+
+  init(logger: Logger) { self.logger = logger }
 
   func raise(_ error: any Error) {
-    failure.withLockedValue { $0 = $0 ?? error }
+    let isFirst = failure.withLockedValue { failure in
+      defer { failure = failure ?? error }
+      return failure == nil
+    }
     news.notify()
+    guard isFirst else { return }
+    Thread.detachNewThread { [self] in
+      Thread.sleep(forTimeInterval: Self.patience)
+      guard !hasEnded.withLockedValue({ $0 }) else { return }
+      logger.critical("\(error); what is under way does not end, so the process does")
+      _exit(ExitStatus(error).rawValue)
+    }
   }
+
+  /// What it guards has ended, or is no more.
+  func end() { hasEnded.withLockedValue { $0 = true } }
 
   func run() async throws {
     try await untilShutdown { [self] in
@@ -105,6 +128,21 @@ private final class FatalStop: Service {
         if let error = failure.withLockedValue({ $0 }) { throw error as? FatalFailure ?? FatalFailure(cause: error) }
         await news.wait(after: seen, for: .seconds(3600))
       }
+    }
+  }
+}
+
+/// A service whose failure stops the process.
+private struct Guarded: Service {
+  let service: any Service
+  let fatal: FatalStop
+
+  func run() async throws {
+    do {
+      try await service.run()
+    } catch {
+      if !(error is CancellationError) { fatal.raise(error) }
+      throw error
     }
   }
 }

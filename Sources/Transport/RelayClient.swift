@@ -64,8 +64,11 @@ package final class RelayClient: @unchecked Sendable {
   private let multi: OpaquePointer
   private let identity: TLSIdentity?
 
+  /// At one origin, for bodies of `bulkBytesMin` and more, and for all else: a key or a take-back waits behind no body.
+  package static let bulkConnectionsPerHostMax = 16
   package static let connectionsPerHostMax = 24
-  package static let connectionsMax = 256
+  package static let bulkBytesMin: Int64 = 1 << 20
+  package static let connectionsMax = 2048
 
   private enum Message {
     case start(Exchange)
@@ -77,7 +80,9 @@ package final class RelayClient: @unchecked Sendable {
     curl_global_init(Int(CURL_GLOBAL_DEFAULT))
     multi = OpaquePointer(curl_multi_init())
     self.identity = identity
-    sp_curl_multi_set_long(handle, CURLMOPT_MAX_HOST_CONNECTIONS, Self.connectionsPerHostMax + 8)
+    sp_curl_multi_set_long(
+      handle, CURLMOPT_MAX_HOST_CONNECTIONS,
+      Self.connectionsPerHostMax + Self.bulkConnectionsPerHostMax + 8)
     sp_curl_multi_set_long(handle, CURLMOPT_MAX_TOTAL_CONNECTIONS, Self.connectionsMax)
     let thread = Thread { [self] in serve() }
     thread.name = "relay"
@@ -131,8 +136,12 @@ package final class RelayClient: @unchecked Sendable {
   private struct Lanes {
     var running: [UnsafeMutableRawPointer: Exchange] = [:]
     var pool: [UnsafeMutableRawPointer] = []
-    var active: [String: Int] = [:]
-    var waiting: [String: [Exchange]] = [:]
+    var active: [Exchange.Lane: Int] = [:]
+    var waiting: [Exchange.Lane: [Exchange]] = [:]
+
+    func hasRoom(_ lane: Exchange.Lane) -> Bool {
+      active[lane, default: 0] < (lane.isBulk ? bulkConnectionsPerHostMax : connectionsPerHostMax)
+    }
   }
 
   private func serve() {
@@ -176,14 +185,14 @@ package final class RelayClient: @unchecked Sendable {
     // Time spent waiting counts: what may only be sent within a lease is not sent after it.
     guard exchange.secondsLeft != 0 else {
       exchange.continuation.resume(throwing: RelayError(code: 28, detail: "no connection was free in time"))
-      beginNext(exchange.origin, &lanes)
+      beginNext(exchange.lane, &lanes)
       return
     }
-    guard lanes.active[exchange.origin, default: 0] < Self.connectionsPerHostMax else {
-      lanes.waiting[exchange.origin, default: []].append(exchange)
+    guard lanes.hasRoom(exchange.lane) else {
+      lanes.waiting[exchange.lane, default: []].append(exchange)
       return
     }
-    lanes.active[exchange.origin, default: 0] += 1
+    lanes.active[exchange.lane, default: 0] += 1
     let easy = lanes.pool.popLast() ?? curl_easy_init()!
     exchange.prepare(easy, identity: identity)
     lanes.running[easy] = exchange
@@ -195,9 +204,9 @@ package final class RelayClient: @unchecked Sendable {
       finish(easy, exchange, .failure(CancellationError()), &lanes)
       return
     }
-    for (origin, queue) in lanes.waiting {
+    for (lane, queue) in lanes.waiting {
       guard let place = queue.firstIndex(where: { $0.id == id }) else { continue }
-      lanes.waiting[origin]?.remove(at: place).continuation.resume(throwing: CancellationError())
+      lanes.waiting[lane]?.remove(at: place).continuation.resume(throwing: CancellationError())
     }
   }
 
@@ -208,18 +217,18 @@ package final class RelayClient: @unchecked Sendable {
   ) {
     curl_multi_remove_handle(handle, easy)
     lanes.running[easy] = nil
-    lanes.active[exchange.origin, default: 1] -= 1
+    lanes.active[exchange.lane, default: 1] -= 1
     // Drops every pointer into the finished exchange before the handle is used again.
     curl_easy_reset(easy)
     exchange.release()
     lanes.pool.append(easy)
     exchange.continuation.resume(with: outcome)
-    if next { beginNext(exchange.origin, &lanes) }
+    if next { beginNext(exchange.lane, &lanes) }
   }
 
-  private func beginNext(_ origin: String, _ lanes: inout Lanes) {
-    guard lanes.active[origin, default: 0] < Self.connectionsPerHostMax, lanes.waiting[origin]?.isEmpty == false,
-      let first = lanes.waiting[origin]?.removeFirst()
+  private func beginNext(_ lane: Exchange.Lane, _ lanes: inout Lanes) {
+    guard lanes.hasRoom(lane), lanes.waiting[lane]?.isEmpty == false,
+      let first = lanes.waiting[lane]?.removeFirst()
     else { return }
     begin(first, &lanes)
   }
@@ -241,13 +250,25 @@ private final class Exchange: @unchecked Sendable {
   private static let headerBytesMax = 8192
   private var isOverLimit = false
 
-  /// `https://host:port`: requests to one origin share its connections.
-  var origin: String { String(request.url.split(separator: "/", maxSplits: 3).prefix(2).joined(separator: "//")) }
+  /// What shares connections.
+  struct Lane: Hashable {
+    /// `https://host:port`.
+    let origin: String
+    let isBulk: Bool
+  }
+  let lane: Lane
 
   init(id: UInt64, request: RelayRequest, continuation: CheckedContinuation<HTTPReply, any Error>) {
     self.id = id
     self.request = request
     self.continuation = continuation
+    let isBulk =
+      switch request.body {
+      case .file(_, _, let length): length >= RelayClient.bulkBytesMin
+      case .none, .bytes: request.take != nil
+      }
+    lane = Lane(
+      origin: request.url.split(separator: "/", maxSplits: 3).prefix(2).joined(separator: "//"), isBulk: isBulk)
   }
 
   /// What is left of `totalSeconds`, at least 1; 0 when it is over; nil without a limit.
@@ -261,6 +282,8 @@ private final class Exchange: @unchecked Sendable {
     let me = Unmanaged.passUnretained(self).toOpaque()
     sp_curl_set_string(easy, CURLOPT_URL, request.url)
     sp_curl_set_long(easy, CURLOPT_NOSIGNAL, 1)
+    // A name that nobody answers for must not hold up the thread when its request ends.
+    sp_curl_set_long(easy, CURLOPT_QUICK_EXIT, 1)
     sp_curl_set_long(easy, CURLOPT_FOLLOWLOCATION, 0)
     sp_curl_set_string(easy, CURLOPT_PROXY, "")
     sp_curl_set_long(easy, CURLOPT_HTTP_VERSION, 2)  // CURL_HTTP_VERSION_1_1
@@ -268,7 +291,7 @@ private final class Exchange: @unchecked Sendable {
     sp_curl_set_long(easy, CURLOPT_LOW_SPEED_LIMIT, 1024)
     sp_curl_set_long(easy, CURLOPT_LOW_SPEED_TIME, request.stallSeconds)
     sp_curl_set_long(easy, CURLOPT_TIMEOUT, secondsLeft ?? 0)
-    sp_curl_set_long(easy, CURLOPT_UPLOAD_BUFFERSIZE, 1 << 20)
+    if lane.isBulk { sp_curl_set_long(easy, CURLOPT_UPLOAD_BUFFERSIZE, 1 << 20) }
     if let socket = request.socket {
       sp_curl_set_string(easy, CURLOPT_PROTOCOLS_STR, "http")
       sp_curl_set_string(easy, CURLOPT_UNIX_SOCKET_PATH, socket)

@@ -31,6 +31,11 @@ struct Doctor {
     attempt("sallyport.yaml") { _ = try Configuration.load(home) }
     var policies: PolicySet?
     attempt("policies") { policies = try PolicyFolder.load(home) }
+    for agreement in policies?.agreements ?? [] where agreement.records != nil {
+      attempt("the schema of \(agreement.id) version \(agreement.version)") {
+        try PolicyFolder.check(agreement, in: home.policies)
+      }
+    }
     attempt("the two chunk ciphers and the SHA-256 kernels agree") { _ = try CipherEngine.selfTest() }
     if FileManager.default.fileExists(atPath: home.passphrase) {
       add(

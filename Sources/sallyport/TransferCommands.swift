@@ -27,7 +27,7 @@ struct SendCommand: AsyncParsableCommand {
   func run() async throws {
     let home = options.home
     let configuration = try Configuration.load(home)
-    guard let found = try PolicyFolder.load(home).current(agreement, at: Date()),
+    guard let found = try PolicyFolder.current(agreement, home, at: Date()),
       found.party(configuration.agency, as: .provider) != nil
     else {
       throw AdminError(
@@ -164,7 +164,7 @@ struct WhyCommand: AsyncParsableCommand {
         human: text)
       if waiting { throw ExitCode(.waiting) }
     }
-    guard let found = try PolicyFolder.load(home).current(agreement, at: Date()) else {
+    guard let found = try PolicyFolder.current(agreement, home, at: Date()) else {
       return try answer(
         true, "no agreement called \(agreement) is in \(home.policies): nothing in this folder is taken")
     }

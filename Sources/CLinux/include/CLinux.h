@@ -13,11 +13,13 @@ int sp_lock_exclusive(int fd);
 int sp_no_writer(int fd);
 /// PR_SET_DUMPABLE 0 and RLIMIT_CORE 0: no core file, no ptrace by the same user. 0, or -1 with errno.
 int sp_forbid_dumps(void);
+/// RLIMIT_NOFILE as high as it may be: a shell gives 1024, and partners hold more connections. 0, or -1 with errno.
+int sp_raise_descriptor_limit(void);
 /// Ignore SIGPIPE and SIGXFSZ, so that both come back as errno.
 void sp_ignore_write_signals(void);
 /// statfs(2) f_type of the file system that holds path; -1 with errno.
 long long sp_filesystem_type(const char *path);
-/// O_TMPFILE-free eventfd(2): non-blocking, close-on-exec.
+/// eventfd(2): non-blocking, close-on-exec.
 int sp_eventfd(void);
 /// Appends everything from one open file to another (sendfile(2)). 0, or -1 with errno.
 int sp_copy(int from, int to);

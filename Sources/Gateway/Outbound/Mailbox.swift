@@ -35,7 +35,10 @@ struct Mailbox: Sendable {
 
   /// A package that waits for `partner`. Everybody else's does not exist.
   private func waiting(_ id: TransferID, for partner: AgencyID, body: Bool = false) async throws -> Transfer {
-    let transfer = try await own(id, for: partner)
+    try open(try await own(id, for: partner), body: body)
+  }
+
+  private func open(_ transfer: Transfer, body: Bool = false) throws -> Transfer {
     if body, transfer.direction == .hub, Self.states.contains(transfer.state),
       !transfer.state.needsBody(transfer.direction)
     {
@@ -273,7 +276,7 @@ struct Mailbox: Sendable {
     let bytes = try await request.collect(bytesMax: Self.receiptsBytesMax)
     let known = try await own(id, for: request.partner)
     if !context.partners.hasGateway(request.partner) {
-      try await take(statement: bytes, of: known, for: request.partner)
+      try await take(statement: bytes, of: known)
     } else {
       do {
         var reader = try DocumentReader(JSON(canonical: bytes, bytesMax: Self.receiptsBytesMax), at: "receipts")
@@ -292,7 +295,7 @@ struct Mailbox: Sendable {
 
   static let receiptsBytesMax = 4 * Envelope.bytesMax
 
-  private func take(statement bytes: [UInt8], of known: Transfer, for partner: AgencyID) async throws {
+  private func take(statement bytes: [UInt8], of known: Transfer) async throws {
     let statement: Statement
     do {
       // People type it: spaces and line ends are free. No word in it has one.
@@ -305,7 +308,7 @@ struct Mailbox: Sendable {
     }
     // Its answer may have got lost.
     if known.state == .confirmed { return }
-    let transfer = try await waiting(known.id, for: partner)
+    let transfer = try open(known)
     switch (statement, transfer.state) {
     case (.received, .queued): try await received(transfer, by: .statement)
     case (.received, _): break
