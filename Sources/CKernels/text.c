@@ -47,38 +47,48 @@ static inline uint64_t prefix_xor(uint64_t x) {
   return x;
 }
 
-static inline uint64_t quoted_mask(const uint8_t *block, uint64_t *state) {
-  uint64_t quoted = prefix_xor(equal_mask(block, '"')) ^ *state;
+static inline uint64_t quoted_mask(uint64_t quotes, uint64_t *state) {
+  uint64_t quoted = prefix_xor(quotes) ^ *state;
   *state = (uint64_t)((int64_t)quoted >> 63);
   return quoted;
 }
 
-static inline size_t emit(uint64_t mask, uint32_t base, uint32_t *offsets, size_t count) {
-  while (mask) {
-    offsets[count++] = base + (uint32_t)__builtin_ctzll(mask);
-    mask &= mask - 1;
+struct csv_state {
+  uint64_t quoted;
+  /// Whether the field that goes on in the next block has a quote or a carriage return already.
+  int is_not_plain;
+};
+
+/// One block of which the first bytes, those of `valid`, count.
+static inline size_t scan_block(const uint8_t *block, uint64_t valid, uint8_t delimiter, uint32_t base, struct csv_state *state,
+                                uint32_t *offsets, size_t count) {
+  uint64_t quotes = equal_mask(block, '"');
+  uint64_t found = (equal_mask(block, delimiter) | equal_mask(block, '\n')) & ~quoted_mask(quotes, &state->quoted) & valid;
+  uint64_t others = quotes | equal_mask(block, '\r');
+  int is_not_plain = state->is_not_plain;
+  while (found) {
+    uint64_t field = found ^ (found - 1);
+    is_not_plain |= (others & field) != 0;
+    offsets[count++] = (base + (uint32_t)__builtin_ctzll(found)) | (is_not_plain ? SP_CSV_NOT_PLAIN : 0);
+    others &= ~field;
+    is_not_plain = 0;
+    found &= found - 1;
   }
+  state->is_not_plain = is_not_plain | (others != 0);
   return count;
 }
 
 size_t sp_csv_scan(const uint8_t *bytes, size_t length, uint8_t delimiter, int *in_quotes, uint32_t *offsets) {
-  uint64_t state = *in_quotes ? ~0ULL : 0;
+  struct csv_state state = {*in_quotes ? ~0ULL : 0, 0};
   size_t count = 0, at = 0;
-  for (; at + 64 <= length; at += 64) {
-    uint64_t quoted = quoted_mask(bytes + at, &state);
-    uint64_t found = (equal_mask(bytes + at, delimiter) | equal_mask(bytes + at, '\n')) & ~quoted;
-    count = emit(found, (uint32_t)at, offsets, count);
-  }
+  for (; at + 64 <= length; at += 64) count = scan_block(bytes + at, ~0ULL, delimiter, (uint32_t)at, &state, offsets, count);
   if (at < length) {
     uint8_t block[64] = {0};
     memcpy(block, bytes + at, length - at);
-    uint64_t quoted = quoted_mask(block, &state);
-    uint64_t found = (equal_mask(block, delimiter) | equal_mask(block, '\n')) & ~quoted;
     // Zeros behind the end are no structure, whatever the delimiter is.
-    found &= (1ULL << (length - at)) - 1;
-    count = emit(found, (uint32_t)at, offsets, count);
+    count = scan_block(block, (1ULL << (length - at)) - 1, delimiter, (uint32_t)at, &state, offsets, count);
   }
-  *in_quotes = state != 0;
+  *in_quotes = state.quoted != 0;
   return count;
 }
 
@@ -92,7 +102,7 @@ long long sp_csv_last_line(const uint8_t *bytes, size_t length, int *in_quotes) 
       memcpy(block, part, length - at);
       part = block;
     }
-    uint64_t lines = equal_mask(part, '\n') & ~quoted_mask(part, &state);
+    uint64_t lines = equal_mask(part, '\n') & ~quoted_mask(equal_mask(part, '"'), &state);
     if (lines) last = (long long)at + 63 - __builtin_clzll(lines);
   }
   *in_quotes = state != 0;

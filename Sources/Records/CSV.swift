@@ -91,10 +91,11 @@ struct RowChecker: ~Copyable, RecordChecker {
   private let dialect: CSVDialect
   private var offsets: UnsafeMutablePointer<UInt32>
   private var capacity = 1 << 16
-  private var fields: [FieldSpan] = []
+  /// Those of one row.
+  private let fields: UnsafeMutablePointer<FieldSpan>
+  private var fieldCount = 0
   private var scratch: [UInt8] = []
   private var lines = LineCounter()
-  private var hasReturns = false
   private var filter: CSVFilter?
   private var writer: BatchWriter
   private let keepsInvalid: Bool
@@ -109,6 +110,7 @@ struct RowChecker: ~Copyable, RecordChecker {
     self.schema = schema
     self.dialect = dialect
     offsets = .allocate(capacity: capacity)
+    fields = .allocate(capacity: CSVDialect.fieldsMax)
     writer = BatchWriter(filter?.gate)
     keepsInvalid = filter?.filter.plan.onInvalid == .setAside
     if let filter, let columns = filter.filter.csvColumns {
@@ -116,14 +118,16 @@ struct RowChecker: ~Copyable, RecordChecker {
     }
   }
 
-  deinit { offsets.deallocate() }
+  deinit {
+    offsets.deallocate()
+    fields.deallocate()
+  }
 
   mutating func check(_ batch: borrowing RecordBatch, findingsMax: Int) -> BatchOutcome {
     var outcome = BatchOutcome()
     outcome.report.bytes = Int64(batch.count)
     outcome.lines = batch.lines
     lines = LineCounter()
-    hasReturns = memchr(batch.bytes, 13, batch.count) != nil
     guard sp_is_utf8(batch.bytes, batch.count) == 1 else {
       return fatal(&outcome, "csv.encoding", "the encoding \(dialect.encoding.rawValue)", batch, 0, findingsMax)
     }
@@ -143,35 +147,39 @@ struct RowChecker: ~Copyable, RecordChecker {
     if isHeader, batch.count >= 3, batch.bytes[0] == 0xEF, batch.bytes[1] == 0xBB, batch.bytes[2] == 0xBF { start = 3 }
     while start < batch.count {
       let rowStart = start
-      fields.removeAll(keepingCapacity: true)
+      fieldCount = 0
       var isRowOver = false
       while !isRowOver {
-        let stop = at < found ? Int(offsets[at]) : batch.count
+        let mark = at < found ? offsets[at] : UInt32(batch.count) | SP_CSV_NOT_PLAIN
+        let stop = Int(mark & ~SP_CSV_NOT_PLAIN)
         isRowOver = at >= found || batch.bytes[stop] == 10
         at += 1
-        var end = stop
-        if isRowOver, end > start, batch.bytes[end - 1] == 13 { end -= 1 }
-        guard let field = field(batch, start, end) else {
-          return fatal(
-            &outcome, "csv.quote", "quotes around a whole field, doubled inside it, and around line ends", batch, start,
-            findingsMax,
-            isRecord: !isHeader)
-        }
-        guard fields.count < CSVDialect.fieldsMax else {
+        guard fieldCount < CSVDialect.fieldsMax else {
           return fatal(
             &outcome, "csv.fields", "at most \(CSVDialect.fieldsMax) fields", batch, start, findingsMax,
             isRecord: !isHeader)
         }
-        fields.append(field)
+        if mark & SP_CSV_NOT_PLAIN == 0 {
+          fields[fieldCount] = FieldSpan(start: start, end: stop, isQuoted: false)
+        } else {
+          let end = isRowOver && stop > start && batch.bytes[stop - 1] == 13 ? stop - 1 : stop
+          guard let field = field(batch, start, end) else {
+            return fatal(
+              &outcome, "csv.quote", "quotes around a whole field, doubled inside it, and around line ends", batch,
+              start, findingsMax, isRecord: !isHeader)
+          }
+          fields[fieldCount] = field
+        }
+        fieldCount += 1
         start = stop + 1
       }
       // A line with nothing on it is no row.
-      if !isHeader, fields.count == 1, fields[0].start == fields[0].end, !fields[0].isQuoted, schema.columns.count > 1 {
+      if !isHeader, fieldCount == 1, fields[0].start == fields[0].end, !fields[0].isQuoted, schema.columns.count > 1 {
         continue
       }
       if isHeader {
         isHeader = false
-        if let finding = schema.checkHeader(fields.map { text($0, batch) }) {
+        if let finding = schema.checkHeader((0..<fieldCount).map { text(fields[$0], batch) }) {
           outcome.report.add(finding, findingsMax: findingsMax)
           outcome.isFatal = true
           return outcome
@@ -181,7 +189,7 @@ struct RowChecker: ~Copyable, RecordChecker {
       outcome.report.records += 1
       let isValid = checkRow(batch, rowStart, findingsMax, &outcome)
       if isValid {
-        filter?.take(batch.bytes, fields, schema, &writer, &outcome)
+        filter?.take(batch.bytes, UnsafePointer(fields), schema, &writer, &outcome)
         if outcome.isFatal { break }
       } else if keepsInvalid {
         outcome.setAside.append(
@@ -198,7 +206,7 @@ struct RowChecker: ~Copyable, RecordChecker {
     guard start < end, bytes[start] == 34 else {
       if start < end, memchr(bytes + start, 34, end - start) != nil { return nil }
       // A bare CR is a line end to some readers.
-      if hasReturns, start < end, memchr(bytes + start, 13, end - start) != nil { return nil }
+      if start < end, memchr(bytes + start, 13, end - start) != nil { return nil }
       return FieldSpan(start: start, end: end, isQuoted: false)
     }
     guard end - start >= 2, bytes[end - 1] == 34 else { return nil }
@@ -222,7 +230,7 @@ struct RowChecker: ~Copyable, RecordChecker {
     _ batch: borrowing RecordBatch, _ rowStart: Int, _ findingsMax: Int, _ outcome: inout BatchOutcome
   ) -> Bool {
     let record = outcome.report.records
-    guard fields.count == schema.columns.count else {
+    guard fieldCount == schema.columns.count else {
       outcome.report.invalidRecords += 1
       outcome.report.add(
         Finding(
@@ -230,14 +238,21 @@ struct RowChecker: ~Copyable, RecordChecker {
           keyword: "csv.field-count",
           keywordLocation: "/fields", absolute: "\(schema.location)#/fields",
           expected: "\(schema.columns.count) fields",
-          actual: "\(fields.count) fields"),
+          actual: "\(fieldCount) fields"),
         findingsMax: findingsMax)
       return false
     }
     var isValid = true
     var findings = 0
-    for place in fields.indices {
+    for place in 0..<fieldCount {
       let field = fields[place]
+      let (start, count) = (UnsafePointer(batch.bytes + field.start), field.end - field.start)
+      let quick = schema.quick + place
+      if !field.isQuoted || quick.pointee.isOfAnySpelling || memchr(start, 34, count) == nil,
+        quick.pointee.vouches(start, count)
+      {
+        continue
+      }
       var content = UnsafeBufferPointer(start: UnsafePointer(batch.bytes + field.start), count: field.end - field.start)
       let isDoubled = field.isQuoted && memchr(batch.bytes + field.start, 34, content.count) != nil
       if isDoubled {

@@ -56,7 +56,7 @@ struct CompiledCondition: Sendable {
   /// Whether several values (elements of an array) must all fulfil it, or one of them is enough.
   let wantsAll: Bool
   let comparison: Condition.Operator
-  private let texts: ByteStrings
+  private let texts: [[UInt8]]
   private let numbers: [ExactNumber]
   private let bools: [Bool]
   private let instants: [Double]
@@ -77,7 +77,7 @@ struct CompiledCondition: Sendable {
       case .span: break
       }
     }
-    self.texts = ByteStrings(texts)
+    self.texts = texts
     (self.numbers, self.bools, self.instants) = (numbers, bools, instants)
     if case .span(let span)? = condition.values.first {
       earliest = span.before(now).timeIntervalSince1970

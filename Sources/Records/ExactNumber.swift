@@ -84,6 +84,18 @@ struct ExactNumber: Sendable {
 
   private var isZero: Bool { digits == nil && mantissa == 0 }
 
+  /// Its value where that is a whole number of few digits.
+  var whole: Int64? {
+    guard digits == nil, (0...18).contains(exponent) else { return nil }
+    var value = mantissa
+    for _ in 0..<exponent {
+      let (product, isOver) = value.multipliedReportingOverflow(by: 10)
+      guard !isOver else { return nil }
+      value = product
+    }
+    return value
+  }
+
   /// Whether it is a whole number: 1.0 and 2e0 are (JSON Schema §6.1.1).
   var isInteger: Bool { exponent >= 0 }
 

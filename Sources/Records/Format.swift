@@ -60,6 +60,7 @@ struct FormatReader {
 
   var isAtEnd: Bool { index == text.count }
 
+  @inline(__always)
   mutating func take(_ byte: UInt8) -> Bool {
     guard index < text.count, text[index] == byte else { return false }
     index += 1
@@ -67,6 +68,7 @@ struct FormatReader {
   }
 
   /// Just `count` digits.
+  @inline(__always)
   private mutating func digits(_ count: Int) -> Int? {
     guard index + count <= text.count else { return nil }
     var value = 0

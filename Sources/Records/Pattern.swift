@@ -11,11 +11,7 @@ final class Pattern: @unchecked Sendable {
   static let tableStatesMax = 10_000
 
   let source: String
-  /// classes[byte] → column; table[row + column] → the next state's row. Row 0 is dead, row `width` accepts; the last column of
-  /// a row is the end of the text.
-  private let classes: UnsafeMutablePointer<UInt8>
-  private let table: UnsafeMutablePointer<UInt32>
-  private let width: Int
+  let automaton: UnsafePointer<Automaton>
 
   /// - Throws: why the pattern cannot be enforced.
   init(_ source: String) throws(PatternError) {
@@ -25,27 +21,51 @@ final class Pattern: @unchecked Sendable {
     let (columns, width) = machine.byteClasses()
     let states = machine.determinize(columns, width, statesMax: Self.tableStatesMax)
     guard !states.isEmpty else { throw PatternError(reason: "its automaton has over \(Self.tableStatesMax) states") }
-    self.width = width
-    classes = .allocate(capacity: 256)
-    classes.initialize(from: columns, count: 256)
-    table = .allocate(capacity: states.count)
-    for (place, state) in states.enumerated() { (table + place).initialize(to: UInt32(state) * UInt32(width)) }
+    let prefix = Self.prefix(states, width)
+    automaton = Self.table([
+      Automaton(
+        classes: Self.table(columns), table: Self.table(states.map { UInt32($0) * UInt32(width) }), width: width,
+        prefix: Self.table(prefix.sets), prefixCount: prefix.sets.count, prefixEnd: UInt32(prefix.end * width))
+    ])
   }
 
   deinit {
-    classes.deallocate()
-    table.deallocate()
+    automaton.pointee.classes.deallocate()
+    automaton.pointee.table.deallocate()
+    automaton.pointee.prefix.deallocate()
+    automaton.deallocate()
   }
 
-  /// Bounds: a row is below the table's count by construction, a column below `width`.
-  func matches(_ text: UnsafeBufferPointer<UInt8>) -> Bool {
-    let accepting = UInt32(width)
-    var row = 2 * accepting
-    for byte in text {
-      row = table[Int(row) &+ Int(classes[Int(byte)])]
-      if row <= accepting { return row == accepting }
+  private static func table<Item: BitwiseCopyable>(_ items: [Item]) -> UnsafePointer<Item> {
+    let room = UnsafeMutablePointer<Item>.allocate(capacity: items.count + 1)
+    room.initialize(from: items, count: items.count)
+    return UnsafePointer(room)
+  }
+
+  /// The sets of columns that every match begins with: from the start, as long as there is one way on and no end.
+  private static func prefix(_ states: [UInt16], _ width: Int) -> (sets: [UInt64], end: Int) {
+    var (sets, state): ([UInt64], Int) = ([], 2)
+    var seen: Set<Int> = [state]
+    guard width <= 64 else { return (sets, state) }
+    while states[state * width + width - 1] == 0 {
+      var (set, next) = (UInt64(0), 0)
+      for column in 0..<(width - 1) {
+        let target = Int(states[state * width + column])
+        guard target != 0 else { continue }
+        guard next == 0 || next == target else { return (sets, state) }
+        next = target
+        set |= 1 << UInt64(column)
+      }
+      guard next > 1, seen.insert(next).inserted else { break }
+      sets.append(set)
+      state = next
     }
-    return table[Int(row) &+ width &- 1] == accepting
+    return (sets, state)
+  }
+
+  func matches(_ text: UnsafeBufferPointer<UInt8>) -> Bool {
+    // Of an empty text nothing is read.
+    automaton.pointee.matches(text.baseAddress ?? automaton.pointee.classes, text.count)
   }
 
   /// For the few places outside the hot path.

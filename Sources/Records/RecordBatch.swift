@@ -70,8 +70,8 @@ struct RecordSpan {
 
 /// Every limit of reading records.
 package enum RecordLimits {
-  /// Read at once.
-  package static let batchBytes = 1 << 20
+  /// Read at once: with what is made of it, it stays in a core's cache.
+  package static let batchBytes = 1 << 18
   /// The largest record.
   package static let recordBytesMax = 16 << 20
   /// All of a JSON file that is not in its array of records.

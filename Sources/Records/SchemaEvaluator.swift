@@ -31,6 +31,7 @@ struct SchemaEvaluator {
   private let strings: UnsafePointer<StringRule>
   private let numberRules: UnsafePointer<NumberRule>
   private let logics: UnsafePointer<LogicRule>
+  private let quick: UnsafePointer<QuickRule>
   private let tracksScope: Bool
 
   private var base: UnsafePointer<UInt8>
@@ -58,6 +59,7 @@ struct SchemaEvaluator {
     strings = program.strings
     numberRules = program.numberRules
     logics = program.logic
+    quick = UnsafePointer(program.quick)
     tracksScope = program.tracksScope
     base = keys
     nodes = UnsafePointer(bitPattern: 16)!
@@ -105,6 +107,7 @@ struct SchemaEvaluator {
   private mutating func enter(
     _ schema: Int32, _ node: Int, _ marks: Marks?, _ step: Step
   ) -> Bool {
+    if quick[Int(schema)].vouches(nodes[node], base) { return true }
     guard explaining else { return check(schema, node, marks) }
     trail.append(spell(step))
     defer { trail.removeLast() }
@@ -131,6 +134,7 @@ struct SchemaEvaluator {
   }
 
   private mutating func enterQuietly(_ schema: Int32, _ node: Int, _ marks: Marks?) -> Bool {
+    if quick[Int(schema)].vouches(nodes[node], base) { return true }
     quiet += 1
     defer { quiet -= 1 }
     return check(schema, node, marks)
@@ -383,7 +387,7 @@ struct SchemaEvaluator {
     let (bytes, count) = (base + Int(key.start) + 1, Int(key.end - key.start) - 2)
     if predicted < end {
       let entry = properties + Int(predicted)
-      if Int(entry.pointee.keyCount) == count, Self.isEqual(keys + Int(entry.pointee.keyStart), bytes, count) {
+      if Int(entry.pointee.keyCount) == count, isEqual(keys + Int(entry.pointee.keyStart), bytes, count) {
         return predicted
       }
     }
@@ -405,11 +409,6 @@ struct SchemaEvaluator {
       }
       slot = (slot + 1) & Int(rule.slotMask)
     }
-  }
-
-  @inline(__always)
-  private static func isEqual(_ a: UnsafePointer<UInt8>, _ b: UnsafePointer<UInt8>, _ count: Int) -> Bool {
-    count <= 16 ? shortEqual(a, b, count) : memcmp(a, b, count) == 0
   }
 
   private func escapedProperty(_ rule: ObjectRule, _ key: JSONNode) -> Int32 {

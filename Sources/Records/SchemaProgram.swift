@@ -21,7 +21,7 @@ struct SchemaRule {
   var resource: Int32 = 0
 
   static let integerBit: UInt8 = 128
-  static func bit(_ kind: UInt32) -> UInt8 { 1 << UInt8(kind) }
+  @inline(__always) static func bit(_ kind: UInt32) -> UInt8 { 1 &<< UInt8(truncatingIfNeeded: kind) }
 }
 
 /// A range in a side table.
@@ -108,6 +108,15 @@ struct LogicRule {
   var constants = TableRange()
   var hasConstants = false
   var isConst = false
+
+  /// Nothing but a `$ref`.
+  var isReference: Bool { ref >= 0 && !hasConstants && !hasOthers }
+  /// Nothing but constants.
+  var isConstants: Bool { hasConstants && ref < 0 && !hasOthers }
+
+  private var hasOthers: Bool {
+    max(dynamicDefault, not, condition, then, otherwise) >= 0 || allOf.count + anyOf.count + oneOf.count > 0
+  }
 }
 
 /// Immutable once compiled; shared by all threads.
@@ -124,6 +133,9 @@ package final class SchemaProgram: @unchecked Sendable {
   let strings: UnsafePointer<StringRule>
   let numberRules: UnsafePointer<NumberRule>
   let logic: UnsafePointer<LogicRule>
+  /// By schema.
+  let quick: UnsafeMutablePointer<QuickRule>
+  private let ruleCount: Int
   let pairs: [(Int32, Int32)]
   let lists: [Int32]
   let numbers: [ExactNumber]
@@ -173,9 +185,14 @@ package final class SchemaProgram: @unchecked Sendable {
     sources = builder.sources
     knownNames = builder.knownNames
     self.root = root
+    ruleCount = builder.rules.count
+    quick = .allocate(capacity: ruleCount)
+    for place in 0..<ruleCount { (quick + place).initialize(to: QuickRule(Int32(place), self)) }
   }
 
   deinit {
+    for place in 0..<ruleCount { quick[place].deallocate() }
+    quick.deallocate()
     rules.deallocate()
     objects.deallocate()
     properties.deallocate()

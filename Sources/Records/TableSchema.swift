@@ -3,9 +3,12 @@
 import Glibc
 
 /// The columns of a table, compiled. Immutable.
-package final class TableSchema: Sendable {
+package final class TableSchema: @unchecked Sendable {
+  // Proof for @unchecked: constants after `init`; what `quick` names is never written again.
   let location: String
   let columns: [TableColumn]
+  /// By column.
+  let quick: UnsafeMutablePointer<QuickColumn>
   let unique: [UniqueConstraint]
   /// Places of the columns of each unique constraint.
   let uniqueColumns: [[Int]]
@@ -18,7 +21,7 @@ package final class TableSchema: Sendable {
     guard root.kind == .object, let fields = root["fields"], fields.kind == .array, !fields.items.isEmpty else {
       throw SchemaError(location: uri, reason: "a Table Schema is an object with fields")
     }
-    let missing = ByteStrings(root["missingValues"]?.items.compactMap(\.stringBytes) ?? [[]])
+    let missing = root["missingValues"]?.items.compactMap(\.stringBytes) ?? [[]]
     let names = fields.items.map { $0["name"]?.string ?? "" }
     guard Set(names).count == names.count else { throw SchemaError(location: uri, reason: "two fields have one name") }
     func places(_ value: JSONElement, _ what: String) throws(SchemaError) -> [Int] {
@@ -65,8 +68,15 @@ package final class TableSchema: Sendable {
       unique.append(UniqueConstraint(keyword: "unique", location: "/fields/\(place)/constraints/unique"))
     }
     self.columns = columns
+    quick = .allocate(capacity: columns.count)
+    for (place, column) in columns.enumerated() { (quick + place).initialize(to: column.quick) }
     self.unique = unique
     self.uniqueColumns = uniqueColumns
+  }
+
+  deinit {
+    for place in columns.indices { quick[place].deallocate() }
+    quick.deallocate()
   }
 
   /// Whether the text looks like a Table Schema and not like a JSON Schema.
@@ -111,36 +121,8 @@ struct BrokenColumn {
   var isMissing = false
 }
 
-/// A few byte strings side by side.
-struct ByteStrings: Sendable {
-  private let bytes: [UInt8]
-  private let ends: [Int]
-
-  init(_ strings: [[UInt8]]) {
-    bytes = strings.flatMap { $0 }
-    var end = 0
-    ends = strings.map { string in
-      end += string.count
-      return end
-    }
-  }
-
-  var isEmpty: Bool { ends.isEmpty }
-
-  func contains(_ content: UnsafeBufferPointer<UInt8>) -> Bool {
-    bytes.withUnsafeBufferPointer { bytes in
-      var start = 0
-      for end in ends {
-        if end - start == content.count,
-          content.isEmpty || memcmp(bytes.baseAddress! + start, content.baseAddress!, content.count) == 0
-        {
-          return true
-        }
-        start = end
-      }
-      return false
-    }
-  }
+extension [[UInt8]] {
+  func contains(_ content: UnsafeBufferPointer<UInt8>) -> Bool { contains { content.elementsEqual($0) } }
 }
 
 /// One field of a Table Schema. Immutable; a class, so that a row's check copies no column.
@@ -148,7 +130,7 @@ final class TableColumn: Sendable {
   enum Kind: Sendable {
     case string, email, uri, uuid, binary
     case integer, number(decimal: UInt8)
-    case boolean(ByteStrings)
+    case boolean([[UInt8]])
     case date, time, datetime, year, yearmonth, duration
     case pattern(TimePattern)
     case object, array, geojson, geopoint, any
@@ -158,7 +140,7 @@ final class TableColumn: Sendable {
   private let kind: Kind
   private let typeName: String
   private let groupCharacter: UInt8?
-  private let missing: ByteStrings
+  private let missing: [[UInt8]]
   let isRequired: Bool
   let isUnique: Bool
   private let scalarsMin: Int
@@ -166,7 +148,7 @@ final class TableColumn: Sendable {
   private let minimum: Bound?
   private let maximum: Bound?
   private let pattern: Pattern?
-  private let values: ByteStrings?
+  private let values: [[UInt8]]?
   private let numbers: [ExactNumber]
   private let valuesText: String
   private let foreign: Set<[UInt8]>?
@@ -179,7 +161,7 @@ final class TableColumn: Sendable {
 
   /// - Parameter isKey: a part of the primary key, so required.
   init(
-    _ field: JSONElement, missing: ByteStrings, isKey: Bool, foreign: Set<[UInt8]>?, location: String
+    _ field: JSONElement, missing: [[UInt8]], isKey: Bool, foreign: Set<[UInt8]>?, location: String
   ) throws(SchemaError) {
     func refused(_ reason: String) -> SchemaError { SchemaError(location: location, reason: reason) }
     guard let name = field["name"]?.string, !name.isEmpty else { throw refused("a field needs a name") }
@@ -205,8 +187,7 @@ final class TableColumn: Sendable {
         field[member]?.items.compactMap(\.stringBytes) ?? usual.map { Array($0.utf8) }
       }
       kind = .boolean(
-        ByteStrings(
-          words("trueValues", ["true", "True", "TRUE", "1"]) + words("falseValues", ["false", "False", "FALSE", "0"])))
+        words("trueValues", ["true", "True", "TRUE", "1"]) + words("falseValues", ["false", "False", "FALSE", "0"]))
     case ("date", "default"): kind = .date
     case ("time", "default"): kind = .time
     case ("datetime", "default"): kind = .datetime
@@ -230,7 +211,7 @@ final class TableColumn: Sendable {
     isRequired = isKey || constraints?["required"]?.bool ?? false
     isUnique = constraints?["unique"]?.bool ?? false
     var (scalars, bounds): (ClosedRange<Int>, [Bound?]) = (0...Int.max, [nil, nil])
-    var (pattern, values, numbers, valuesText): (Pattern?, ByteStrings?, [ExactNumber], String) = (nil, nil, [], "")
+    var (pattern, values, numbers, valuesText): (Pattern?, [[UInt8]]?, [ExactNumber], String) = (nil, nil, [], "")
     for (keyword, value) in constraints?.members ?? [] {
       switch keyword {
       case "required", "unique": break
@@ -260,7 +241,7 @@ final class TableColumn: Sendable {
       case "enum":
         valuesText = value.text
         let texts = value.items.map { $0.stringBytes ?? Array($0.text.utf8) }
-        values = ByteStrings(texts)
+        values = texts
         if Self.isNumeric(kind) { numbers = texts.compactMap { Self.number($0, decimal: 46, group: nil) } }
       default: throw refused("the constraint \(keyword) is not known")
       }
@@ -275,6 +256,36 @@ final class TableColumn: Sendable {
     case .integer, .number, .year: true
     default: false
     }
+  }
+
+  /// What vouches for most of the fields that `check` finds nothing wrong with. The caller deallocates it.
+  var quick: QuickColumn {
+    var (format, words): (Format?, [[UInt8]]?) = (nil, values)
+    var number: QuickNumber?
+    var isKnown = foreign == nil
+    switch kind {
+    case .string, .any: isKnown = isKnown && minimum == nil && maximum == nil
+    case .email: format = .email
+    case .uri: format = .uri
+    case .uuid: format = .uuid
+    case .duration: format = .duration
+    case .date: format = .date
+    case .datetime: format = .dateTime
+    case .boolean(let all):
+      isKnown = isKnown && values == nil
+      words = all
+    case .integer, .number(decimal: 46):
+      var isIntegral = false
+      if case .integer = kind { isIntegral = true }
+      number = QuickNumber(minimum: minimum?.number, maximum: maximum?.number, isIntegral: isIntegral)
+    default: isKnown = false
+    }
+    if format != nil, minimum != nil || maximum != nil { isKnown = false }
+    // Nothing has a length below zero: what is not known here is vouched for by nobody.
+    return QuickColumn(
+      QuickText(
+        scalarsMin: scalarsMin, scalarsMax: isKnown ? scalarsMax : -1, pattern: pattern, format: format, words: words),
+      number: number, missing: missing, isRequired: isRequired)
   }
 
   func isMissing(_ content: UnsafeBufferPointer<UInt8>) -> Bool {

@@ -1,0 +1,282 @@
+// What tells by little work that a value is as a schema wants it. Most values of most records are, and end here.
+//
+// These rules vouch or say nothing: whatever they do not vouch for is judged by the schema's own rules, which alone know why a
+// value is wrong. All of it is plain data without references: nothing is counted in a hot loop.
+
+import Glibc
+
+/// The table of a pattern. Valid while its `Pattern` is.
+struct Automaton: BitwiseCopyable {
+  /// classes[byte] → column; table[row + column] → the next state's row. Row 0 is dead, row `width` accepts; the last column of a
+  /// row is the end of the text.
+  let classes: UnsafePointer<UInt8>
+  let table: UnsafePointer<UInt32>
+  let width: Int
+  /// Every match begins with a byte of each of these sets of columns (bit: column). They are looked at side by side, where
+  /// the table has to be followed step by step.
+  let prefix: UnsafePointer<UInt64>
+  let prefixCount: Int
+  /// The row behind the prefix.
+  let prefixEnd: UInt32
+
+  /// Bounds: a row is below the table's count by construction, a column below `width`.
+  @inline(__always)
+  func matches(_ text: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+    let accepting = UInt32(truncatingIfNeeded: width)
+    guard count >= prefixCount else { return false }
+    var isIn: UInt64 = 1
+    for place in 0..<prefixCount { isIn &= prefix[place] &>> UInt64(classes[Int(text[place])]) }
+    guard isIn & 1 == 1 else { return false }
+    var row = prefixEnd
+    var place = prefixCount
+    while place < count {
+      row = table[Int(row) &+ Int(classes[Int(text[place])])]
+      if row <= accepting { return row == accepting }
+      place &+= 1
+    }
+    return table[Int(row) &+ width &- 1] == accepting
+  }
+}
+
+/// A few byte strings side by side, or none given.
+struct WordList: BitwiseCopyable {
+  private let bytes: UnsafeMutablePointer<UInt8>
+  private let ends: UnsafeMutablePointer<Int32>
+  private let count: Int
+  let isGiven: Bool
+
+  init(_ words: [[UInt8]]?) {
+    isGiven = words != nil
+    let all = (words ?? []).flatMap { $0 }
+    bytes = .allocate(capacity: all.count + 1)
+    bytes.initialize(from: all, count: all.count)
+    count = words?.count ?? 0
+    ends = .allocate(capacity: count + 1)
+    var end: Int32 = 0
+    for (place, word) in (words ?? []).enumerated() {
+      end += Int32(word.count)
+      (ends + place).initialize(to: end)
+    }
+  }
+
+  func deallocate() {
+    bytes.deallocate()
+    ends.deallocate()
+  }
+
+  @inline(__always)
+  func contains(_ text: UnsafePointer<UInt8>, _ length: Int) -> Bool {
+    var start = 0
+    for place in 0..<count {
+      let end = Int(ends[place])
+      if end - start == length, isEqual(bytes + start, text, length) { return true }
+      start = end
+    }
+    return false
+  }
+}
+
+/// Whether two texts of `count` bytes are equal.
+@inline(__always)
+func isEqual(_ a: UnsafePointer<UInt8>, _ b: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+  count <= 16 ? shortEqual(a, b, count) : memcmp(a, b, count) == 0
+}
+
+/// Vouches for texts.
+struct QuickText: BitwiseCopyable {
+  private let scalarsMin: Int
+  /// From so many bytes on there are `scalarsMin` scalars, whatever they are.
+  private let bytesMin: Int
+  private let bytesMax: Int
+  // No optional of a structure: each look at it would copy it.
+  private let automaton: UnsafePointer<Automaton>?
+  private let format: Format?
+  private let words: WordList
+
+  init(scalarsMin: Int, scalarsMax: Int, pattern: Pattern?, format: Format?, words: [[UInt8]]?) {
+    self.scalarsMin = scalarsMin
+    bytesMin = scalarsMin == 0 ? 0 : max(1, scalarsMin.multipliedReportingOverflow(by: 4).partialValue - 3)
+    bytesMax = scalarsMin < 1 << 32 ? scalarsMax : -1
+    automaton = pattern?.automaton
+    self.format = format
+    self.words = WordList(words)
+  }
+
+  /// Vouches for nothing.
+  init() { self.init(scalarsMin: 0, scalarsMax: -1, pattern: nil, format: nil, words: nil) }
+
+  func deallocate() { words.deallocate() }
+
+  /// Whether quotes that are doubled, in CSV, change nothing.
+  var isOfAnySpelling: Bool { automaton == nil && format == nil && !words.isGiven && scalarsMin <= 1 }
+
+  @inline(__always)
+  func vouches(_ text: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+    guard count <= bytesMax, count >= bytesMin || (count >= scalarsMin && Self.isASCII(text, count)) else {
+      return false
+    }
+    if let automaton, !automaton.pointee.matches(text, count) { return false }
+    if let format, !format.matches(UnsafeBufferPointer(start: text, count: count)) { return false }
+    if words.isGiven, !words.contains(text, count) { return false }
+    return true
+  }
+
+  @inline(__always)
+  private static func isASCII(_ text: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+    var all: UInt8 = 0
+    for place in 0..<count { all |= text[place] }
+    return all < 128
+  }
+}
+
+/// Vouches for numbers spelled as in JSON, without an exponent and with at most 18 digits before the point.
+struct QuickNumber: BitwiseCopyable {
+  private let minimum: Int64
+  private let maximum: Int64
+  private let isIntegral: Bool
+
+  /// Bounds are inclusive. It vouches for nothing when one of them is no whole number.
+  init(minimum: ExactNumber?, maximum: ExactNumber?, isIntegral: Bool) {
+    let (low, high) = (minimum.map(\.whole) ?? .min, maximum.map(\.whole) ?? .max)
+    self.minimum = high == nil ? .max : low ?? .max
+    self.maximum = low == nil ? .min : high ?? .min
+    self.isIntegral = isIntegral
+  }
+
+  /// Vouches for nothing.
+  init() { (minimum, maximum, isIntegral) = (.max, .min, true) }
+
+  @inline(__always)
+  func vouches(_ text: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+    var place = 0
+    let isNegative = count > 0 && text[0] == 45
+    if isNegative { place = 1 }
+    let first = place
+    var value: Int64 = 0
+    while place < count, text[place] &- 48 <= 9 {
+      value = value &* 10 &+ Int64(text[place] &- 48)
+      place &+= 1
+    }
+    guard place > first, place - first <= 18 else { return false }
+    if isNegative { value = -value }
+    guard value >= minimum, value <= maximum else { return false }
+    if place == count { return true }
+    guard !isIntegral, !isNegative, text[place] == 46, value < maximum else { return false }
+    place &+= 1
+    let fraction = place
+    while place < count, text[place] &- 48 <= 9 { place &+= 1 }
+    return place == count && place > fraction
+  }
+}
+
+/// Vouches for scalars under one JSON Schema.
+struct QuickRule: BitwiseCopyable {
+  /// Kinds (bits by `JSONKind`) that are right whatever the value.
+  private var free: UInt8 = 0
+  private var text = QuickText()
+  private var number = QuickNumber()
+
+  /// A schema's rules, where they are all there is to say: nothing in it reaches beyond the value, or notes what was looked at.
+  init(_ schema: Int32, _ program: SchemaProgram) {
+    guard let schema = Self.meant(schema, program) else { return }
+    let rule = program.rules[Int(schema)]
+    func allows(_ kind: JSONKind) -> Bool { rule.types & SchemaRule.bit(kind.rawValue) != 0 }
+    var words: [[UInt8]]?
+    if rule.logic >= 0 {
+      // An enum of nothing but texts vouches for those.
+      guard let found = Self.words(program.logic[Int(rule.logic)], program) else { return }
+      words = found
+    }
+    let isPlain = rule.logic < 0
+    for kind in [JSONKind.null, .false, .true] where isPlain && allows(kind) { free |= SchemaRule.bit(kind.rawValue) }
+    if allows(.string) {
+      if isPlain, rule.string < 0 {
+        free |= SchemaRule.bit(JSONKind.string.rawValue)
+      } else {
+        let string = rule.string < 0 ? StringRule() : program.strings[Int(rule.string)]
+        text.deallocate()
+        text = QuickText(
+          scalarsMin: Int(string.scalarsMin), scalarsMax: Int(string.scalarsMax),
+          pattern: string.pattern < 0 ? nil : program.patterns[Int(string.pattern)],
+          format: string.format < 0 ? nil : program.formats[Int(string.format)], words: words)
+      }
+    }
+    let isIntegral = !allows(.number)
+    if isPlain, !isIntegral || rule.types & SchemaRule.integerBit != 0 {
+      let bounds = rule.number < 0 ? NumberRule() : program.numberRules[Int(rule.number)]
+      guard bounds.multipleOf < 0, bounds.exclusiveMinimum < 0, bounds.exclusiveMaximum < 0 else { return }
+      if !isIntegral, rule.number < 0 {
+        free |= SchemaRule.bit(JSONKind.number.rawValue)
+      } else {
+        number = QuickNumber(
+          minimum: bounds.minimum < 0 ? nil : program.numbers[Int(bounds.minimum)],
+          maximum: bounds.maximum < 0 ? nil : program.numbers[Int(bounds.maximum)], isIntegral: isIntegral)
+      }
+    }
+  }
+
+  func deallocate() { text.deallocate() }
+
+  /// Where schemas that are nothing but a reference lead to; nil when that is more than a scalar's rules.
+  private static func meant(_ schema: Int32, _ program: SchemaProgram) -> Int32? {
+    var schema = schema
+    for _ in 0..<16 {
+      let rule = program.rules[Int(schema)]
+      guard !rule.isNever, !rule.hasUnevaluated else { return nil }
+      guard rule.logic >= 0, program.logic[Int(rule.logic)].isReference else { return schema }
+      guard rule.types == .max, max(rule.object, rule.array, rule.string, rule.number) < 0 else { return nil }
+      schema = program.logic[Int(rule.logic)].ref
+    }
+    return nil
+  }
+
+  private static func words(_ logic: LogicRule, _ program: SchemaProgram) -> [[UInt8]]? {
+    guard logic.isConstants else { return nil }
+    return logic.constants.indices.compactMap { program.constantStrings[$0] }
+  }
+
+  @inline(__always)
+  func vouches(_ node: JSONNode, _ base: UnsafePointer<UInt8>) -> Bool {
+    if free >> UInt8(truncatingIfNeeded: node.kindBits) & 1 != 0 { return true }
+    if node.kindBits == JSONKind.string.rawValue, !node.isEscaped {
+      return text.vouches(base + Int(node.start) + 1, Int(node.end - node.start) - 2)
+    }
+    if node.kindBits == JSONKind.number.rawValue {
+      return number.vouches(base + Int(node.start), Int(node.end - node.start))
+    }
+    return false
+  }
+}
+
+/// Vouches for fields of one column.
+struct QuickColumn: BitwiseCopyable {
+  private let text: QuickText
+  private let number: QuickNumber
+  private let isNumber: Bool
+  /// Bit: length of a word for nothing; the last bit for all longer ones.
+  private let missingLengths: UInt64
+  private let mayBeEmpty: Bool
+  /// Whether doubled quotes change nothing.
+  let isOfAnySpelling: Bool
+
+  /// - Parameters:
+  ///   - number: for columns of numbers.
+  ///   - missing: words that stand for nothing.
+  init(_ text: QuickText, number: QuickNumber?, missing: [[UInt8]], isRequired: Bool) {
+    self.text = text
+    isNumber = number != nil
+    self.number = number ?? QuickNumber()
+    missingLengths = missing.reduce(0) { $0 | 1 << UInt64(min($1.count, 63)) }
+    mayBeEmpty = missing.contains([]) && !isRequired
+    isOfAnySpelling = text.isOfAnySpelling && number == nil && missingLengths <= 1
+  }
+
+  func deallocate() { text.deallocate() }
+
+  @inline(__always)
+  func vouches(_ field: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+    guard missingLengths &>> UInt64(min(count, 63)) & 1 == 0 else { return count == 0 && mayBeEmpty }
+    guard text.vouches(field, count) else { return false }
+    return !isNumber || number.vouches(field, count)
+  }
+}
