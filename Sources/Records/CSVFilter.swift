@@ -110,7 +110,8 @@ struct CSVFilter: ~Copyable {
   }
 
   private mutating func write(
-    _ bytes: UnsafePointer<UInt8>, _ fields: UnsafePointer<RowChecker.FieldSpan>, _ schema: TableSchema, _ output: inout BatchWriter
+    _ bytes: UnsafePointer<UInt8>, _ fields: UnsafePointer<RowChecker.FieldSpan>, _ schema: TableSchema,
+    _ output: inout BatchWriter
   ) -> Bool {
     var index = 0
     while index < columns.outputs.count {
@@ -156,7 +157,8 @@ struct CSVFilter: ~Copyable {
   }
 
   private mutating func groupEntry(
-    _ aggregate: CompiledFilter.CompiledAggregate, _ bytes: UnsafePointer<UInt8>, _ fields: UnsafePointer<RowChecker.FieldSpan>,
+    _ aggregate: CompiledFilter.CompiledAggregate, _ bytes: UnsafePointer<UInt8>,
+    _ fields: UnsafePointer<RowChecker.FieldSpan>,
     _ schema: TableSchema
   ) -> GroupEntry? {
     func value(_ slot: Int32) -> [UInt8]? {

@@ -74,8 +74,7 @@ package final class XMLSchema: @unchecked Sendable {
     let joiner = filtering.map {
       XMLJoiner($0, recordPath: recordPath, namespaces: namespaces, validating: newRun(findingsMax: 1))
     }
-    let run = newRun(findingsMax: findingsMax)
-    run.filter = joiner?.filter
+    let run = newRun(findingsMax: findingsMax, joiner?.filter)
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 16, alignment: 16)
     defer {
       buffer.initializeMemory(as: UInt8.self, repeating: 0)
@@ -93,8 +92,9 @@ package final class XMLSchema: @unchecked Sendable {
     return report
   }
 
-  private func newRun(findingsMax: Int) -> XMLRun {
-    XMLRun(schema: schema, knownNames: knownNames, recordPath: recordPath, findingsMax: findingsMax)
+  private func newRun(findingsMax: Int, _ filter: XMLFilter? = nil) -> XMLRun {
+    XMLRun(
+      schema: schema, knownNames: knownNames, recordPath: recordPath, findingsMax: findingsMax, filter: filter)
   }
 }
 
@@ -146,47 +146,127 @@ private final class XMLJoiner {
   }
 }
 
+/// Where a parse is: plain data behind a pointer, for libxml2 calls back with every tag.
+private struct XMLTrace {
+  /// Names of the open elements: pointers into the parser's dictionary. Room for `XMLSchema.depthMax`.
+  let names: UnsafeMutablePointer<UnsafePointer<xmlChar>>
+  private(set) var depth = 0
+  /// The names on the way to a record, itself too; none when records are the root's children.
+  private let recordNames: UnsafeMutablePointer<UnsafeMutablePointer<CChar>>
+  private let recordDepth: Int
+  /// How many of the open elements, from the outermost on, are on that way.
+  private var matching = 0
+  private(set) var records: Int64 = 0
+  /// The last tag was a record's end.
+  private(set) var recordHasEnded = false
+  /// Bytes handed to the parser so far, and when the last record began.
+  var bytes: Int64 = 0
+  private(set) var recordStart: Int64 = 0
+  let run: Unmanaged<XMLRun>
+
+  init(recordPath: [String], run: XMLRun) {
+    names = .allocate(capacity: XMLSchema.depthMax)
+    recordDepth = recordPath.count
+    recordNames = .allocate(capacity: recordDepth + 1)
+    for (place, name) in recordPath.enumerated() { (recordNames + place).initialize(to: strdup(name)) }
+    self.run = Unmanaged.passUnretained(run)
+  }
+
+  func deallocate() {
+    names.deallocate()
+    for place in 0..<recordDepth { free(recordNames[place]) }
+    recordNames.deallocate()
+  }
+
+  /// The element just begun, or about to end, is a record.
+  var isRecord: Bool { recordDepth == 0 ? depth == 2 : depth == recordDepth && matching == recordDepth }
+  var isInRecord: Bool { recordDepth == 0 ? depth >= 2 : matching == recordDepth }
+
+  /// False when it is too deep.
+  @inline(__always)
+  mutating func start(_ name: UnsafePointer<xmlChar>) -> Bool {
+    guard depth < XMLSchema.depthMax else { return false }
+    names[depth] = name
+    if matching == depth, depth < recordDepth,
+      strcmp(recordNames[depth], UnsafeRawPointer(name).assumingMemoryBound(to: CChar.self)) == 0
+    {
+      matching += 1
+    }
+    depth += 1
+    recordHasEnded = false
+    if isRecord {
+      records += 1
+      recordStart = bytes
+    }
+    return true
+  }
+
+  @inline(__always)
+  mutating func end() {
+    guard depth > 0 else { return }
+    recordHasEnded = isRecord
+    depth -= 1
+    matching = min(matching, depth)
+  }
+}
+
 /// One validation. Used by one thread.
 private final class XMLRun {
   private(set) var report = RecordReport()
   private(set) var isOver = false
   private let findingsMax: Int
   private let knownNames: Set<String>
-  private let recordPath: [String]
+  private var trace: UnsafeMutablePointer<XMLTrace>!
   private var parser: xmlParserCtxtPtr!
   private var validator: xmlSchemaValidCtxtPtr!
   private var plug: xmlSchemaSAXPlugPtr!
   private var handler = xmlSAXHandler()
   private var isFirst = true
-  /// Names of the open elements: pointers into the parser's dictionary.
-  private var path: [UnsafePointer<xmlChar>] = []
   private var tags = StartTagScan()
   private var invalidRecordNumber: Int64 = 0
-  private var recordHasEnded = false
-  private var recordStart: Int64 = 0
   private var last = (record: Int64(0), line: Int64(0), code: Int32(0), path: "")
   /// Sees the events after they were checked here.
-  var filter: XMLFilter?
+  private let filter: XMLFilter?
 
-  init(schema: xmlSchemaPtr, knownNames: Set<String>, recordPath: [String], findingsMax: Int) {
+  init(
+    schema: xmlSchemaPtr, knownNames: Set<String>, recordPath: [String], findingsMax: Int, filter: XMLFilter? = nil
+  ) {
     self.findingsMax = findingsMax
     self.knownNames = knownNames
-    self.recordPath = recordPath
+    self.filter = filter
     LibXML.ready()
     sp_xml_handler(&handler)
-    let me = Unmanaged.passUnretained(self).toOpaque()
+    trace = .allocate(capacity: 1)
+    trace.initialize(to: XMLTrace(recordPath: recordPath, run: self))
+    // No object is touched for a tag unless there is something to say or to filter: counting them takes longer than the work.
+    handler.startElementNs = { me, name, _, _, _, _, count, _, _ in
+      if !XMLRun.trace(me).pointee.start(name!) || count > XMLSchema.attributesMax { XMLRun.of(me).refuseTag(count) }
+    }
+    handler.endElementNs = { me, _, _, _ in XMLRun.trace(me).pointee.end() }
+    if filter != nil { passEvents() }
+    handler.internalSubset = { me, _, _, _ in XMLRun.of(me).refuseDoctype() }
+    parser = xmlCreatePushParserCtxt(&handler, trace, nil, 0, nil)
+    xmlCtxtUseOptions(parser, Int32(XML_PARSE_NONET.rawValue))
+    validator = xmlSchemaNewValidCtxt(schema)
+    xmlSchemaSetValidStructuredErrors(
+      validator, { me, error in if let error { XMLRun.of(me).schemaError(error.pointee) } }, trace)
+    xmlSchemaValidateSetLocator(validator, sp_xml_locate, parser)
+    plug = xmlSchemaSAXPlug(validator, &parser.pointee.sax, &parser.pointee.userData)
+  }
+
+  private func passEvents() {
     handler.startElementNs = { me, name, prefix, uri, namespaceCount, namespaces, count, _, attributes in
       let run = XMLRun.of(me)
-      run.start(name!, Int(count))
+      if !run.trace.pointee.start(name!) || count > XMLSchema.attributesMax { run.refuseTag(count) }
       guard let filter = run.filter, !run.isOver else { return }
       filter.start(
         XMLTag(
           name!, prefix: prefix, uri: uri, namespaces: namespaces, namespaceCount: Int(namespaceCount),
-          attributes: attributes, attributeCount: Int(count)), isRecord: run.isRecord)
+          attributes: attributes, attributeCount: Int(count)), isRecord: run.trace.pointee.isRecord)
     }
     handler.endElementNs = { me, name, prefix, _ in
       let run = XMLRun.of(me)
-      run.end()
+      run.trace.pointee.end()
       run.filter?.end(XMLTag.qualified(prefix, name!))
       if run.filter?.outcome.forbidden != nil { run.cut() }
     }
@@ -194,14 +274,6 @@ private final class XMLRun {
       XMLRun.of(me).filter?.text(UnsafeBufferPointer(start: text, count: Int(count)))
     }
     handler.cdataBlock = handler.characters
-    handler.internalSubset = { me, _, _, _ in XMLRun.of(me).refuseDoctype() }
-    parser = xmlCreatePushParserCtxt(&handler, me, nil, 0, nil)
-    xmlCtxtUseOptions(parser, Int32(XML_PARSE_NONET.rawValue))
-    validator = xmlSchemaNewValidCtxt(schema)
-    xmlSchemaSetValidStructuredErrors(
-      validator, { me, error in if let error { XMLRun.of(me).schemaError(error.pointee) } }, me)
-    xmlSchemaValidateSetLocator(validator, sp_xml_locate, parser)
-    plug = xmlSchemaSAXPlug(validator, &parser.pointee.sax, &parser.pointee.userData)
   }
 
   deinit {
@@ -209,6 +281,8 @@ private final class XMLRun {
     xmlSchemaFreeValidCtxt(validator)
     // The parser's own handler copy goes with it.
     xmlFreeParserCtxt(parser)
+    trace.pointee.deallocate()
+    trace.deallocate()
   }
 
   /// Only encodings whose markup is ASCII, for start tags are measured in bytes. A mark or a declaration says which.
@@ -222,8 +296,12 @@ private final class XMLRun {
     return ["utf-8", "us-ascii", "iso-8859-1"].contains(name.1.lowercased())
   }
 
+  private static func trace(_ pointer: UnsafeMutableRawPointer?) -> UnsafeMutablePointer<XMLTrace> {
+    pointer!.assumingMemoryBound(to: XMLTrace.self)
+  }
+
   private static func of(_ pointer: UnsafeMutableRawPointer?) -> XMLRun {
-    Unmanaged<XMLRun>.fromOpaque(pointer!).takeUnretainedValue()
+    trace(pointer).pointee.run.takeUnretainedValue()
   }
 
   private var line: Int64 { Int64(parser.pointee.input?.pointee.line ?? 0) }
@@ -231,12 +309,15 @@ private final class XMLRun {
   func feed(_ bytes: UnsafeRawBufferPointer) {
     guard !isOver else { return }
     report.bytes += Int64(bytes.count)
+    trace.pointee.bytes = report.bytes
+    defer { report.records = trace.pointee.records }
     if isFirst {
       isFirst = false
       guard Self.isReadable(bytes) else { return stop("xml.encoding", "UTF-8, US-ASCII or ISO-8859-1") }
     }
     // Text of one element is gathered whole by libxml2.
-    guard !isInRecord || report.bytes - recordStart <= Int64(RecordLimits.recordBytesMax) else {
+    guard !trace.pointee.isInRecord || report.bytes - trace.pointee.recordStart <= Int64(RecordLimits.recordBytesMax)
+    else {
       return stop("record.size", "a record of at most \(RecordLimits.recordBytesMax) bytes")
     }
     guard tags.scan(bytes) else {
@@ -267,30 +348,13 @@ private final class XMLRun {
 
   private func refuseDoctype() { stop("xml.doctype", "no DOCTYPE") }
 
-  private var isRecord: Bool {
-    recordPath.isEmpty ? path.count == 2 : path.count == recordPath.count && startsWithRecordPath
-  }
-
-  private var startsWithRecordPath: Bool {
-    path.count >= recordPath.count && zip(path, recordPath).allSatisfy { String(cString: $0) == $1 }
-  }
-
-  private func start(_ name: UnsafePointer<xmlChar>, _ attributes: Int) {
-    path.append(name)
-    guard path.count <= XMLSchema.depthMax else { return stop("xml.depth", "at most \(XMLSchema.depthMax) levels") }
-    guard attributes <= XMLSchema.attributesMax else {
-      return stop("xml.attributes", "at most \(XMLSchema.attributesMax) attributes")
+  /// Of a tag that is too deep, or has too many attributes.
+  private func refuseTag(_ attributes: Int32) {
+    if attributes > XMLSchema.attributesMax {
+      stop("xml.attributes", "at most \(XMLSchema.attributesMax) attributes")
+    } else {
+      stop("xml.depth", "at most \(XMLSchema.depthMax) levels")
     }
-    recordHasEnded = false
-    if isRecord {
-      report.records += 1
-      recordStart = report.bytes
-    }
-  }
-
-  private func end() {
-    recordHasEnded = isRecord
-    path.removeLast()
   }
 
   /// Bytes that the parser has taken.
@@ -299,9 +363,9 @@ private final class XMLRun {
     return consumed < 0 ? report.bytes : consumed
   }
 
-  private var place: String {
-    "/" + path.map { String(cString: $0) }.map { knownNames.contains($0) ? $0 : "#" }.joined(separator: "/")
-  }
+  private var path: [String] { (0..<trace.pointee.depth).map { String(cString: trace.pointee.names[$0]) } }
+
+  private var place: String { "/" + path.map { knownNames.contains($0) ? $0 : "#" }.joined(separator: "/") }
 
   /// Only the first fault of the text: what comes after it means nothing.
   private func parserError(_ error: xmlError) {
@@ -309,15 +373,10 @@ private final class XMLRun {
     report.add(
       Finding(
         fault: "xml.syntax", expected: "well-formed XML (libxml2 \(error.code))",
-        record: isInRecord ? report.records : 0,
+        record: trace.pointee.isInRecord ? trace.pointee.records : 0,
         line: Int64(error.line),
         byteOffset: offset),
       findingsMax: findingsMax)
-  }
-
-  private var isInRecord: Bool {
-    recordPath.isEmpty
-      ? path.count >= 2 : startsWithRecordPath
   }
 
   private func schemaError(_ error: xmlError) {
@@ -327,11 +386,11 @@ private final class XMLRun {
     let message = error.message.map { String(cString: $0) } ?? ""
     var path = place
     let (element, attribute) = Self.subject(message)
-    if let element, self.path.last.map({ String(cString: $0) }) != element {
+    if let element, self.path.last != element {
       path = (path == "/" ? "" : path) + "/" + (knownNames.contains(element) ? element : "#")
     }
     if let attribute { path += "/@" + (knownNames.contains(attribute) ? attribute : "#") }
-    let record = isInRecord || recordHasEnded ? report.records : 0
+    let record = trace.pointee.isInRecord || trace.pointee.recordHasEnded ? trace.pointee.records : 0
     guard (record, line, error.code, path) != last else { return }
     last = (record, line, error.code, path)
     if record > 0, record != invalidRecordNumber {
@@ -386,48 +445,82 @@ private struct StartTagScan {
 
   /// False when a start tag is too long.
   mutating func scan(_ bytes: UnsafeRawBufferPointer) -> Bool {
+    guard let base = bytes.baseAddress else { return true }
     var index = 0
+    func find(_ byte: UInt8) -> Int? {
+      memchr(base + index, Int32(byte), bytes.count - index).map { UnsafeRawPointer($0) - base }
+    }
     while index < bytes.count {
-      if case .text = mode {
-        guard let next = memchr(bytes.baseAddress! + index, 60, bytes.count - index) else { return true }
-        index = UnsafeRawPointer(next) - bytes.baseAddress! + 1
-        mode = .opened
-        continue
-      }
-      let byte = bytes[index]
-      index += 1
       switch mode {
-      case .text: break
-      case .opened:
-        switch byte {
-        case 33: (mode, prefix) = (.declaration, [])
-        case 63: mode = .instruction
-        default: (mode, length) = (.tag, 1)
+      case .text:
+        guard let next = find(60) else { return true }
+        index = next + 1
+        // Most tags are whole, without a quote: they are passed in one step.
+        var end = index
+        if end < bytes.count, bytes[end] != 33, bytes[end] != 63 {
+          while end < bytes.count, bytes[end] != 62, bytes[end] != 34, bytes[end] != 39 { end += 1 }
         }
+        if end < bytes.count, bytes[end] == 62, end - index < XMLSchema.startTagBytesMax {
+          index = end + 1
+        } else {
+          mode = .opened
+        }
+      case .opened:
+        switch bytes[index] {
+        case 33: (mode, prefix) = (.declaration, [])
+        case 63: (mode, previous) = (.instruction, (0, 63))
+        default: (mode, length) = (.tag, 0)
+        }
+        // A tag may end with its first byte.
+        if case .tag = mode { break }
+        index += 1
       case .tag:
-        length += 1
-        if byte == 62 { mode = .text } else if byte == 34 || byte == 39 { mode = .quoted(byte) }
+        let start = index
+        while index < bytes.count, bytes[index] != 62, bytes[index] != 34, bytes[index] != 39 { index += 1 }
+        length += index - start
+        if index < bytes.count {
+          mode = bytes[index] == 62 ? .text : .quoted(bytes[index])
+          index += 1
+          length += 1
+        }
+        if length > XMLSchema.startTagBytesMax { return false }
       case .quoted(let quote):
-        length += 1
-        if byte == quote { mode = .tag }
+        let end = find(quote)
+        length += (end.map { $0 + 1 } ?? bytes.count) - index
+        index = end.map { $0 + 1 } ?? bytes.count
+        if end != nil { mode = .tag }
+        if length > XMLSchema.startTagBytesMax { return false }
       case .declaration:
-        prefix.append(byte)
+        prefix.append(bytes[index])
         if prefix == [45, 45] {
           (mode, previous) = (.comment, (0, 0))
         } else if prefix.starts(with: "[CDATA[".utf8) {
           (mode, previous) = (.section, (0, 0))
-        } else if byte == 62 || prefix.count > 16 {
+        } else if bytes[index] == 62 || prefix.count > 16 {
           mode = .text
         }
-        continue
-      case .comment: if byte == 62, previous == (45, 45) { mode = .text }
-      case .section: if byte == 62, previous == (93, 93) { mode = .text }
-      case .instruction: if byte == 62, previous.1 == 63 { mode = .text }
+        index += 1
+      case .comment: close(bytes, &index) { $0 == (45, 45) }
+      case .section: close(bytes, &index) { $0 == (93, 93) }
+      case .instruction: close(bytes, &index) { $0.1 == 63 }
       }
-      previous = (previous.1, byte)
-      if length > XMLSchema.startTagBytesMax { return false }
     }
     return true
+  }
+
+  /// Goes on to the first > that `isEnd` says is one by the two bytes before it.
+  private mutating func close(
+    _ bytes: UnsafeRawBufferPointer, _ index: inout Int, _ isEnd: ((UInt8, UInt8)) -> Bool
+  ) {
+    while index < bytes.count {
+      let byte = bytes[index]
+      index += 1
+      if byte == 62, isEnd(previous) {
+        mode = .text
+        return
+      }
+      previous = (previous.1, byte)
+    }
   }
 }
 
