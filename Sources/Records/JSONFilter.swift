@@ -369,7 +369,12 @@ struct JSONFilter: ~Copyable {
         }
         isFirst = false
         gap = false
-        walk(value, found, emits: true, base, nodes, &output)
+        let inner = writer + Int(found)
+        if inner.pointee.passes, inner.pointee.capture < 0, inner.pointee.children == 0 {
+          emit(Int(nodes[value].start), Int(nodes[value].end), base, &output)
+        } else {
+          walk(value, found, emits: true, base, nodes, &output)
+        }
         lastEnd = Int(nodes[value].end)
       } else {
         gap = true
@@ -398,7 +403,7 @@ struct JSONFilter: ~Copyable {
     }
     if predicted < end {
       let guess = writer[Int(predicted)]
-      if Int(guess.keyCount) == count, memcmp(fields.keys + Int(guess.keyStart), bytes, count) == 0 { return predicted }
+      if Int(guess.keyCount) == count, isEqual(fields.keys + Int(guess.keyStart), bytes, count) { return predicted }
     }
     return Self.lookUp(fields, rule, bytes, count)
   }
@@ -412,7 +417,7 @@ struct JSONFilter: ~Copyable {
       let candidate = fields.slots[Int(rule.slots) + slot]
       if candidate < 0 { return -1 }
       let node = fields.nodes[Int(candidate)]
-      if Int(node.keyCount) == count, memcmp(fields.keys + Int(node.keyStart), bytes, count) == 0 { return candidate }
+      if Int(node.keyCount) == count, isEqual(fields.keys + Int(node.keyStart), bytes, count) { return candidate }
       slot = (slot + 1) & Int(rule.slotMask)
     }
   }

@@ -21,7 +21,6 @@ struct JSONParser: ~Copyable {
   private var offsets: UnsafePointer<UInt32>
   private var offsetCount = 0
   private var cursor = 0
-  private var used = 0
   private var hasEscapes = false
   private var keyA: [UInt8] = []
   private var keyB: [UInt8] = []
@@ -72,76 +71,173 @@ struct JSONParser: ~Copyable {
   ///
   /// - Throws: why it is not one JSON value.
   mutating func parse(from start: Int, limit: Int) throws(JSONFault) -> Bool {
-    used = 0
     let end = UInt32(limit)
     skip(to: start)
     guard cursor < offsetCount, offsets[cursor] < end else { return false }
+    var tokens = JSONTokens(
+      base: base, offsets: offsets, count: offsetCount, end: end, hasEscapes: hasEscapes, nodes: nodes, cursor: cursor)
+    defer { cursor = tokens.cursor }
     var stack = InlineStack()
     // What may come next: a value, or inside a container also its end.
     while true {
       // A value begins.
-      guard let at = token(end) else { throw fault(.syntax, limit) }
+      guard let at = tokens.next() else { throw JSONFault(code: .syntax, offset: limit) }
       let byte = base[Int(at)]
       switch byte {
       case 123, 91:
-        guard stack.count < Self.depthMax else { throw fault(.depth, Int(at)) }
+        guard stack.count < Self.depthMax else { throw JSONFault(code: .depth, offset: Int(at)) }
         let isObject = byte == 123
-        nodes[used] = JSONNode(isObject ? .object : .array, start: at)
-        stack.push(UInt32(used), isObject: isObject)
-        used += 1
-        guard let first = peek(end) else { throw fault(.syntax, limit) }
-        if base[Int(first)] == byte + 2 {
-          cursor += 1
-          try close(&stack, first)
+        stack.push(UInt32(truncatingIfNeeded: tokens.used), isObject: isObject)
+        tokens.put(JSONNode(isObject ? .object : .array, start: at))
+        guard let first = tokens.peek() else { throw JSONFault(code: .syntax, offset: limit) }
+        if base[Int(first)] == byte &+ 2 {
+          tokens.cursor &+= 1
+          try close(&stack, first, tokens.used)
           break
         }
-        if isObject { try key(&stack, end) }
+        if isObject { try tokens.key() }
         continue
-      case 34: try string(at, end)
-      case 116: try word(at, end, "true", .true)
-      case 102: try word(at, end, "false", .false)
-      case 110: try word(at, end, "null", .null)
-      case 45, 48...57: try number(at, end)
-      default: throw fault(.syntax, Int(at))
+      case 34: try tokens.string(at)
+      case 116: try tokens.word(at, "true", .true)
+      case 102: try tokens.word(at, "false", .false)
+      case 110: try tokens.word(at, "null", .null)
+      case 45, 48...57: try tokens.number(at)
+      default: throw JSONFault(code: .syntax, offset: Int(at))
       }
       // A value has ended: separators and ends of containers follow.
       while true {
         guard stack.count > 0 else {
-          if let extra = peek(end) { throw fault(.syntax, Int(extra)) }
+          if let extra = tokens.peek() { throw JSONFault(code: .syntax, offset: Int(extra)) }
           return true
         }
-        guard let next = token(end) else { throw fault(.syntax, limit) }
+        guard let next = tokens.next() else { throw JSONFault(code: .syntax, offset: limit) }
         let byte = base[Int(next)]
         if byte == 44 {
           stack.added()
-          if stack.topIsObject { try key(&stack, end) }
+          if stack.topIsObject { try tokens.key() }
           break
         }
-        guard byte == (stack.topIsObject ? 125 : 93) else { throw fault(.syntax, Int(next)) }
+        guard byte == (stack.topIsObject ? 125 : 93) else { throw JSONFault(code: .syntax, offset: Int(next)) }
         stack.added()
-        try close(&stack, next)
+        try close(&stack, next, tokens.used)
       }
     }
   }
 
-  // MARK: tokens
-
-  private func fault(_ code: JSONFault.Code, _ offset: Int) -> JSONFault { JSONFault(code: code, offset: offset) }
-
-  @inline(__always) private func peek(_ end: UInt32) -> UInt32? {
-    cursor < offsetCount && offsets[cursor] < end ? offsets[cursor] : nil
+  @inline(__always)
+  private mutating func close(_ stack: inout InlineStack, _ at: UInt32, _ used: Int) throws(JSONFault) {
+    let (index, count, isObject) = stack.pop()
+    nodes[Int(index)].end = at &+ 1
+    nodes[Int(index)].next = UInt32(truncatingIfNeeded: used)
+    nodes[Int(index)].word |= count << 4
+    if isObject, count > 1 { try checkKeys(Int(index), Int(count)) }
   }
 
-  @inline(__always) private mutating func token(_ end: UInt32) -> UInt32? {
-    guard cursor < offsetCount, offsets[cursor] < end else { return nil }
-    defer { cursor += 1 }
-    return offsets[cursor]
+  // MARK: keys
+
+  /// No two keys of an object may say the same once unescaped.
+  ///
+  /// A filter of 4,096 bits finds the pairs worth comparing; most objects have none.
+  private mutating func checkKeys(_ object: Int, _ count: Int) throws(JSONFault) {
+    var filter = InlineArray<64, UInt64>(repeating: 0)
+    var child = object + 1
+    for _ in 0..<count {
+      let key = nodes[child]
+      let hash = Self.keyHash(base, key) >> 52
+      let bit = UInt64(1) << (hash & 63)
+      if key.isEscaped || filter[Int(hash >> 6)] & bit != 0 {
+        return count > 24 ? try checkManyKeys(object, count) : try checkFewKeys(object, count)
+      }
+      filter[Int(hash >> 6)] |= bit
+      child = Int(nodes[child + 1].next)
+    }
+  }
+
+  private mutating func checkFewKeys(_ object: Int, _ count: Int) throws(JSONFault) {
+    var child = object + 1
+    for place in 1..<count {
+      child = Int(nodes[child + 1].next)
+      let key = nodes[child]
+      var earlier = object + 1
+      for _ in 0..<place {
+        if sameKey(nodes[earlier], key) { throw JSONFault(code: .duplicateKey, offset: Int(key.start)) }
+        earlier = Int(nodes[earlier + 1].next)
+      }
+    }
+  }
+
+  private mutating func sameKey(_ a: JSONNode, _ b: JSONNode) -> Bool {
+    if !a.isEscaped, !b.isEscaped {
+      return a.end - a.start == b.end - b.start
+        && memcmp(base + Int(a.start), base + Int(b.start), Int(a.end - a.start)) == 0
+    }
+    unescapeJSON(content(a), into: &keyA)
+    unescapeJSON(content(b), into: &keyB)
+    return keyA == keyB
+  }
+
+  private mutating func checkManyKeys(_ object: Int, _ count: Int) throws(JSONFault) {
+    var seen = Set<[UInt8]>(minimumCapacity: count)
+    var child = object + 1
+    for _ in 0..<count {
+      unescapeJSON(content(nodes[child]), into: &keyA)
+      guard seen.insert(keyA).inserted else { throw JSONFault(code: .duplicateKey, offset: Int(nodes[child].start)) }
+      child = Int(nodes[child + 1].next)
+    }
+  }
+
+  private func content(_ node: JSONNode) -> UnsafeBufferPointer<UInt8> {
+    UnsafeBufferPointer(start: base + Int(node.start) + 1, count: Int(node.end - node.start) - 2)
+  }
+
+  @inline(__always) private static func keyHash(_ base: UnsafePointer<UInt8>, _ key: JSONNode) -> UInt64 {
+    keyWord(base + Int(key.start) + 1, Int(key.end - key.start) - 2) &* 0x9E37_79B9_7F4A_7C15
+  }
+}
+
+/// The tokens of one value, and the nodes that they make. A value of its own, whose parts stay in registers: a store through
+/// a parser's pointers could be to the parser.
+private struct JSONTokens {
+  let base: UnsafePointer<UInt8>
+  let offsets: UnsafePointer<UInt32>
+  let count: Int
+  let end: UInt32
+  let hasEscapes: Bool
+  let nodes: UnsafeMutablePointer<JSONNode>
+  var cursor: Int
+  private(set) var used = 0
+
+  @inline(__always)
+  init(
+    base: UnsafePointer<UInt8>, offsets: UnsafePointer<UInt32>, count: Int, end: UInt32, hasEscapes: Bool,
+    nodes: UnsafeMutablePointer<JSONNode>, cursor: Int
+  ) {
+    self.base = base
+    self.offsets = offsets
+    self.count = count
+    self.end = end
+    self.hasEscapes = hasEscapes
+    self.nodes = nodes
+    self.cursor = cursor
+  }
+
+  @inline(__always) mutating func put(_ node: JSONNode) {
+    nodes[used] = node
+    used &+= 1
+  }
+
+  @inline(__always) func peek() -> UInt32? { cursor < count && offsets[cursor] < end ? offsets[cursor] : nil }
+
+  @inline(__always) mutating func next() -> UInt32? {
+    guard cursor < count, offsets[cursor] < end else { return nil }
+    cursor &+= 1
+    return offsets[cursor &- 1]
   }
 
   /// Where the scalar before the cursor ends.
-  @inline(__always) private func scalarEnd(_ end: UInt32) -> UInt32 {
-    var stop = cursor < offsetCount ? min(offsets[cursor], end) : end
-    while Self.isBlank(base[Int(stop) - 1]) { stop -= 1 }
+  @inline(__always) private func scalarEnd() -> UInt32 {
+    var stop = cursor < count ? min(offsets[cursor], end) : end
+    while Self.isBlank(base[Int(stop) &- 1]) { stop &-= 1 }
     return stop
   }
 
@@ -149,34 +245,29 @@ struct JSONParser: ~Copyable {
     byte == 32 || byte == 10 || byte == 13 || byte == 9
   }
 
-  private mutating func close(_ stack: inout InlineStack, _ at: UInt32) throws(JSONFault) {
-    let (index, count, isObject) = stack.pop()
-    nodes[Int(index)].end = at + 1
-    nodes[Int(index)].next = UInt32(used)
-    nodes[Int(index)].word |= count << 4
-    if isObject, count > 1 { try checkKeys(Int(index), Int(count)) }
+  private var following: UInt32 { UInt32(truncatingIfNeeded: used) &+ 1 }
+
+  @inline(__always) mutating func key() throws(JSONFault) {
+    guard let at = next() else { throw JSONFault(code: .syntax, offset: Int(end)) }
+    guard base[Int(at)] == 34 else { throw JSONFault(code: .syntax, offset: Int(at)) }
+    try string(at)
+    guard let colon = next(), base[Int(colon)] == 58 else { throw JSONFault(code: .syntax, offset: Int(at)) }
   }
 
-  private mutating func key(_ stack: inout InlineStack, _ end: UInt32) throws(JSONFault) {
-    guard let at = token(end) else { throw fault(.syntax, Int(end)) }
-    guard base[Int(at)] == 34 else { throw fault(.syntax, Int(at)) }
-    try string(at, end)
-    guard let colon = token(end), base[Int(colon)] == 58 else { throw fault(.syntax, Int(at)) }
-  }
-
-  @inline(__always) private mutating func string(_ at: UInt32, _ end: UInt32) throws(JSONFault) {
-    let stop = scalarEnd(end)
-    guard stop > at + 1, base[Int(stop) - 1] == 34 else { throw fault(.unclosedString, Int(at)) }
+  @inline(__always) mutating func string(_ at: UInt32) throws(JSONFault) {
+    let stop = scalarEnd()
+    guard stop > at &+ 1, base[Int(stop) &- 1] == 34 else { throw JSONFault(code: .unclosedString, offset: Int(at)) }
     var isEscaped = false
     if hasEscapes, memchr(base + Int(at) + 1, 92, Int(stop - at) - 2) != nil {
       isEscaped = true
-      try checkEscapes(Int(at) + 1, Int(stop) - 1)
+      try Self.checkEscapes(base, Int(at) + 1, Int(stop) - 1)
     }
-    nodes[used] = JSONNode(.string, start: at, end: stop, next: UInt32(used) + 1, flag: isEscaped)
-    used += 1
+    put(JSONNode(.string, start: at, end: stop, next: following, flag: isEscaped))
   }
 
-  private func checkEscapes(_ start: Int, _ end: Int) throws(JSONFault) {
+  @inline(never)
+  private static func checkEscapes(_ base: UnsafePointer<UInt8>, _ start: Int, _ end: Int) throws(JSONFault) {
+    func fault(_ code: JSONFault.Code, _ offset: Int) -> JSONFault { JSONFault(code: code, offset: offset) }
     var index = start
     func unit(_ at: Int) throws(JSONFault) -> UInt32 {
       guard at + 4 <= end else { throw fault(.escape, at) }
@@ -211,105 +302,51 @@ struct JSONParser: ~Copyable {
     }
   }
 
-  private mutating func word(_ at: UInt32, _ end: UInt32, _ text: StaticString, _ kind: JSONKind) throws(JSONFault) {
-    let stop = scalarEnd(end)
-    guard Int(stop - at) == text.utf8CodeUnitCount, memcmp(base + Int(at), text.utf8Start, Int(stop - at)) == 0 else {
-      throw fault(.syntax, Int(at))
+  @inline(__always)
+  mutating func word(_ at: UInt32, _ text: StaticString, _ kind: JSONKind) throws(JSONFault) {
+    let stop = scalarEnd()
+    guard Int(stop &- at) == text.utf8CodeUnitCount, memcmp(base + Int(at), text.utf8Start, Int(stop &- at)) == 0 else {
+      throw JSONFault(code: .syntax, offset: Int(at))
     }
-    nodes[used] = JSONNode(kind, start: at, end: stop, next: UInt32(used) + 1)
-    used += 1
+    put(JSONNode(kind, start: at, end: stop, next: following))
   }
 
-  private mutating func number(_ at: UInt32, _ end: UInt32) throws(JSONFault) {
-    let stop = Int(scalarEnd(end))
-    var index = Int(at)
+  @inline(__always)
+  mutating func number(_ at: UInt32) throws(JSONFault) {
+    let stop = scalarEnd()
+    guard let isInteger = Self.isInteger(base, Int(at), Int(stop)) else {
+      throw JSONFault(code: .number, offset: Int(at))
+    }
+    put(JSONNode(.number, start: at, end: stop, next: following, flag: !isInteger))
+  }
+
+  /// Whether a number has neither fraction nor exponent; nil when it is none (RFC 8259 §6).
+  private static func isInteger(_ base: UnsafePointer<UInt8>, _ at: Int, _ stop: Int) -> Bool? {
+    var index = at
     func isDigit() -> Bool { index < stop && base[index] >= 48 && base[index] <= 57 }
     if base[index] == 45 { index += 1 }
-    guard isDigit() else { throw fault(.number, Int(at)) }
+    guard isDigit() else { return nil }
     if base[index] == 48 { index += 1 } else { while isDigit() { index += 1 } }
     var isInteger = true
     if index < stop, base[index] == 46 {
       isInteger = false
       index += 1
-      guard isDigit() else { throw fault(.number, Int(at)) }
+      guard isDigit() else { return nil }
       while isDigit() { index += 1 }
     }
     if index < stop, base[index] | 32 == 101 {
       isInteger = false
       index += 1
       if index < stop, base[index] == 43 || base[index] == 45 { index += 1 }
-      guard isDigit() else { throw fault(.number, Int(at)) }
+      guard isDigit() else { return nil }
       var exponent = 0
       while isDigit() {
-        exponent = min(exponent * 10 + Int(base[index] - 48), Self.exponentMax + 1)
+        exponent = min(exponent * 10 + Int(base[index] - 48), JSONParser.exponentMax + 1)
         index += 1
       }
-      guard exponent <= Self.exponentMax else { throw fault(.number, Int(at)) }
+      guard exponent <= JSONParser.exponentMax else { return nil }
     }
-    guard index == stop else { throw fault(.number, Int(at)) }
-    nodes[used] = JSONNode(.number, start: at, end: UInt32(stop), next: UInt32(used) + 1, flag: !isInteger)
-    used += 1
-  }
-
-  // MARK: keys
-
-  /// No two keys of an object may say the same once unescaped.
-  ///
-  /// A filter of 1,024 bits finds the pairs worth comparing; most objects have none.
-  private mutating func checkKeys(_ object: Int, _ count: Int) throws(JSONFault) {
-    var filter = InlineArray<16, UInt64>(repeating: 0)
-    var child = object + 1
-    for _ in 0..<count {
-      let key = nodes[child]
-      let hash = Self.keyHash(base, key) >> 54
-      let bit = UInt64(1) << (hash & 63)
-      if key.isEscaped || filter[Int(hash >> 6)] & bit != 0 {
-        return count > 24 ? try checkManyKeys(object, count) : try checkFewKeys(object, count)
-      }
-      filter[Int(hash >> 6)] |= bit
-      child = Int(nodes[child + 1].next)
-    }
-  }
-
-  private mutating func checkFewKeys(_ object: Int, _ count: Int) throws(JSONFault) {
-    var child = object + 1
-    for place in 1..<count {
-      child = Int(nodes[child + 1].next)
-      let key = nodes[child]
-      var earlier = object + 1
-      for _ in 0..<place {
-        if sameKey(nodes[earlier], key) { throw fault(.duplicateKey, Int(key.start)) }
-        earlier = Int(nodes[earlier + 1].next)
-      }
-    }
-  }
-
-  private mutating func sameKey(_ a: JSONNode, _ b: JSONNode) -> Bool {
-    if !a.isEscaped, !b.isEscaped {
-      return a.end - a.start == b.end - b.start
-        && memcmp(base + Int(a.start), base + Int(b.start), Int(a.end - a.start)) == 0
-    }
-    unescapeJSON(content(a), into: &keyA)
-    unescapeJSON(content(b), into: &keyB)
-    return keyA == keyB
-  }
-
-  private mutating func checkManyKeys(_ object: Int, _ count: Int) throws(JSONFault) {
-    var seen = Set<[UInt8]>(minimumCapacity: count)
-    var child = object + 1
-    for _ in 0..<count {
-      unescapeJSON(content(nodes[child]), into: &keyA)
-      guard seen.insert(keyA).inserted else { throw fault(.duplicateKey, Int(nodes[child].start)) }
-      child = Int(nodes[child + 1].next)
-    }
-  }
-
-  private func content(_ node: JSONNode) -> UnsafeBufferPointer<UInt8> {
-    UnsafeBufferPointer(start: base + Int(node.start) + 1, count: Int(node.end - node.start) - 2)
-  }
-
-  @inline(__always) private static func keyHash(_ base: UnsafePointer<UInt8>, _ key: JSONNode) -> UInt64 {
-    keyWord(base + Int(key.start) + 1, Int(key.end - key.start) - 2) &* 0x9E37_79B9_7F4A_7C15
+    return index == stop ? isInteger : nil
   }
 }
 

@@ -39,8 +39,10 @@ package struct RecordBatch: ~Copyable {
     (bytes, capacity) = (room, wanted)
   }
 
+  /// The batch's line ends, where whoever cut it has counted them.
+  var linesCounted: Int64?
   /// The batch's line ends.
-  var lines: Int64 { Int64(sp_count_byte(bytes, count, 10)) }
+  var lines: Int64 { linesCounted ?? Int64(sp_count_byte(bytes, count, 10)) }
 
   /// Line of an offset, from 1 within the batch.
   func line(of offset: Int) -> Int64 { 1 + Int64(sp_count_byte(bytes, offset, 10)) }
@@ -106,6 +108,7 @@ struct Remainder {
   mutating func begin(_ batch: inout RecordBatch) {
     batch.spans.removeAll(keepingCapacity: true)
     batch.faults.removeAll()
+    batch.linesCounted = nil
     batch.count = 0
     batch.reserve(rest.count + RecordLimits.batchBytes)
     rest.withUnsafeBufferPointer { kept in
@@ -178,6 +181,8 @@ struct LineCutter: BatchCutter {
       batch.spans.append(RecordSpan(start: start, end: stop))
       start = stop + 1
     }
+    // The last line may have no end.
+    batch.linesCounted = Int64(batch.spans.count) - (batch.bytes[end - 1] == 10 ? 0 : 1)
     return true
   }
 

@@ -107,7 +107,6 @@ struct SchemaEvaluator {
   private mutating func enter(
     _ schema: Int32, _ node: Int, _ marks: Marks?, _ step: Step
   ) -> Bool {
-    if quick[Int(schema)].vouches(nodes[node], base) { return true }
     guard explaining else { return check(schema, node, marks) }
     trail.append(spell(step))
     defer { trail.removeLast() }
@@ -134,7 +133,6 @@ struct SchemaEvaluator {
   }
 
   private mutating func enterQuietly(_ schema: Int32, _ node: Int, _ marks: Marks?) -> Bool {
-    if quick[Int(schema)].vouches(nodes[node], base) { return true }
     quiet += 1
     defer { quiet -= 1 }
     return check(schema, node, marks)
@@ -315,14 +313,20 @@ struct SchemaEvaluator {
       let value = child + 1
       var isSeen = false
       if rule.slotMask >= 0 {
-        let found = property(rule, key, predicted, end)
+        // Members mostly come in the order of the schema: that one is tried first.
+        let guess = properties + Int(predicted)
+        let count = Int(key.end - key.start) - 2
+        let isNext =
+          predicted < end && Int(guess.pointee.keyCount) == count && !key.isEscaped
+          && isEqual(keys + Int(guess.pointee.keyStart), base + Int(key.start) + 1, count)
+        let found = isNext ? predicted : property(rule, key)
         if found >= 0 {
           predicted = found + 1
           let entry = properties[Int(found)]
           if entry.isRequired { missing -= 1 }
           if entry.schema >= 0 {
             isSeen = true
-            if !enter(entry.schema, value, nil, .member(child)) {
+            if !quick[Int(entry.schema)].vouches(nodes[value], base), !enter(entry.schema, value, nil, .member(child)) {
               isValid = false
               if !explaining { return false }
             }
@@ -378,20 +382,12 @@ struct SchemaEvaluator {
     return isValid
   }
 
-  /// The property that a key names, or -1. Members mostly come in the order of the schema: that one is tried first.
+  /// The property that a key names, or -1.
   ///
   /// Mutating like all of the hot path, though it changes nothing: a method that only reads is handed a copy of this struct.
-  @inline(__always)
-  private mutating func property(_ rule: ObjectRule, _ key: JSONNode, _ predicted: Int32, _ end: Int32) -> Int32 {
+  private mutating func property(_ rule: ObjectRule, _ key: JSONNode) -> Int32 {
     guard !key.isEscaped else { return escapedProperty(rule, key) }
-    let (bytes, count) = (base + Int(key.start) + 1, Int(key.end - key.start) - 2)
-    if predicted < end {
-      let entry = properties + Int(predicted)
-      if Int(entry.pointee.keyCount) == count, isEqual(keys + Int(entry.pointee.keyStart), bytes, count) {
-        return predicted
-      }
-    }
-    return Self.property(rule, bytes, count, properties, slots, keys)
+    return Self.property(rule, base + Int(key.start) + 1, Int(key.end - key.start) - 2, properties, slots, keys)
   }
 
   private static func property(
@@ -464,7 +460,7 @@ struct SchemaEvaluator {
         }
       } else if rule.items >= 0 {
         isSeen = true
-        if !enter(rule.items, child, nil, .keyword("items")) {
+        if !quick[Int(rule.items)].vouches(nodes[child], base), !enter(rule.items, child, nil, .keyword("items")) {
           isValid = false
           if !explaining { return false }
         }
