@@ -120,7 +120,10 @@ let package = Package(
       exclude: ["Vectors"],
       swiftSettings: strict),
     .testTarget(
-      name: "RecordsTests", dependencies: ["Records", .product(name: "NIOConcurrencyHelpers", package: "swift-nio")],
+      name: "RecordsTests",
+      dependencies: [
+        "Records", "TestSupport", .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
+      ],
       exclude: ["Cases"], swiftSettings: strict),
     .testTarget(name: "PoliciesTests", dependencies: ["Policies"], swiftSettings: strict),
     .testTarget(name: "StoreTests", dependencies: ["Store", "TestSupport"], swiftSettings: strict),
@@ -128,6 +131,7 @@ let package = Package(
       name: "TransportTests",
       dependencies: [
         "Transport", "TestSupport", .product(name: "NIOPosix", package: "swift-nio"),
+        .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
       swiftSettings: strict),

@@ -248,6 +248,7 @@ struct FilterJoiner {
   private var setAsideBytes = 0
   private var envelope: JSONDocument?
   private var plan: RecordPlan { filter.filter.plan }
+  private var isArray: Bool { !filter.filter.tail.isEmpty }
 
   init(_ filtering: Filtering, findingsMax: Int) {
     filter = filtering.filter
@@ -326,8 +327,8 @@ struct FilterJoiner {
     if !hasBegun {
       hasBegun = true
       if !filter.filter.head.isEmpty { try sink.write(OutputPiece(filter.filter.head)) }
-      // Each record of an array brings the separator that stands before it.
-      if piece.bytes.starts(with: JSONFilter.separator) { piece.skip(JSONFilter.separator.count) }
+      // Each record of an array brings the separator that stands before it. In a table the same bytes are a row.
+      if isArray, piece.bytes.starts(with: JSONFilter.separator) { piece.skip(JSONFilter.separator.count) }
     }
     if piece.count > 0 { try sink.write(piece) }
   }
@@ -350,7 +351,6 @@ struct FilterJoiner {
     let (rows, withheld) = groups.rows(aggregate)
     if withheld > 0 { result.withheld[WithheldCode.groupTooSmall, default: 0] += withheld }
     let isCSV = filter.filter.layout == .csv
-    let isArray = filter.filter.tail.count > 0
     var text: [UInt8] = []
     for (key, measure, distinct) in rows {
       let size = aggregate.distinctAs == nil ? nil : "\(distinct)"

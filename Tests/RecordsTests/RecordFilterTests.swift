@@ -509,7 +509,7 @@ private enum CSVText {
 }
 
 /// splitmix64 (Steele, Lea, Flood 2014): the same numbers for a seed.
-private struct SplitMix: RandomNumberGenerator {
+struct SplitMix: RandomNumberGenerator {
   var state: UInt64
 
   mutating func next() -> UInt64 {

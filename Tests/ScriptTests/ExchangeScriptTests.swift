@@ -141,6 +141,23 @@ import Testing
     #expect(others.recipient.inbox(from: others.sender, "slow.bin")?.count == 8 * 7)
   }
 
+  @Test func anotherAgreementsFaultyFileStopsNoSending() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    let policies = "\(agencies.sender.home)/policies"
+    try Data("agreement: [".utf8).write(to: URL(fileURLWithPath: "\(policies)/other.yaml"))
+    let file = try agencies.scratch.file("sent.txt", Data("x".utf8))
+    let sent = try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement)
+    #expect(sent.status == 0, "\(sent.errors)")
+    #expect(eventually { agencies.sender.outcome("sent.txt") == "delivered" })
+    let why = try agencies.sender.sallyport("why", "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/absent")
+    #expect(!(why.text + why.errors).contains("other.yaml"))
+    // Of an agreement that is nowhere else it may be the file.
+    #expect(try agencies.sender.sallyport("send", file, "--agreement", "absent").errors.contains("other.yaml"))
+    let doctor = try agencies.sender.sallyport("doctor")
+    #expect(doctor.status != 0 && doctor.text.contains("other.yaml"))
+  }
+
   @Test func aVanishedMountIsAFaultAndNotAnEmptyFolder() throws {
     let agencies = try TestAgencies()
     try agencies.start()

@@ -2,6 +2,7 @@
 
 import Foundation
 import Logging
+import NIOConcurrencyHelpers
 import NIOPosix
 import Sealing
 import ServiceLifecycle
@@ -137,6 +138,40 @@ private func serving(
       try await Task.sleep(for: .milliseconds(200))
       slow.cancel()
       await #expect(throws: CancellationError.self) { try await slow.value }
+    }
+  }
+
+  @Test func aKeyWaitsBehindNoBody() async throws {
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    let zeros = open("/dev/zero", O_RDONLY)
+    defer { close(zeros) }
+    let stuck = NIOLockedValueBox(0)
+    try await serving(pins: [client.pin]) { [most = RelayClient.bulkConnectionsPerHostMax] request in
+      guard request.target == "/bulk" else { return HTTPReply(200) }
+      stuck.withLockedValue { $0 += 1 }
+      while stuck.withLockedValue({ 0 < $0 && $0 <= most }) { try? await Task.sleep(for: .milliseconds(10)) }
+      return HTTPReply(500)
+    } _: { port, server in
+      try await withThrowingTaskGroup { tasks in
+        for _ in 0..<(RelayClient.connectionsPerHostMax * 2) {
+          tasks.addTask {
+            let body = RelayRequest.Body.file(descriptor: zeros, offset: 0, length: RelayClient.bulkBytesMin)
+            _ = try? await relay.send(
+              RelayRequest("PUT", "https://127.0.0.1:\(port)/bulk", body: body, pins: [server.pin]))
+          }
+        }
+        while stuck.withLockedValue({ $0 < RelayClient.bulkConnectionsPerHostMax }) {
+          try await Task.sleep(for: .milliseconds(10))
+        }
+        var key = RelayRequest("PUT", "https://127.0.0.1:\(port)/key", body: .bytes([1]), pins: [server.pin])
+        key.totalSeconds = 20
+        #expect(try await relay.send(key).status == 200)
+        // No more bodies than connections for them.
+        #expect(stuck.withLockedValue { $0 } == RelayClient.bulkConnectionsPerHostMax)
+        stuck.withLockedValue { $0 = -1000 }
+        tasks.cancelAll()
+      }
     }
   }
 
