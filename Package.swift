@@ -116,7 +116,7 @@ let package = Package(
 
     .testTarget(
       name: "SealingTests",
-      dependencies: ["Sealing", "CKernels", .product(name: "Crypto", package: "swift-crypto")],
+      dependencies: ["Sealing", "CKernels", "TestSupport", .product(name: "Crypto", package: "swift-crypto")],
       exclude: ["Vectors"],
       swiftSettings: strict),
     .testTarget(

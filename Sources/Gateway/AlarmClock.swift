@@ -11,7 +11,7 @@ import HeapModule
 /// Calls back after a while, unless it is cancelled first. Callable concurrently; callbacks run on the clock's thread and must not block.
 final class AlarmClock: @unchecked Sendable {
   // One for the process, as the system's timers are: it holds no state of the gateway's.
-  // Proof for @unchecked: everything is touched only under `lock`.
+  // Proof for @unchecked: what changes is touched only under `lock`.
   static let shared = AlarmClock()
 
   private struct Entry: Comparable {
@@ -29,6 +29,7 @@ final class AlarmClock: @unchecked Sendable {
   private var nextID: UInt64 = 0
 
   private init() {
+    precondition(news >= 0, "no descriptor is left for the clock")
     let thread = Thread { [self] in serve() }
     thread.name = "alarm clock"
     thread.start()

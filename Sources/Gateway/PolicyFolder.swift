@@ -32,9 +32,6 @@ package enum PolicyFolder {
   /// - Throws: `ConfigurationError` naming the file.
   package static func load(folder: String) throws -> PolicySet {
     let agreements = try paths(folder).map(agreement)
-    guard agreements.count <= agreementsMax else {
-      throw ConfigurationError("\(folder) holds over \(agreementsMax) agreements")
-    }
     do {
       return try PolicySet(agreements)
     } catch {
@@ -45,7 +42,9 @@ package enum PolicyFolder {
   /// The version of one agreement that is current, for a command that is about no other: a file at fault elsewhere in the folder is
   /// not its business. The gateway reads all of them or none.
   ///
-  /// - Throws: `ConfigurationError` naming the file that cannot be read, when the agreement is found in no other.
+  /// - Returns: the current one of the versions that can be read; nil when there is none.
+  /// - Throws: `ConfigurationError` naming the file that cannot be read, when the agreement is found in no other, or saying why its
+  ///   versions do not go together.
   package static func current(_ id: String, _ home: Home, at instant: Date) throws -> Agreement? {
     var versions: [Agreement] = []
     var failure: (any Error)?
@@ -148,9 +147,11 @@ package enum PolicyFolder {
   }
 
   private static func paths(_ folder: String) throws -> [String] {
-    try Directory.names(folder).sorted().filter { $0.hasSuffix(".yaml") && !$0.hasPrefix(".") }.map {
-      "\(folder)/\($0)"
+    let names = try Directory.names(folder).sorted().filter { $0.hasSuffix(".yaml") && !$0.hasPrefix(".") }
+    guard names.count <= agreementsMax else {
+      throw ConfigurationError("\(folder) holds over \(agreementsMax) agreements")
     }
+    return names.map { "\(folder)/\($0)" }
   }
 
   package static func agreement(_ path: String) throws -> Agreement {

@@ -1,7 +1,6 @@
 // A gateway that runs: which stages there are, in which order a transfer meets them, and how they start and stop.
 
 import Foundation
-import Glibc
 import Logging
 import NIOConcurrencyHelpers
 import NIOCore
@@ -12,7 +11,7 @@ import Store
 import Transport
 
 /// The daemon. `run` returns after a graceful shutdown, and throws when it must stop by itself: the process ends then, with
-/// its threads as they are.
+/// its threads as they are. When what is under way does not end within `FatalStop.patienceSeconds`, it never returns: the process ends.
 package struct RunningGateway: Service {
   package let context: GatewayContext
   private let client: RelayClient
@@ -89,62 +88,6 @@ struct Loop: Service {
   let body: @Sendable () async throws -> Void
 
   func run() async throws { try await untilShutdown { try await body() } }
-}
-
-/// Ends the service group when something meets a failure that must stop the process, and the process when the group does not end.
-private final class FatalStop: Service {
-  /// Whoever waits on a disk that failed may wait for ever.
-  static let patience = 10.0
-
-  private let failure = NIOLockedValueBox<(any Error)?>(nil)
-  private let hasEnded = NIOLockedValueBox(false)
-  private let news = Signal()
-  private let logger: Logger
-
-  init(logger: Logger) { self.logger = logger }
-
-  func raise(_ error: any Error) {
-    let isFirst = failure.withLockedValue { failure in
-      defer { failure = failure ?? error }
-      return failure == nil
-    }
-    news.notify()
-    guard isFirst else { return }
-    Thread.detachNewThread { [self] in
-      Thread.sleep(forTimeInterval: Self.patience)
-      guard !hasEnded.withLockedValue({ $0 }) else { return }
-      logger.critical("\(error); what is under way does not end, so the process does")
-      _exit(ExitStatus(error).rawValue)
-    }
-  }
-
-  /// What it guards has ended, or is no more.
-  func end() { hasEnded.withLockedValue { $0 = true } }
-
-  func run() async throws {
-    try await untilShutdown { [self] in
-      while !Task.isCancelled {
-        let seen = news.generation
-        if let error = failure.withLockedValue({ $0 }) { throw error as? FatalFailure ?? FatalFailure(cause: error) }
-        await news.wait(after: seen, for: .seconds(3600))
-      }
-    }
-  }
-}
-
-/// A service whose failure stops the process.
-private struct Guarded: Service {
-  let service: any Service
-  let fatal: FatalStop
-
-  func run() async throws {
-    do {
-      try await service.run()
-    } catch {
-      if !(error is CancellationError) { fatal.raise(error) }
-      throw error
-    }
-  }
 }
 
 /// One lane per active partner: its own queue, its own limits, its own pauses. A dead partner holds up its lane alone.

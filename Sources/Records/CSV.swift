@@ -246,16 +246,12 @@ struct RowChecker: ~Copyable, RecordChecker {
     var findings = 0
     for place in 0..<fieldCount {
       let field = fields[place]
-      let (start, count) = (UnsafePointer(batch.bytes + field.start), field.end - field.start)
-      let quick = schema.quick + place
-      if !field.isQuoted || quick.pointee.isOfAnySpelling || memchr(start, 34, count) == nil,
-        quick.pointee.vouches(start, count)
-      {
-        continue
-      }
       var content = UnsafeBufferPointer(start: UnsafePointer(batch.bytes + field.start), count: field.end - field.start)
-      let isDoubled = field.isQuoted && memchr(batch.bytes + field.start, 34, content.count) != nil
-      if isDoubled {
+      let quick = schema.quick + place
+      let isDoubled =
+        field.isQuoted && !quick.pointee.isOfAnySpelling && memchr(content.baseAddress!, 34, content.count) != nil
+      if !isDoubled, quick.pointee.vouches(content.baseAddress!, content.count) { continue }
+      if field.isQuoted, memchr(content.baseAddress!, 34, content.count) != nil {
         undouble(content)
         scratch.withUnsafeBufferPointer { content = $0 }
       }

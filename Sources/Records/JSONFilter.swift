@@ -369,8 +369,9 @@ struct JSONFilter: ~Copyable {
         }
         isFirst = false
         gap = false
-        let inner = writer + Int(found)
-        if inner.pointee.passes, inner.pointee.capture < 0, inner.pointee.children == 0 {
+        // The most frequent case, without a call: a whole value that nobody asks about.
+        let leaf = writer + Int(found)
+        if leaf.pointee.passes, leaf.pointee.capture < 0, leaf.pointee.children == 0 {
           emit(Int(nodes[value].start), Int(nodes[value].end), base, &output)
         } else {
           walk(value, found, emits: true, base, nodes, &output)

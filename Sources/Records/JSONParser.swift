@@ -207,20 +207,6 @@ private struct JSONTokens {
   var cursor: Int
   private(set) var used = 0
 
-  @inline(__always)
-  init(
-    base: UnsafePointer<UInt8>, offsets: UnsafePointer<UInt32>, count: Int, end: UInt32, hasEscapes: Bool,
-    nodes: UnsafeMutablePointer<JSONNode>, cursor: Int
-  ) {
-    self.base = base
-    self.offsets = offsets
-    self.count = count
-    self.end = end
-    self.hasEscapes = hasEscapes
-    self.nodes = nodes
-    self.cursor = cursor
-  }
-
   @inline(__always) mutating func put(_ node: JSONNode) {
     nodes[used] = node
     used &+= 1
@@ -367,8 +353,14 @@ private struct JSONTokens {
   return UInt64(bytes[0]) << 16 | UInt64(bytes[count >> 1]) << 8 | UInt64(bytes[count - 1]) ^ mix
 }
 
+/// Whether two texts of `count` bytes are equal.
+@inline(__always)
+func isEqual(_ a: UnsafePointer<UInt8>, _ b: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+  count <= 16 ? shortEqual(a, b, count) : memcmp(a, b, count) == 0
+}
+
 /// Whether two texts of `count` bytes, at most 16, are equal: overlapping words, no call.
-@inline(__always) func shortEqual(_ a: UnsafePointer<UInt8>, _ b: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+@inline(__always) private func shortEqual(_ a: UnsafePointer<UInt8>, _ b: UnsafePointer<UInt8>, _ count: Int) -> Bool {
   let (x, y) = (UnsafeRawPointer(a), UnsafeRawPointer(b))
   if count >= 8 {
     return x.loadUnaligned(as: UInt64.self) == y.loadUnaligned(as: UInt64.self)

@@ -5,39 +5,6 @@
 
 import Glibc
 
-/// The table of a pattern. Valid while its `Pattern` is.
-struct Automaton: BitwiseCopyable {
-  /// classes[byte] → column; table[row + column] → the next state's row. Row 0 is dead, row `width` accepts; the last column of a
-  /// row is the end of the text.
-  let classes: UnsafePointer<UInt8>
-  let table: UnsafePointer<UInt32>
-  let width: Int
-  /// Every match begins with a byte of each of these sets of columns (bit: column). They are looked at side by side, where
-  /// the table has to be followed step by step.
-  let prefix: UnsafePointer<UInt64>
-  let prefixCount: Int
-  /// The row behind the prefix.
-  let prefixEnd: UInt32
-
-  /// Bounds: a row is below the table's count by construction, a column below `width`.
-  @inline(__always)
-  func matches(_ text: UnsafePointer<UInt8>, _ count: Int) -> Bool {
-    let accepting = UInt32(truncatingIfNeeded: width)
-    guard count >= prefixCount else { return false }
-    var isIn: UInt64 = 1
-    for place in 0..<prefixCount { isIn &= prefix[place] &>> UInt64(classes[Int(text[place])]) }
-    guard isIn & 1 == 1 else { return false }
-    var row = prefixEnd
-    var place = prefixCount
-    while place < count {
-      row = table[Int(row) &+ Int(classes[Int(text[place])])]
-      if row <= accepting { return row == accepting }
-      place &+= 1
-    }
-    return table[Int(row) &+ width &- 1] == accepting
-  }
-}
-
 /// A few byte strings side by side, or none given.
 struct WordList: BitwiseCopyable {
   private let bytes: UnsafeMutablePointer<UInt8>
@@ -76,12 +43,6 @@ struct WordList: BitwiseCopyable {
   }
 }
 
-/// Whether two texts of `count` bytes are equal.
-@inline(__always)
-func isEqual(_ a: UnsafePointer<UInt8>, _ b: UnsafePointer<UInt8>, _ count: Int) -> Bool {
-  count <= 16 ? shortEqual(a, b, count) : memcmp(a, b, count) == 0
-}
-
 /// Vouches for texts.
 struct QuickText: BitwiseCopyable {
   private let scalarsMin: Int
@@ -95,8 +56,9 @@ struct QuickText: BitwiseCopyable {
 
   init(scalarsMin: Int, scalarsMax: Int, pattern: Pattern?, format: Format?, words: [[UInt8]]?) {
     self.scalarsMin = scalarsMin
-    bytesMin = scalarsMin == 0 ? 0 : max(1, scalarsMin.multipliedReportingOverflow(by: 4).partialValue - 3)
-    bytesMax = scalarsMin < 1 << 32 ? scalarsMax : -1
+    // No scalar has more than four bytes, and none has less than one.
+    bytesMin = max(scalarsMin, min(scalarsMin, .max / 4) * 4 - 3)
+    bytesMax = scalarsMax
     automaton = pattern?.automaton
     self.format = format
     self.words = WordList(words)

@@ -315,10 +315,10 @@ struct SchemaEvaluator {
       if rule.slotMask >= 0 {
         // Members mostly come in the order of the schema: that one is tried first.
         let guess = properties + Int(predicted)
-        let count = Int(key.end - key.start) - 2
+        let keyBytes = Int(key.end - key.start) - 2
         let isNext =
-          predicted < end && Int(guess.pointee.keyCount) == count && !key.isEscaped
-          && isEqual(keys + Int(guess.pointee.keyStart), base + Int(key.start) + 1, count)
+          predicted < end && Int(guess.pointee.keyCount) == keyBytes && !key.isEscaped
+          && isEqual(keys + Int(guess.pointee.keyStart), base + Int(key.start) + 1, keyBytes)
         let found = isNext ? predicted : property(rule, key)
         if found >= 0 {
           predicted = found + 1

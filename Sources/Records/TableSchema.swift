@@ -69,7 +69,7 @@ package final class TableSchema: @unchecked Sendable {
     }
     self.columns = columns
     quick = .allocate(capacity: columns.count)
-    for (place, column) in columns.enumerated() { (quick + place).initialize(to: column.quick) }
+    for (place, column) in columns.enumerated() { (quick + place).initialize(to: column.makeQuick()) }
     self.unique = unique
     self.uniqueColumns = uniqueColumns
   }
@@ -259,7 +259,7 @@ final class TableColumn: Sendable {
   }
 
   /// What vouches for most of the fields that `check` finds nothing wrong with. The caller deallocates it.
-  var quick: QuickColumn {
+  func makeQuick() -> QuickColumn {
     var (format, words): (Format?, [[UInt8]]?) = (nil, values)
     var number: QuickNumber?
     var isKnown = foreign == nil

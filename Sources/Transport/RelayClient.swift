@@ -64,11 +64,15 @@ package final class RelayClient: @unchecked Sendable {
   private let multi: OpaquePointer
   private let identity: TLSIdentity?
 
-  /// At one origin, for bodies of `bulkBytesMin` and more, and for all else: a key or a take-back waits behind no body.
+  /// Connections to one origin for bulk: uploads of `bulkBytesMin` and more, and replies that are taken as they come.
   package static let bulkConnectionsPerHostMax = 16
-  package static let connectionsPerHostMax = 24
+  /// And for all else: a key or a take-back waits behind no body.
+  package static let smallConnectionsPerHostMax = 24
   package static let bulkBytesMin: Int64 = 1 << 20
+  /// To all origins: of fifty that hang at once, none holds up another.
   package static let connectionsMax = 2048
+  /// libcurl may still be closing so many beyond ours.
+  private static let closingMax = 8
 
   private enum Message {
     case start(Exchange)
@@ -82,7 +86,7 @@ package final class RelayClient: @unchecked Sendable {
     self.identity = identity
     sp_curl_multi_set_long(
       handle, CURLMOPT_MAX_HOST_CONNECTIONS,
-      Self.connectionsPerHostMax + Self.bulkConnectionsPerHostMax + 8)
+      Self.smallConnectionsPerHostMax + Self.bulkConnectionsPerHostMax + Self.closingMax)
     sp_curl_multi_set_long(handle, CURLMOPT_MAX_TOTAL_CONNECTIONS, Self.connectionsMax)
     let thread = Thread { [self] in serve() }
     thread.name = "relay"
@@ -136,11 +140,11 @@ package final class RelayClient: @unchecked Sendable {
   private struct Lanes {
     var running: [UnsafeMutableRawPointer: Exchange] = [:]
     var pool: [UnsafeMutableRawPointer] = []
-    var active: [Exchange.Lane: Int] = [:]
-    var waiting: [Exchange.Lane: [Exchange]] = [:]
+    var active: [Exchange.Line: Int] = [:]
+    var waiting: [Exchange.Line: [Exchange]] = [:]
 
-    func hasRoom(_ lane: Exchange.Lane) -> Bool {
-      active[lane, default: 0] < (lane.isBulk ? bulkConnectionsPerHostMax : connectionsPerHostMax)
+    func hasRoom(_ line: Exchange.Line) -> Bool {
+      active[line, default: 0] < (line.isBulk ? bulkConnectionsPerHostMax : smallConnectionsPerHostMax)
     }
   }
 
@@ -185,14 +189,14 @@ package final class RelayClient: @unchecked Sendable {
     // Time spent waiting counts: what may only be sent within a lease is not sent after it.
     guard exchange.secondsLeft != 0 else {
       exchange.continuation.resume(throwing: RelayError(code: 28, detail: "no connection was free in time"))
-      beginNext(exchange.lane, &lanes)
+      beginNext(exchange.line, &lanes)
       return
     }
-    guard lanes.hasRoom(exchange.lane) else {
-      lanes.waiting[exchange.lane, default: []].append(exchange)
+    guard lanes.hasRoom(exchange.line) else {
+      lanes.waiting[exchange.line, default: []].append(exchange)
       return
     }
-    lanes.active[exchange.lane, default: 0] += 1
+    lanes.active[exchange.line, default: 0] += 1
     let easy = lanes.pool.popLast() ?? curl_easy_init()!
     exchange.prepare(easy, identity: identity)
     lanes.running[easy] = exchange
@@ -204,9 +208,9 @@ package final class RelayClient: @unchecked Sendable {
       finish(easy, exchange, .failure(CancellationError()), &lanes)
       return
     }
-    for (lane, queue) in lanes.waiting {
+    for (line, queue) in lanes.waiting {
       guard let place = queue.firstIndex(where: { $0.id == id }) else { continue }
-      lanes.waiting[lane]?.remove(at: place).continuation.resume(throwing: CancellationError())
+      lanes.waiting[line]?.remove(at: place).continuation.resume(throwing: CancellationError())
     }
   }
 
@@ -217,18 +221,18 @@ package final class RelayClient: @unchecked Sendable {
   ) {
     curl_multi_remove_handle(handle, easy)
     lanes.running[easy] = nil
-    lanes.active[exchange.lane, default: 1] -= 1
+    lanes.active[exchange.line, default: 1] -= 1
     // Drops every pointer into the finished exchange before the handle is used again.
     curl_easy_reset(easy)
     exchange.release()
     lanes.pool.append(easy)
     exchange.continuation.resume(with: outcome)
-    if next { beginNext(exchange.lane, &lanes) }
+    if next { beginNext(exchange.line, &lanes) }
   }
 
-  private func beginNext(_ lane: Exchange.Lane, _ lanes: inout Lanes) {
-    guard lanes.hasRoom(lane), lanes.waiting[lane]?.isEmpty == false,
-      let first = lanes.waiting[lane]?.removeFirst()
+  private func beginNext(_ line: Exchange.Line, _ lanes: inout Lanes) {
+    guard lanes.hasRoom(line), lanes.waiting[line]?.isEmpty == false,
+      let first = lanes.waiting[line]?.removeFirst()
     else { return }
     begin(first, &lanes)
   }
@@ -251,12 +255,12 @@ private final class Exchange: @unchecked Sendable {
   private var isOverLimit = false
 
   /// What shares connections.
-  struct Lane: Hashable {
+  struct Line: Hashable {
     /// `https://host:port`.
     let origin: String
     let isBulk: Bool
   }
-  let lane: Lane
+  let line: Line
 
   init(id: UInt64, request: RelayRequest, continuation: CheckedContinuation<HTTPReply, any Error>) {
     self.id = id
@@ -267,7 +271,7 @@ private final class Exchange: @unchecked Sendable {
       case .file(_, _, let length): length >= RelayClient.bulkBytesMin
       case .none, .bytes: request.take != nil
       }
-    lane = Lane(
+    line = Line(
       origin: request.url.split(separator: "/", maxSplits: 3).prefix(2).joined(separator: "//"), isBulk: isBulk)
   }
 
@@ -291,7 +295,7 @@ private final class Exchange: @unchecked Sendable {
     sp_curl_set_long(easy, CURLOPT_LOW_SPEED_LIMIT, 1024)
     sp_curl_set_long(easy, CURLOPT_LOW_SPEED_TIME, request.stallSeconds)
     sp_curl_set_long(easy, CURLOPT_TIMEOUT, secondsLeft ?? 0)
-    if lane.isBulk { sp_curl_set_long(easy, CURLOPT_UPLOAD_BUFFERSIZE, 1 << 20) }
+    if line.isBulk { sp_curl_set_long(easy, CURLOPT_UPLOAD_BUFFERSIZE, 1 << 20) }
     if let socket = request.socket {
       sp_curl_set_string(easy, CURLOPT_PROTOCOLS_STR, "http")
       sp_curl_set_string(easy, CURLOPT_UNIX_SOCKET_PATH, socket)

@@ -1,5 +1,6 @@
 import Foundation
 import NIOConcurrencyHelpers
+import TestSupport
 import Testing
 
 @testable import Records
@@ -391,7 +392,7 @@ private func plan(
 /// The same work, done naively over Foundation's values.
 @Suite struct FilterPropertyTests {
   @Test(arguments: 0..<40) func ndjsonEqualsTheNaiveFilter(seed: UInt64) throws {
-    var random = SplitMix(state: seed &* 977 &+ 5)
+    var random = SeededGenerator(seed: seed &* 977 &+ 5)
     let names = ["a", "b", "c", "d e", "ü", "long-member-name-that-is-long"]
     func value(_ depth: Int) -> Any {
       switch Int.random(in: 0..<(depth > 2 ? 4 : 6), using: &random) {
@@ -453,7 +454,7 @@ private func plan(
   }
 
   @Test(arguments: 0..<40) func csvEqualsTheNaiveFilter(seed: UInt64) throws {
-    var random = SplitMix(state: seed &* 31 &+ 9)
+    var random = SeededGenerator(seed: seed &* 31 &+ 9)
     let columns = (0..<Int.random(in: 2...9, using: &random)).map { "c\($0)" }
     let values = ["", "x", "a,b", "q\"q", "l1\nl2", "r\r\nn", "ü", " "]
     let rows = (0..<300).map { _ in columns.map { _ in values.randomElement(using: &random)! } }
@@ -505,18 +506,5 @@ private enum CSVText {
       }
     }
     return rows
-  }
-}
-
-/// splitmix64 (Steele, Lea, Flood 2014): the same numbers for a seed.
-struct SplitMix: RandomNumberGenerator {
-  var state: UInt64
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var z = state
-    z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-    return z ^ (z >> 31)
   }
 }

@@ -1,6 +1,7 @@
 // The age v1 format, both directions, every refusal.
 
 import Foundation
+import TestSupport
 import Testing
 
 @testable import Sealing

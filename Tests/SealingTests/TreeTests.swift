@@ -2,6 +2,7 @@
 
 import CKernels
 import struct Crypto.SHA256
+import TestSupport
 import Testing
 
 @testable import Sealing

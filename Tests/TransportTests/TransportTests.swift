@@ -154,7 +154,7 @@ private func serving(
       return HTTPReply(500)
     } _: { port, server in
       try await withThrowingTaskGroup { tasks in
-        for _ in 0..<(RelayClient.connectionsPerHostMax * 2) {
+        for _ in 0..<(RelayClient.smallConnectionsPerHostMax * 2) {
           tasks.addTask {
             let body = RelayRequest.Body.file(descriptor: zeros, offset: 0, length: RelayClient.bulkBytesMin)
             _ = try? await relay.send(
