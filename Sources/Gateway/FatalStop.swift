@@ -36,7 +36,11 @@ final class FatalStop: Service {
     Thread.detachNewThread { [self] in
       Thread.sleep(forTimeInterval: Self.patienceSeconds)
       guard !hasEnded.withLockedValue({ $0 }) else { return }
-      logger.critical("\(error); what is under way does not end, so the process does")
+      // On another thread: what is logged may go to the disk that hangs.
+      Thread.detachNewThread { [logger] in
+        logger.critical("\(error); what is under way does not end, so the process does")
+      }
+      Thread.sleep(forTimeInterval: 1)
       _exit(ExitStatus(error).rawValue)
     }
   }

@@ -14,19 +14,24 @@ struct WordList: BitwiseCopyable {
 
   init(_ words: [[UInt8]]?) {
     isGiven = words != nil
-    let all = (words ?? []).flatMap { $0 }
+    count = words?.count ?? 0
+    guard let words else {
+      (bytes, ends) = (UnsafeMutablePointer(bitPattern: 16)!, UnsafeMutablePointer(bitPattern: 16)!)
+      return
+    }
+    let all = words.flatMap { $0 }
     bytes = .allocate(capacity: all.count + 1)
     bytes.initialize(from: all, count: all.count)
-    count = words?.count ?? 0
     ends = .allocate(capacity: count + 1)
     var end: Int32 = 0
-    for (place, word) in (words ?? []).enumerated() {
+    for (place, word) in words.enumerated() {
       end += Int32(word.count)
       (ends + place).initialize(to: end)
     }
   }
 
   func deallocate() {
+    guard isGiven else { return }
     bytes.deallocate()
     ends.deallocate()
   }
@@ -138,9 +143,13 @@ struct QuickRule: BitwiseCopyable {
   private var text = QuickText()
   private var number = QuickNumber()
 
+  /// Vouches for nothing.
+  init() {}
+
   /// A schema's rules, where they are all there is to say: nothing in it reaches beyond the value, or notes what was looked at.
+  ///
+  /// - Parameter schema: one that `meant` gives.
   init(_ schema: Int32, _ program: SchemaProgram) {
-    guard let schema = Self.meant(schema, program) else { return }
     let rule = program.rules[Int(schema)]
     func allows(_ kind: JSONKind) -> Bool { rule.types & SchemaRule.bit(kind.rawValue) != 0 }
     var words: [[UInt8]]?
@@ -156,7 +165,6 @@ struct QuickRule: BitwiseCopyable {
         free |= SchemaRule.bit(JSONKind.string.rawValue)
       } else {
         let string = rule.string < 0 ? StringRule() : program.strings[Int(rule.string)]
-        text.deallocate()
         text = QuickText(
           scalarsMin: Int(string.scalarsMin), scalarsMax: Int(string.scalarsMax),
           pattern: string.pattern < 0 ? nil : program.patterns[Int(string.pattern)],
@@ -180,7 +188,7 @@ struct QuickRule: BitwiseCopyable {
   func deallocate() { text.deallocate() }
 
   /// Where schemas that are nothing but a reference lead to; nil when that is more than a scalar's rules.
-  private static func meant(_ schema: Int32, _ program: SchemaProgram) -> Int32? {
+  static func meant(_ schema: Int32, _ program: SchemaProgram) -> Int32? {
     var schema = schema
     for _ in 0..<16 {
       let rule = program.rules[Int(schema)]

@@ -133,7 +133,7 @@ package final class SchemaProgram: @unchecked Sendable {
   let strings: UnsafePointer<StringRule>
   let numberRules: UnsafePointer<NumberRule>
   let logic: UnsafePointer<LogicRule>
-  /// By schema.
+  /// By schema. What leads to another has that one's.
   let quick: UnsafeMutablePointer<QuickRule>
   private let ruleCount: Int
   let pairs: [(Int32, Int32)]
@@ -187,11 +187,17 @@ package final class SchemaProgram: @unchecked Sendable {
     self.root = root
     ruleCount = builder.rules.count
     quick = .allocate(capacity: ruleCount)
-    for place in 0..<ruleCount { (quick + place).initialize(to: QuickRule(Int32(place), self)) }
+    quick.initialize(repeating: QuickRule(), count: ruleCount)
+    for place in 0..<ruleCount where ownsQuick(place) { quick[place] = QuickRule(Int32(place), self) }
+    for place in 0..<ruleCount where !ownsQuick(place) {
+      if let target = QuickRule.meant(Int32(place), self) { quick[place] = quick[Int(target)] }
+    }
   }
 
+  private func ownsQuick(_ place: Int) -> Bool { QuickRule.meant(Int32(place), self) == Int32(place) }
+
   deinit {
-    for place in 0..<ruleCount { quick[place].deallocate() }
+    for place in 0..<ruleCount where ownsQuick(place) { quick[place].deallocate() }
     quick.deallocate()
     rules.deallocate()
     objects.deallocate()

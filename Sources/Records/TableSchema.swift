@@ -275,6 +275,8 @@ final class TableColumn: Sendable {
       isKnown = isKnown && values == nil
       words = all
     case .integer, .number(decimal: 46):
+      // A group character may be any, and is dropped before the number is read.
+      isKnown = isKnown && groupCharacter == nil
       var isIntegral = false
       if case .integer = kind { isIntegral = true }
       number = QuickNumber(minimum: minimum?.number, maximum: maximum?.number, isIntegral: isIntegral)

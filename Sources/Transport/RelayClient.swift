@@ -68,7 +68,7 @@ package final class RelayClient: @unchecked Sendable {
   package static let bulkConnectionsPerHostMax = 16
   /// And for all else: a key or a take-back waits behind no body.
   package static let smallConnectionsPerHostMax = 24
-  package static let bulkBytesMin: Int64 = 1 << 20
+  package static let bulkBytesMin: Int64 = 1 << 16
   /// To all origins: of fifty that hang at once, none holds up another.
   package static let connectionsMax = 2048
   /// libcurl may still be closing so many beyond ours.

@@ -292,7 +292,8 @@ enum AgreementFile {
   /// By file, else by id in the home's policies.
   static func find(_ name: String, _ home: Home) throws -> Agreement {
     if Directory.exists(name) { return try PolicyFolder.agreement(name) }
-    guard let agreement = try PolicyFolder.current(name, home, at: Date()) else {
+    // Of all that lies there: beside a file that cannot be read, what is current is not known.
+    guard let agreement = try PolicyFolder.load(home).current(name, at: Date()) else {
       throw AdminError(.failed, "no agreement \(name) in \(home.policies)")
     }
     return agreement
