@@ -139,9 +139,10 @@ package enum AgreementDiff {
       let direction: Direction = y > x ? later : later == .more ? .less : .more
       add(direction, "\(what): \(Timestamp.format(x)) → \(Timestamp.format(y))")
     }
-    func span(_ what: String, _ x: CalendarDuration, _ y: CalendarDuration) {
+    func span(_ what: String, _ x: CalendarDuration?, _ y: CalendarDuration?) {
       let epoch = Date(timeIntervalSince1970: 0)
-      if x != y { add(y.after(epoch) > x.after(epoch) ? .more : .less, "\(what): \(x) → \(y)") }
+      // Where one of them says nothing of it, that is told below.
+      if let x, let y, x != y { add(y.after(epoch) > x.after(epoch) ? .more : .less, "\(what): \(x) → \(y)") }
     }
     func list(_ what: String, _ x: [String], _ y: [String], added: Direction) {
       let reverse: Direction = added == .more ? .less : added == .less ? .more : .other
@@ -152,12 +153,20 @@ package enum AgreementDiff {
       "parties", a.parties.map { "\($0.role.rawValue) \($0.id)" }, b.parties.map { "\($0.role.rawValue) \($0.id)" },
       added: .more)
     if a.purpose != b.purpose { add(.other, "the purpose reads otherwise") }
-    if a.legalBasis != b.legalBasis { add(.other, "the legal basis is another") }
-    if a.consent != b.consent {
+    for party in b.parties {
+      guard let old = a.parties.first(where: { $0.id == party.id }) else { continue }
+      let (x, y) = (old.acceptancesRequired, party.acceptancesRequired)
+      if x != y { add(y < x ? .more : .less, "\(party.id): \(x) → \(y) people must sign") }
+    }
+    if a.consent.model != b.consent.model {
       let order: [Agreement.Consent.Model] = [.optIn, .optOut, .none]
       let (x, y) = (order.firstIndex(of: a.consent.model)!, order.firstIndex(of: b.consent.model)!)
-      add(x == y ? .other : y > x ? .more : .less, "consent: \(a.consent.model.rawValue) → \(b.consent.model.rawValue)")
+      add(y > x ? .more : .less, "consent: \(a.consent.model.rawValue) → \(b.consent.model.rawValue)")
     }
+    span("a consent holds at most", a.consent.validityMax, b.consent.validityMax)
+    span("the consent registry is believed for", a.consent.stalenessMax, b.consent.stalenessMax)
+    span("after a withdrawal the recipient acts within", a.consent.actWithin, b.consent.actWithin)
+    list("may consent for a person", a.consent.representatives, b.consent.representatives, added: .more)
     date("begins", a.notBefore, b.notBefore, later: .less)
     date("ends", a.notAfter, b.notAfter, later: .more)
     if a.namePattern != b.namePattern { add(.other, "files: \(a.namePattern) → \(b.namePattern)") }
@@ -178,7 +187,10 @@ package enum AgreementDiff {
     }
     list("only records where", a.include.map(\.text), b.include.map(\.text), added: .less)
     list("no records where", a.exclude.map(\.text), b.exclude.map(\.text), added: .less)
-    list("forbids", a.forbid.map(\.predicate.text), b.forbid.map(\.predicate.text), added: .less)
+    func named(_ rule: Agreement.Forbidden) -> String { "\(rule.predicate.text) (\(rule.id))" }
+    list("forbids", a.forbid.map(named), b.forbid.map(named), added: .less)
+    func staying(_ agreement: Agreement) -> [String] { agreement.fields.filter { $0.action == .drop }.map(\.name) }
+    list("named to stay", staying(a), staying(b), added: .other)
     if a.aggregate != b.aggregate {
       add(a.aggregate == nil ? .less : b.aggregate == nil ? .more : .other, "aggregation changes")
     }
@@ -191,8 +203,80 @@ package enum AgreementDiff {
     list("kinds of key", a.recipientKinds.map(\.rawValue), b.recipientKinds.map(\.rawValue), added: .other)
     span("the recipient may keep it", a.retention.recipientDeleteAfter, b.retention.recipientDeleteAfter)
     list("passed on to", a.onward.to, b.onward.to, added: .more)
-    if a.approval != b.approval { add(.other, "approval: \(a.approval.mode.rawValue) → \(b.approval.mode.rawValue)") }
-    return changes
+    if a.onward.isAllowed != b.onward.isAllowed {
+      add(b.onward.isAllowed ? .more : .less, "passing on: \(b.onward.isAllowed ? "allowed" : "not allowed any more")")
+    }
+    if a.approval.mode != b.approval.mode {
+      add(
+        b.approval.mode == .automatic || a.approval.mode == .every
+          ? .more : a.approval.mode == .automatic || b.approval.mode == .every ? .less : .other,
+        "approval: \(a.approval.mode.rawValue) → \(b.approval.mode.rawValue)")
+    }
+    if a.approval.approvers != b.approval.approvers {
+      add(
+        b.approval.approvers < a.approval.approvers ? .more : .less,
+        "\(a.approval.approvers) → \(b.approval.approvers) people must approve")
+    }
+    return changes + others(a, b)
+  }
+
+  /// What is said above, or changes nothing: `*` is any one name.
+  private static let told: Set<String> = [
+    "kind", "schemaVersion", "id", "version", "supersedes", "title", "parties.*.role", "parties.*.signatories.required",
+    "purpose", "consent.model", "consent.representatives", "validity.notBefore", "validity.notAfter",
+    "dataset.namePattern", "dataset.schemaSha256", "fields.*.action", "fields.*.to", "fields.*.value",
+    "fields.*.pseudonymScope", "records.include", "records.exclude", "records.aggregate", "forbid.*.when",
+    "delivery.maxRecords", "delivery.maxBytes", "delivery.maxPackagesPerDay", "delivery.mode", "delivery.via",
+    "delivery.windows", "security.recipients", "retention.recipientDeleteAfter", "onwardTransfer.allowed",
+    "onwardTransfer.to", "approval.mode", "approval.approvers",
+  ]
+
+  /// Durations: told when both versions have one.
+  private static let toldInBoth: Set<String> = [
+    "consent.maxValidity", "consent.maxStaleness", "consent.onWithdrawal.actWithin",
+  ]
+
+  /// Every other member that differs, so that no change is passed over.
+  private static func others(_ a: Agreement, _ b: Agreement) -> [Change] {
+    let (x, y) = (members(a.document), members(b.document))
+    // Of a party, a field or a rule that only one of them has it was said that it came or went.
+    func isShared(_ path: [String]) -> Bool {
+      guard path.count > 2, ["parties", "fields", "forbid"].contains(path[0]) else { return true }
+      let prefix = Array(path[..<2])
+      return x.keys.contains { $0.starts(with: prefix) } && y.keys.contains { $0.starts(with: prefix) }
+    }
+    func isTold(_ path: [String]) -> Bool {
+      // Another mode brings its own settings.
+      if path[0] == "approval", a.approval.mode != b.approval.mode { return true }
+      let isListed = ["parties", "fields", "forbid"].contains(path[0])
+      let name = path.enumerated().map { isListed && $0.offset == 1 ? "*" : $0.element }
+      return name.indices.contains { told.contains(name[...$0].joined(separator: ".")) }
+        || (x[path] != nil && y[path] != nil && toldInBoth.contains(name.joined(separator: ".")))
+    }
+    return Set(x.keys).union(y.keys).sorted { $0.lexicographicallyPrecedes($1) }
+      .filter { x[$0] != y[$0] && isShared($0) && !isTold($0) }
+      .map {
+        Change(direction: .other, text: "\($0.joined(separator: ".")): \(x[$0] ?? "nothing") → \(y[$0] ?? "nothing")")
+      }
+  }
+
+  /// The values of a document by the way to them; those of lists by their id, name or place.
+  static func members(_ document: JSON) -> [[String]: String] {
+    var found: [[String]: String] = [:]
+    func walk(_ value: JSON, _ path: [String]) {
+      switch value {
+      case .object(let members): for (name, inner) in members { walk(inner, path + [name]) }
+      case .array(let items):
+        for (place, item) in items.enumerated() {
+          var name = "\(place + 1)"
+          if case .object(let members) = item, case .string(let own)? = members["id"] ?? members["name"] { name = own }
+          walk(item, path + [name])
+        }
+      default: found[path] = String(decoding: value.canonical, as: UTF8.self)
+      }
+    }
+    walk(document, [])
+    return found
   }
 
   /// Cedar's four words: equivalent, more permissive, less permissive, incomparable.

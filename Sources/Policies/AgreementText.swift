@@ -21,10 +21,25 @@ package enum AgreementText {
     case .optIn: lines.append("  only people who agreed; silence is no")
     case .optOut: lines.append("  everybody who did not object; silence is yes")
     }
+    if let notice = a.consent.noticeID { lines.append("  they were told by the notice \(notice)") }
+    if let span = a.consent.validityMax { lines.append("  a consent holds for \(span) at most") }
+    if let span = a.consent.stalenessMax {
+      lines.append(
+        "  without word from the consent registry for \(span) \(a.consent.onStale == .hold ? "everything waits" : "nothing goes")"
+      )
+    }
+    if a.consent.model == .optIn {
+      lines.append(
+        "  \(a.consent.onMissing == .withhold ? "a record without consent stays" : "one record without consent keeps the whole file back")"
+      )
+    }
+    if !a.consent.representatives.isEmpty {
+      lines.append("  a \(a.consent.representatives.joined(separator: ", ")) may consent for a person")
+    }
     if let method = a.consent.withdrawalMethod { lines.append("  to withdraw: \(method)") }
     if a.consent.model != .none {
       lines.append(
-        "  after a withdrawal: packages not handed over are \(a.consent.onWithdrawal == .reseal ? "sealed again without the person" : "cancelled"); the recipient is asked to \(a.consent.asked.rawValue)"
+        "  after a withdrawal: packages not handed over are \(a.consent.onWithdrawal == .reseal ? "sealed again without the person" : "cancelled"); the recipient is asked to \(a.consent.asked.rawValue)\(a.consent.actWithin.map { " within \($0)" } ?? "")"
       )
     }
     lines += ["", "What"]
@@ -51,11 +66,23 @@ package enum AgreementText {
       "  \(a.delivery.rawValue)\(a.via.map { " through the hub \($0), which can open nothing" } ?? ""), at most \(a.bytesMax) bytes\(a.recordsMax == JSON.integerMax ? "" : " and \(a.recordsMax) records") a file, \(a.packagesPerDayMax) files a day, within \(a.timeToLive.components.seconds / 3600) hours",
       "  sealed to \(a.recipientKinds.map(\.rawValue).joined(separator: " or "))",
     ]
+    switch a.approval.mode {
+    case .automatic: lines.append("  nobody approves a single file")
+    case .first: lines.append("  the first file waits for \(approvers(a))")
+    case .every: lines.append("  each file waits for \(approvers(a))")
+    case .overThreshold: lines.append("  a file of over \(a.approval.threshold) records waits for \(approvers(a))")
+    }
+    if let labels = a.labels {
+      lines.append(
+        "  labelled \(labels.scheme) \(labels.package), at most \(labels.ceiling)\(labels.caveats.map { ", \($0)" }.joined())"
+      )
+    }
     if !a.windows.isEmpty {
       lines.append("  only \(a.windows.map(\.description).joined(separator: ", ")) \(a.timeZone)")
     }
     lines += [
-      "", "Afterwards", "  the recipient deletes it after \(a.retention.recipientDeleteAfter)",
+      "", "Afterwards",
+      "  the recipient deletes it after \(a.retention.recipientDeleteAfter)\(a.retention.confirmsDeletion ? ", and confirms that" : "")",
       a.onward.isAllowed
         ? "  it may pass it on to \(a.onward.to.joined(separator: ", ")) under \(a.onward.underAgreements.joined(separator: ", "))"
         : "  it passes nothing on",
@@ -64,6 +91,10 @@ package enum AgreementText {
       "  \(Timestamp.format(a.notBefore)) until \(Timestamp.format(a.notAfter)); to be reviewed by \(Timestamp.format(a.reviewBy).prefix(10))",
     ]
     return lines.joined(separator: "\n")
+  }
+
+  private static func approvers(_ a: Agreement) -> String {
+    "\(a.approval.approvers == 1 ? "one person" : "\(a.approval.approvers) people") to approve it\(a.approval.expiresAfter.map { ", for \($0) at most" } ?? "")"
   }
 
   /// A decision's document in words.

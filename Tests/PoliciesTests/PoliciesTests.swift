@@ -364,6 +364,66 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
     let mirrored = ["more permissive": "less permissive", "less permissive": "more permissive"][verdict] ?? verdict
     #expect(AgreementDiff.verdict(back) == mirrored)
   }
+
+  /// Values of a document that differ by one change each.
+  private static func mutations(_ value: JSON) -> [JSON] {
+    switch value {
+    case .object(let members):
+      members.flatMap { name, inner in
+        mutations(inner).map { changed in .object(members.merging([name: changed]) { $1 }) }
+          + [.object(members.filter { $0.key != name })]
+      }
+    case .array(let items):
+      items.indices.flatMap { place in
+        mutations(items[place]).map { changed in
+          var changedItems = items
+          changedItems[place] = changed
+          return .array(changedItems)
+        }
+      }
+    case .string(let text):
+      [.string(text + "x")]
+        + ["P9D", "opt-out", "restrict", "2", "automatic", "cancel-package", "x25519"].map { .string($0) }
+    case .integer(let number): [.integer(number + 1)] + (number > 1 ? [.integer(number - 1)] : [])
+    case .bool(let flag): [.bool(!flag)]
+    }
+  }
+
+  @Test(arguments: [
+    "deaths-to-benefits.v2", "demo-files.v1", "injuries-to-cover.v1", "water-to-drought-plan.v2",
+  ])
+  func noChangeOfAnExampleIsPassedOver(file: String) throws {
+    let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../policies")
+    let text = try String(contentsOf: folder.appendingPathComponent("\(file).yaml"), encoding: .utf8)
+    let agreement = try Agreement(yaml: text)
+    var judged = 0
+    for document in Self.mutations(agreement.document) {
+      guard let other = try? Agreement(document) else { continue }
+      // These name a version and say nothing of what it does.
+      guard other.id == agreement.id, other.version == agreement.version, other.supersedes == agreement.supersedes,
+        other.title == agreement.title, other.digest != agreement.digest
+      else { continue }
+      judged += 1
+      let changes = AgreementDiff.changes(from: agreement, to: other)
+      let (x, y) = (AgreementDiff.members(agreement.document), AgreementDiff.members(document))
+      let differing = Set(x.keys).union(y.keys).filter { x[$0] != y[$0] }
+      // What stands there by default may be said or left out.
+      if differing.allSatisfy({ $0.last == "pseudonymScope" }) { continue }
+      #expect(!changes.isEmpty, "\(differing)")
+    }
+    #expect(judged > 50)
+  }
+
+  @Test(arguments: [
+    ("required: 2, roles: [officer, delegate", "required: 1, roles: [officer, delegate", "more permissive"),
+    ("{ mode: automatic }", "{ mode: every-package, approvers: 2, expiresAfter: P1D }", "less permissive"),
+  ])
+  func signaturesAndApprovalsAreJudged(from: String, to: String, verdict: String) throws {
+    let text = yaml.replacing(from, with: to)
+    try #require(text != yaml)
+    let changes = AgreementDiff.changes(from: try Agreement(yaml: yaml), to: try Agreement(yaml: text))
+    #expect(AgreementDiff.verdict(changes) == verdict, "\(changes)")
+  }
 }
 
 @Suite struct DecisionTests {
