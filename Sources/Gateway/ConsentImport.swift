@@ -295,8 +295,9 @@ struct ConsentImport: Sendable {
     let known = knownBefore
     let change = known == 0 ? 0 : Int64(absent.count + changed) * 100 / Int64(known)
     guard change <= options.changePercentMax || Set(options.confirmedBy).count >= 2 else {
-      throw LedgerError.illegal(
-        "taking a snapshot that changes \(change) % of the people known, over \(options.changePercentMax) %: two people confirm it with --confirmed-by"
+      throw AdminError(
+        .refused,
+        "this snapshot changes \(change) % of the people known, over \(options.changePercentMax) %; nothing was taken. If that is right, two people confirm it: --confirmed-by NAME --confirmed-by NAME"
       )
     }
     return absent
