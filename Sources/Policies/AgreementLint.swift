@@ -231,6 +231,9 @@ package enum AgreementDiff {
     "onwardTransfer.to", "approval.mode", "approval.approvers",
   ]
 
+  /// Lists whose items have names of their own.
+  private static let listed: Set<String> = ["parties", "fields", "forbid"]
+
   /// Durations: told when both versions have one.
   private static let toldInBoth: Set<String> = [
     "consent.maxValidity", "consent.maxStaleness", "consent.onWithdrawal.actWithin",
@@ -241,15 +244,15 @@ package enum AgreementDiff {
     let (x, y) = (members(a.document), members(b.document))
     // Of a party, a field or a rule that only one of them has it was said that it came or went.
     func isShared(_ path: [String]) -> Bool {
-      guard path.count > 2, ["parties", "fields", "forbid"].contains(path[0]) else { return true }
+      guard path.count > 2, listed.contains(path[0]) else { return true }
       let prefix = Array(path[..<2])
       return x.keys.contains { $0.starts(with: prefix) } && y.keys.contains { $0.starts(with: prefix) }
     }
     func isTold(_ path: [String]) -> Bool {
       // Another mode brings its own settings.
       if path[0] == "approval", a.approval.mode != b.approval.mode { return true }
-      let isListed = ["parties", "fields", "forbid"].contains(path[0])
-      let name = path.enumerated().map { isListed && $0.offset == 1 ? "*" : $0.element }
+      var name = path
+      if listed.contains(path[0]), name.count > 1 { name[1] = "*" }
       return name.indices.contains { told.contains(name[...$0].joined(separator: ".")) }
         || (x[path] != nil && y[path] != nil && toldInBoth.contains(name.joined(separator: ".")))
     }

@@ -248,10 +248,11 @@ struct RowChecker: ~Copyable, RecordChecker {
       let field = fields[place]
       var content = UnsafeBufferPointer(start: UnsafePointer(batch.bytes + field.start), count: field.end - field.start)
       let quick = schema.quick + place
-      let isDoubled =
-        field.isQuoted && !quick.pointee.isOfAnySpelling && memchr(content.baseAddress!, 34, content.count) != nil
-      if !isDoubled, quick.pointee.vouches(content.baseAddress!, content.count) { continue }
-      if field.isQuoted, memchr(content.baseAddress!, 34, content.count) != nil {
+      let isDoubled = field.isQuoted && memchr(content.baseAddress!, 34, content.count) != nil
+      if !isDoubled || quick.pointee.isOfAnySpelling, quick.pointee.vouches(content.baseAddress!, content.count) {
+        continue
+      }
+      if isDoubled {
         undouble(content)
         scratch.withUnsafeBufferPointer { content = $0 }
       }

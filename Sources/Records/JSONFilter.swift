@@ -63,16 +63,10 @@ final class JSONFields: @unchecked Sendable {
         nodes.append(node)
       }
     }
-    self.nodes = Self.table(nodes)
-    self.slots = Self.table(slots)
-    self.keys = Self.table(keys)
+    self.nodes = rawTable(nodes)
+    self.slots = rawTable(slots)
+    self.keys = rawTable(keys)
     self.actions = actions
-  }
-
-  private static func table<Item: BitwiseCopyable>(_ items: [Item]) -> UnsafePointer<Item> {
-    let room = UnsafeMutablePointer<Item>.allocate(capacity: items.count + 1)
-    room.initialize(from: items, count: items.count)
-    return UnsafePointer(room)
   }
 
   deinit {

@@ -22,10 +22,10 @@ final class Pattern: @unchecked Sendable {
     let states = machine.determinize(columns, width, statesMax: Self.tableStatesMax)
     guard !states.isEmpty else { throw PatternError(reason: "its automaton has over \(Self.tableStatesMax) states") }
     let prefix = Self.prefix(states, width)
-    automaton = Self.table([
+    automaton = rawTable([
       Automaton(
-        classes: Self.table(columns), table: Self.table(states.map { UInt32($0) * UInt32(width) }), width: width,
-        prefix: Self.table(prefix.sets), prefixCount: prefix.sets.count, prefixEnd: UInt32(prefix.end * width))
+        classes: rawTable(columns), table: rawTable(states.map { UInt32($0) * UInt32(width) }), width: width,
+        prefix: rawTable(prefix.sets), prefixCount: prefix.sets.count, prefixEnd: UInt32(prefix.end * width))
     ])
   }
 
@@ -34,12 +34,6 @@ final class Pattern: @unchecked Sendable {
     automaton.pointee.table.deallocate()
     automaton.pointee.prefix.deallocate()
     automaton.deallocate()
-  }
-
-  private static func table<Item: BitwiseCopyable>(_ items: [Item]) -> UnsafePointer<Item> {
-    let room = UnsafeMutablePointer<Item>.allocate(capacity: items.count + 1)
-    room.initialize(from: items, count: items.count)
-    return UnsafePointer(room)
   }
 
   /// The sets of columns that every match begins with: from the start, as long as there is one way on and no end.

@@ -7,8 +7,8 @@ import Glibc
 
 /// A few byte strings side by side, or none given.
 struct WordList: BitwiseCopyable {
-  private let bytes: UnsafeMutablePointer<UInt8>
-  private let ends: UnsafeMutablePointer<Int32>
+  private let bytes: UnsafePointer<UInt8>
+  private let ends: UnsafePointer<Int32>
   private let count: Int
   let isGiven: Bool
 
@@ -16,18 +16,16 @@ struct WordList: BitwiseCopyable {
     isGiven = words != nil
     count = words?.count ?? 0
     guard let words else {
-      (bytes, ends) = (UnsafeMutablePointer(bitPattern: 16)!, UnsafeMutablePointer(bitPattern: 16)!)
+      (bytes, ends) = (UnsafePointer(bitPattern: 16)!, UnsafePointer(bitPattern: 16)!)
       return
     }
-    let all = words.flatMap { $0 }
-    bytes = .allocate(capacity: all.count + 1)
-    bytes.initialize(from: all, count: all.count)
-    ends = .allocate(capacity: count + 1)
+    bytes = rawTable(words.flatMap { $0 })
     var end: Int32 = 0
-    for (place, word) in words.enumerated() {
-      end += Int32(word.count)
-      (ends + place).initialize(to: end)
-    }
+    ends = rawTable(
+      words.map { word in
+        end += Int32(word.count)
+        return end
+      })
   }
 
   func deallocate() {

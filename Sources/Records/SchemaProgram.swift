@@ -158,20 +158,15 @@ package final class SchemaProgram: @unchecked Sendable {
   var tracksScope: Bool { !dynamicTargets.isEmpty }
 
   init(_ builder: SchemaCompiler, root: Int32) {
-    func table<Item: BitwiseCopyable>(_ items: [Item]) -> UnsafePointer<Item> {
-      let room = UnsafeMutablePointer<Item>.allocate(capacity: items.count + 1)
-      room.initialize(from: items, count: items.count)
-      return UnsafePointer(room)
-    }
-    rules = table(builder.rules)
-    objects = table(builder.objects)
-    properties = table(builder.properties)
-    slots = table(builder.slots)
-    keys = table(builder.keys)
-    arrays = table(builder.arrays)
-    strings = table(builder.strings)
-    numberRules = table(builder.numberRules)
-    logic = table(builder.logic)
+    rules = rawTable(builder.rules)
+    objects = rawTable(builder.objects)
+    properties = rawTable(builder.properties)
+    slots = rawTable(builder.slots)
+    keys = rawTable(builder.keys)
+    arrays = rawTable(builder.arrays)
+    strings = rawTable(builder.strings)
+    numberRules = rawTable(builder.numberRules)
+    logic = rawTable(builder.logic)
     pairs = builder.pairs
     lists = builder.lists
     numbers = builder.numbers

@@ -283,10 +283,11 @@ final class TableColumn: Sendable {
     default: isKnown = false
     }
     if format != nil, minimum != nil || maximum != nil { isKnown = false }
-    // Nothing has a length below zero: what is not known here is vouched for by nobody.
     return QuickColumn(
-      QuickText(
-        scalarsMin: scalarsMin, scalarsMax: isKnown ? scalarsMax : -1, pattern: pattern, format: format, words: words),
+      isKnown
+        ? QuickText(
+          scalarsMin: scalarsMin, scalarsMax: scalarsMax, pattern: pattern, format: format, words: words)
+        : QuickText(),
       number: number, missing: missing, isRequired: isRequired)
   }
 
