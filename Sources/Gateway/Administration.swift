@@ -162,6 +162,8 @@ package struct Administration: Sendable {
         "waits for \(transfer.peer)\(transfer.expiresAt.map { " until \(Timestamp.format($0))" } ?? "")")
     }
     members["via"] = transfer.via.map { .string($0.text) }
+    members["next"] = ReasonCode(rawValue: transfer.code).map { .string($0.nextStep(transfer.id)) }
+    members["replacedBy"] = transfer.replacedBy.map { .string($0.text) }
     members["expiresAt"] = transfer.expiresAt.map { .string(Timestamp.format($0)) }
     members["nextAt"] = transfer.nextAt.map { .string(Timestamp.format($0)) }
     members["inboxName"] = transfer.inboxName.isEmpty ? nil : .string(transfer.inboxName)
@@ -186,6 +188,13 @@ package struct Administration: Sendable {
     }
     rows += try await partners().map { $0.adding("kind", "partner") }
     rows += try await notices().filter { $0.isOverdue }.map { $0.adding("kind", "notice-overdue") }
+    let context = context
+    for offer in try await context.pool.run({ try AgreementExchange(context: context).offers() }) {
+      rows.append([
+        "kind": "agreement-offered", "agreement": .string(offer.id), "version": .integer(offer.version),
+        "sha256": .string(offer.digest.hex),
+      ])
+    }
     let waiting = try await context.ledger.read { try $0.waiting(limit: Maintenance.waitingMax) }
     for transfer in waiting {
       guard let share = transfer.shareOfTime(at: instant), share >= Maintenance.waitingShares.last! else { continue }
@@ -208,10 +217,12 @@ package struct Administration: Sendable {
     let state = try arguments.optional("state") { (r, n) throws(SealingError) in try r.choice(n, TransferState.self) }
     let peer = try arguments.optional("partner") { (r, n) throws(SealingError) in try r.agency(n) }
     let agreement = try arguments.optional("agreement") { (r, n) throws(SealingError) in try r.string(n) }
+    let name = try arguments.optional("name") { (r, n) throws(SealingError) in try r.string(n) }
     let all = try arguments.bool("all")
     let limit = Int(try arguments.integer("limit", 1...Int64(Self.rowsMax)))
     return try await context.ledger.read {
-      try $0.queue(state: state, peer: peer, agreement: agreement, openOnly: !all && state == nil, limit: limit)
+      try $0.queue(
+        state: state, peer: peer, agreement: agreement, name: name, openOnly: !all && state == nil, limit: limit)
     }.map { transfer in
       let row = Self.row(transfer)
       return context.arriving.of(transfer).map { row.adding("arrivedBytes", .integer($0)) } ?? row
@@ -229,6 +240,12 @@ package struct Administration: Sendable {
       for envelope in try await context.ledger.read({ try $0.receipts(transfer.sender, transfer.id) }) {
         rows.append([
           "receipt": try Receipt(envelope.unverified()).document,
+          "envelope": .string(String(decoding: envelope.bytes, as: UTF8.self)),
+        ])
+      }
+      for (kind, envelope) in try await context.ledger.read({ try $0.documents(transfer.sender, transfer.id) }) {
+        rows.append([
+          "kind": .string(kind.rawValue), "document": try envelope.unverified(),
           "envelope": .string(String(decoding: envelope.bytes, as: UTF8.self)),
         ])
       }

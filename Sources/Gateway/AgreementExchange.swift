@@ -20,8 +20,6 @@ struct AgreementExchange: Sendable {
 
   let context: GatewayContext
 
-  private var offers: String { "\(context.home.policies)/offered" }
-
   // MARK: taking
 
   /// A partner puts an agreement. Held ones are answered as known; new ones wait for people.
@@ -36,17 +34,17 @@ struct AgreementExchange: Sendable {
     guard agreement.digest == digest, agreement.parties.contains(where: { $0.id == partner }),
       agreement.parties.contains(where: { $0.id == context.agency })
     else { throw Problem(.refused, code: "agreement.parties", "not an agreement between us") }
-    let (path, offers) = ("\(offers)/\(digest.hex).yaml", offers)
+    let (path, folder) = (context.home.offered(digest), context.home.offered)
     try await context.pool.run {
-      try Directory.make(offers)
+      try Directory.make(folder)
       guard !Directory.exists(path) else { return }
-      guard try Directory.names(offers, countMax: Self.offersMax + 1).count < Self.offersMax else {
+      guard try Directory.names(folder, countMax: Self.offersMax + 1).count < Self.offersMax else {
         throw Problem(.full, code: "agreement.offers", "too many agreements wait here")
       }
       try DurableFile.write(bytes + [10], to: path)
     }
     context.logger.notice(
-      "\(partner) offers the agreement \(agreement.id) version \(agreement.version): sallyport agreements show \(path)")
+      "\(partner) offers the agreement \(agreement.id) version \(agreement.version): sallyport agreements show \(digest.hex)")
   }
 
   /// Stores a party's act over an agreement held or offered here. Its signature must hold.
@@ -95,9 +93,17 @@ struct AgreementExchange: Sendable {
 
   /// An offered agreement, named by its digest; nil when none is offered under that name.
   func offered(_ name: String) throws -> Agreement? {
-    guard let digest = Digest(hex: name), Directory.exists("\(offers)/\(name).yaml") else { return nil }
-    let agreement = try PolicyFolder.agreement("\(offers)/\(name).yaml")
+    guard let digest = Digest(hex: name), Directory.exists(context.home.offered(digest)) else { return nil }
+    let agreement = try PolicyFolder.agreement(context.home.offered(digest))
     return agreement.digest == digest ? agreement : nil
+  }
+
+  /// Those that wait for people here.
+  func offers() throws -> [Agreement] {
+    guard Directory.exists(context.home.offered) else { return [] }
+    return try Directory.names(context.home.offered, countMax: Self.offersMax + 1).sorted().compactMap {
+      try offered(String($0.prefix { $0 != "." }))
+    }
   }
 
   /// Makes an offered agreement one of ours, once it is seen to fit in; on `changes`. Replaces nothing.
@@ -106,7 +112,7 @@ struct AgreementExchange: Sendable {
     do {
       try context.take(prepared) {
         try Directory.renameExclusively(
-          "\(offers)/\(agreement.digest.hex).yaml",
+          context.home.offered(agreement.digest),
           "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
         try Directory.sync(context.home.policies)
       }

@@ -9,23 +9,31 @@ extension Administration {
   /// The routing table: which file goes where, under what, filtered how.
   func agreements() async throws -> [JSON] {
     let instant = context.now()
+    let context = context
+    let offers = try await context.pool.run { try AgreementExchange(context: context).offers() }
     var rows: [JSON] = []
-    for agreement in context.policies.agreements {
+    for (agreement, isOffered) in context.policies.agreements.map({ ($0, false) }) + offers.map({ ($0, true) }) {
       for provider in agreement.parties where provider.role == .provider {
         for recipient in agreement.parties where recipient.role == .recipient {
           let standing = context.acts.standing(of: agreement, between: provider.id, recipient.id, at: instant)
           let peer = provider.id == context.agency ? recipient.id : provider.id
           let dropped = agreement.fields.filter { $0.action == .drop }.count
+          let fields =
+            agreement.records == nil
+            ? "the whole file" : "\(agreement.fields.count - dropped) go, \(dropped) named to stay"
           let known = try await context.ledger.read { try $0.consentCount(agreement.id) }
           let heard = try await context.ledger.read { try $0.consentHeard(agreement.id) }
           var members: [String: JSON] = [
             "id": .string(agreement.id), "version": .integer(agreement.version),
-            "state": .string(standing.state.rawValue),
-            "detail": .string(standing.detail), "from": .string(provider.id.text), "to": .string(recipient.id.text),
+            "state": .string(isOffered ? "offered" : standing.state.rawValue),
+            "detail": .string(
+              isOffered
+                ? "read it: sallyport agreements show \(agreement.digest.hex); then: sallyport agreements accept \(agreement.digest.hex) --role ROLE --signer NAME"
+                : standing.detail), "from": .string(provider.id.text), "to": .string(recipient.id.text),
             "files": .string(agreement.namePattern), "delivery": .string(agreement.delivery.rawValue),
             "partner": .string(context.partners[peer]?.state.rawValue ?? "unknown"),
             "consent": .string(agreement.consent.model.rawValue), "people": .integer(Int64(known)),
-            "fields": .string("\(agreement.fields.count - dropped) go, \(dropped) named to stay"),
+            "fields": .string(fields),
             "conditions": .array(
               agreement.include.map { .string("only \($0.text)") } + agreement.exclude.map { .string("not \($0.text)") }
                 + agreement.forbid.map { .string("forbid \($0.predicate.text)") }),
@@ -55,12 +63,10 @@ extension Administration {
         throw AdminError(.failed, "\(absent) is not known here: sallyport partners add --agency \(absent) …")
       }
       guard !card.hasGateway else {
-        throw AdminError(.refused, "\(absent) signs for itself: only a partner without a gateway is signed for")
+        throw AdminError.signsForItself(absent)
       }
     }
-    guard (absent == nil) == (evidence == nil) else {
-      throw AdminError(.usage, "--for PARTNER and --evidence PAPER belong together")
-    }
+    guard (absent == nil) == (evidence == nil) else { throw AdminError.forAndEvidence }
     let context = context
     let exchange = AgreementExchange(context: context)
     let offered = try await context.pool.run { try exchange.offered(name) }
@@ -87,8 +93,19 @@ extension Administration {
       evidence: evidence)
     let envelope = context.sign(act.document, as: .agreementAct)
     try await exchange.keep(act, envelope, of: agreement, ["signer": .string(signer)])
-    return [["agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document]]
-      + standings(agreement)
+    let earlier = context.acts.all(of: agreement).contains {
+      $0 != act && $0.party == party.id && $0.kind == kind && ($0.signer == signer || $0.role == role)
+    }
+    var members: [String: JSON] = [
+      "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document,
+    ]
+    if earlier, party.acceptancesRequired > 1 {
+      members["hint"] = "different people sign in different roles: the same name, or the same role, counts once"
+    } else if offered != nil {
+      members["hint"] =
+        "what the others have signed comes with the next contact: sallyport agreements list"
+    }
+    return [.object(members)] + standings(agreement)
   }
 
   /// Takes a party's act that came as a file.

@@ -19,6 +19,8 @@ package struct ConsentAcknowledgement: Equatable, Sendable {
   package let sequence: Int64
   /// False when a later act of the person stands against the event.
   package let hasEffect: Bool
+  /// Whether anything had been recorded or sent about the person.
+  package let isKnown: Bool
   package let stopped: [TransferID]
   package let disclosed: [PackageRow]
   package let notices: [TransferID]
@@ -56,7 +58,8 @@ struct ConsentJourney: Sendable {
     let recordedAt = context.now()
     let isNegative = event.state.isNegative
     let consents = context.consents
-    let (sequence, word) = try await context.ledger.write { tx in
+    let (sequence, word, before) = try await context.ledger.write { tx in
+      let before = try tx.consentWord(row.agreement, row.subject)
       guard try !tx.knows(row.agreement, source: row.source, event: row.sourceEvent) else {
         throw LedgerError.illegal("recording event \(row.sourceEvent) of \(row.source) twice")
       }
@@ -80,17 +83,18 @@ struct ConsentJourney: Sendable {
           try tx.append(AuditEvent("consent.acknowledged", ["for": .integer(sequence), "effect": false]))
         }
       }
-      return (sequence, word)
+      return (sequence, word, before)
     }
     context.consents.set(row.agreement, row.subject, word)
     // A withdrawal dated before a newer grant changes nothing: it must not be acknowledged as if it did.
     let isStopped = Self.isNegative(word)
     guard isNegative, isStopped else {
       return ConsentAcknowledgement(
-        sequence: sequence, hasEffect: isNegative == isStopped, stopped: [], disclosed: [], notices: [],
+        sequence: sequence, hasEffect: isNegative == isStopped, isKnown: true, stopped: [], disclosed: [], notices: [],
         recordedAt: recordedAt, acknowledgedAt: context.now())
     }
-    return try await settle([row.subject], agreement, because: event, sequence: sequence, recordedAt: recordedAt)
+    return try await settle(
+      [row.subject], agreement, because: event, sequence: sequence, recordedAt: recordedAt, isKnown: before != nil)
   }
 
   /// How far in the future a grant may be dated: clocks differ.
@@ -137,12 +141,14 @@ struct ConsentJourney: Sendable {
 
   /// Stops what can be stopped, waits for what is on its way, tells those who have it.
   func settle(
-    _ people: [SubjectReference], _ agreement: Agreement, because: ConsentEvent, sequence: Int64, recordedAt: Date
+    _ people: [SubjectReference], _ agreement: Agreement, because: ConsentEvent, sequence: Int64, recordedAt: Date,
+    isKnown: Bool = true
   ) async throws -> ConsentAcknowledgement {
     let subjects = Set(people)
     let deadline = context.now() + GatewayContext.leaseSeconds
     var stopped: [TransferID] = []
-    var disclosed: [(package: PackageRow, ordinals: [Int64])] = []
+    var disclosed: [PackageRow] = []
+    var untold: [(package: PackageRow, ordinals: [Int64])] = []
     for package in try await context.ledger.read({ try $0.packages(agreement: agreement.id) }) {
       let ordinals = try await context.pool.run { [context] () -> [Int64] in
         guard let index = try context.spool.subjects(of: package.id) else { return [] }
@@ -157,26 +163,32 @@ struct ConsentJourney: Sendable {
       guard !ordinals.isEmpty else { continue }
       switch try await stop(package.id, ordinals, deadline: deadline) {
       case .stopped: stopped.append(package.id)
-      case .disclosed(let now): disclosed.append((now, ordinals))
+      case .disclosed(let now):
+        disclosed.append(now)
+        // Who withdraws twice is told of once.
+        let told = try await context.ledger.read { try $0.noticed(ordinals, of: package.id) }
+        if told.count < ordinals.count { untold.append((now, ordinals.filter { !told.contains($0) })) }
       case .over: continue
       }
     }
-    let notices = noticesFor(disclosed, agreement, because, sequence)
-    let (ended, gone) = (stopped, disclosed.map(\.package))
+    let notices = noticesFor(untold, agreement, because, sequence)
+    let (ended, gone, told) = (stopped, disclosed.map(\.id), untold)
     try await context.ledger.write { tx in
       for notice in notices { try tx.put(notice) }
+      for (package, ordinals) in told { try tx.notice(ordinals, of: package.id) }
       try tx.settle(acknowledgementOf: sequence)
       try tx.append(
         AuditEvent(
           "consent.acknowledged",
           [
-            "for": .integer(sequence), "stopped": Self.list(ended), "disclosed": Self.list(gone.map(\.id)),
+            "for": .integer(sequence), "stopped": Self.list(ended), "disclosed": Self.list(gone),
             "notices": Self.list(notices.map(\.id)),
           ]))
     }
     for notice in notices { context.news.notify(noticeTo: notice.peer) }
     return ConsentAcknowledgement(
-      sequence: sequence, hasEffect: true, stopped: stopped, disclosed: gone, notices: notices.map(\.id),
+      sequence: sequence, hasEffect: true, isKnown: isKnown || !stopped.isEmpty || !disclosed.isEmpty, stopped: stopped,
+      disclosed: disclosed, notices: notices.map(\.id),
       recordedAt: recordedAt, acknowledgedAt: context.now())
   }
 

@@ -45,6 +45,8 @@ extension Administration {
     let stopped = "\(ack.stopped.count) package\(ack.stopped.count == 1 ? " was" : "s were") stopped"
     let gone =
       "\(ack.disclosed.count) had gone before and \(ack.notices.count) notice\(ack.notices.count == 1 ? "" : "s") went after them"
+      + (ack.notices.isEmpty && !ack.disclosed.isEmpty ? ", whose recipients were told before" : "")
+      + (ack.isKnown ? "" : ". Nothing was known about this person: is it the id that records have?")
     return [
       "ack": "final", "sequence": .integer(ack.sequence), "recorded": .string(Timestamp.format(ack.recordedAt)),
       "acknowledged": .string(Timestamp.format(ack.acknowledgedAt)),
@@ -57,10 +59,10 @@ extension Administration {
             "disclosed": .string($0.releasedAt.map(Timestamp.format) ?? ""),
           ]
         }), "notices": .array(ack.notices.map { .string($0.text) }),
-      "effect": .bool(ack.hasEffect),
+      "effect": .bool(ack.hasEffect), "known": .bool(ack.isKnown),
       "plain": .string(
         ack.hasEffect
-          ? "Recorded. From now on nothing about this person goes under this agreement: \(stopped); \(gone)."
+          ? "Recorded. From now on nothing about this person goes under this agreement: \(stopped); \(gone)\(ack.isKnown ? "." : "")"
           : "Recorded, and without effect: a later act of the person stands against it. See: sallyport consent show"),
     ]
   }
@@ -105,7 +107,8 @@ extension Administration {
     let (events, word) = try await context.ledger.read {
       (try $0.consentEvents(agreement.id, subject), try $0.consentWord(agreement.id, subject) ?? 0)
     }
-    let verdict = ConsentRule(agreement.consent, at: context.now()).verdict(word)
+    let rule = ConsentRule(agreement.consent, at: context.now())
+    let verdict = rule.verdict(word)
     let record = ConsentRecord(word: word)
     var state: [String: JSON] = [
       "agreement": .string(agreement.id), "subject": .string(subject.description),
@@ -113,7 +116,8 @@ extension Administration {
       "code": .string(verdict == 0 ? "" : ConsentRule.reasons[Int(verdict) - 1]),
     ]
     state["since"] = record.map { .string(Timestamp.format($0.at)) }
-    state["until"] = record?.validUntil.map { .string(Timestamp.format($0)) }
+    // The earlier of what the person said and what the agreement allows.
+    state["until"] = rule.end(word).map { .string(Timestamp.format($0)) }
     return [.object(state)]
       + events.map {
         [
@@ -143,8 +147,16 @@ extension Administration {
     let id = try arguments.transfer("notice")
     let state = try arguments.choice("state", NoticeAnswer.State.self)
     let because = try arguments.optional("because") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
+    let absent = try arguments.optional("for") { (r, n) throws(SealingError) in try r.agency(n) }
+    let evidence = try arguments.optional("evidence") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
     try arguments.finish()
-    return [try await NoticeDesk(context: context).answer(id, state, because: because).document]
+    guard let absent, let evidence else {
+      guard absent == nil, evidence == nil else { throw AdminError.forAndEvidence }
+      return [try await NoticeDesk(context: context).answer(id, state, because: because).document]
+    }
+    return [
+      try await Notices(context: context).answer(id, state, because: because, for: absent, evidence: evidence).document
+    ]
   }
 
   // MARK: proof

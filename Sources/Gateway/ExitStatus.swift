@@ -62,4 +62,10 @@ package struct AdminError: Error, Equatable, Sendable, CustomStringConvertible {
     self.exitCode = exitCode
     self.description = description
   }
+
+  static func signsForItself(_ partner: AgencyID) -> AdminError {
+    AdminError(.refused, "\(partner) signs for itself: only a partner without a gateway is signed for")
+  }
+
+  static let forAndEvidence = AdminError(.usage, "--for PARTNER and --evidence PAPER belong together")
 }

@@ -24,6 +24,9 @@ package struct Home: Sendable {
   /// Written by `init` where no passphrase was given; to be moved to a credential store.
   package var passphrase: String { "\(keys)/passphrase" }
   package var policies: String { "\(path)/policies" }
+  /// What partners offer, in force for nobody.
+  package var offered: String { "\(policies)/offered" }
+  package func offered(_ agreement: Digest) -> String { "\(offered)/\(agreement.hex).yaml" }
   package var ledger: String { "\(path)/ledger.sqlite" }
   package var heads: String { "\(path)/heads.log" }
   /// A copy of what the ledger says about consent, for a fast start; may be removed.

@@ -2,7 +2,7 @@
 //
 //   PUT /v1/notices/{id}            the issuer, to the recipient or the hub before it: the newest answer, or 202 while there is none
 //   GET /v1/notices/{id}            the recipient, where its list names one
-//   PUT /v1/notices/{id}/receipt    its signed answer; again when that changes
+//   PUT /v1/notices/{id}/receipt    its signed answer; again when that changes. Without a gateway: its word, `{"state":"actioned"}`
 
 import Foundation
 import Logging
@@ -71,9 +71,26 @@ struct Notices: Sendable {
   func take(answer bytes: [UInt8], to row: NoticeRow) async throws {
     let (document, envelope) = try context.verified(bytes, as: .noticeReceipt, by: row.peer)
     let answer = try NoticeAnswer(document)
-    guard answer.id == row.id, answer.notice == (try Envelope(parsing: row.envelope, as: .notice)).payloadDigest else {
-      throw SealingError(.documentInvalid, "the answer is about another notice")
-    }
+    guard answer.id == row.id, answer.evidence == nil,
+      answer.notice == (try Envelope(parsing: row.envelope, as: .notice)).payloadDigest
+    else { throw SealingError(.documentInvalid, "the answer is about another notice") }
+    try await keep(answer, envelope, to: row)
+  }
+
+  /// What a partner without a gateway said, which nobody but us can sign.
+  ///
+  /// - Parameter evidence: how it said so: a paper, or the connection that it has with us.
+  func take(
+    word state: NoticeAnswer.State, because: String?, evidence: String, to row: NoticeRow
+  ) async throws -> NoticeAnswer {
+    let answer = NoticeAnswer(
+      notice: try Envelope(parsing: row.envelope, as: .notice).payloadDigest, id: row.id, from: row.peer, state: state,
+      stopped: [], retainedBecause: because, evidence: evidence, at: context.now())
+    try await keep(answer, context.sign(answer.document, as: .noticeReceipt), to: row)
+    return answer
+  }
+
+  private func keep(_ answer: NoticeAnswer, _ envelope: Envelope, to row: NoticeRow) async throws {
     try await context.ledger.write { tx in
       guard var current = try tx.reader.notice(row.id) else { return }
       let held = try current.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
@@ -128,8 +145,33 @@ struct Notices: Sendable {
 
   /// `PUT /v1/notices/{id}/receipt`.
   func putAnswer(_ id: TransferID, _ bytes: [UInt8], from partner: AgencyID) async throws -> HTTPReply {
-    try await take(answer: bytes, to: row(id, for: partner))
+    let row = try await row(id, for: partner)
+    guard row.direction == .out, !context.partners.hasGateway(partner) else {
+      try await take(answer: bytes, to: row)
+      return HTTPReply(200)
+    }
+    let state: NoticeAnswer.State
+    do {
+      var reader = try DocumentReader(JSON(canonical: Mailbox.typed(bytes), bytesMax: 1024), at: "answer")
+      state = try reader.choice("state")
+      try reader.finish()
+    } catch {
+      throw Problem(.malformed, #"expected {"state":"actioned"}, or "received", "partly", "refused""#)
+    }
+    _ = try await take(word: state, because: nil, evidence: "said over mutual TLS", to: row)
     return HTTPReply(200)
+  }
+
+  /// `consent answer --for`: what a paper says.
+  ///
+  /// - Throws: `AdminError` failed, unless a notice of ours to this partner has the id; refused, when it signs for itself.
+  func answer(
+    _ id: TransferID, _ state: NoticeAnswer.State, because: String?, for partner: AgencyID, evidence: String
+  ) async throws -> NoticeAnswer {
+    guard let row = try await context.ledger.read({ try $0.notice(id) }), row.direction == .out, row.peer == partner
+    else { throw LedgerError.notFound("notice \(id) to \(partner)") }
+    guard !context.partners.hasGateway(partner) else { throw AdminError.signsForItself(partner) }
+    return try await take(word: state, because: because, evidence: evidence, to: row)
   }
 
   private func row(_ id: TransferID, for partner: AgencyID) async throws -> NoticeRow {

@@ -125,6 +125,11 @@ package enum PolicyFolder {
   static func enforcement(of agreement: Agreement, in folder: String) throws -> Enforcement? {
     guard let records = agreement.records else { return nil }
     let path = "\(folder)/schemas/\(records.schema)"
+    guard Directory.exists(path) else {
+      throw ConfigurationError(
+        "\(agreement.id) needs its schema \(path), which is not there. Ask whoever wrote the agreement for the file with the SHA-256 \(records.sha256.hex)"
+      )
+    }
     do {
       let folder = SchemaFolder(path)
       let bytes = try folder.contents()

@@ -61,11 +61,7 @@ struct SubjectReport: Sendable {
   private func entry(_ agreement: Agreement, _ package: PackageRow, at: Date?, records: [Int64]?) async throws -> JSON {
     let recipient = agreement.parties.first { $0.id == package.recipient }
     let transfer = try await context.ledger.read { try $0.transfer(context.agency, package.id) }
-    let withdrawn = try await context.ledger.read({ try $0.notices(.out) }).contains { row in
-      try WithdrawalNotice(Envelope(parsing: row.envelope, as: .notice).unverified()).items.contains {
-        $0.package == package.id && !Set($0.ordinals).isDisjoint(with: records ?? [])
-      }
-    }
+    let withdrawn = try await !context.ledger.read { try $0.noticed(records ?? [], of: package.id) }.isEmpty
     let state: String =
       switch transfer?.state {
       case .confirmed, .purged, nil: "delivered"

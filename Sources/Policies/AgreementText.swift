@@ -122,6 +122,11 @@ package enum AgreementText {
         lines += withheld.sorted { $0.key < $1.key }.map { "    \(text($0.value)) stay: \($0.key)" }
       }
     }
+    if case .array(let codes)? = members["codes"] {
+      for case .string(let code) in codes {
+        if let reason = ReasonCode(rawValue: code) { lines.append("  next: \(reason.nextStep)") }
+      }
+    }
     if let near = members["nearest"] { lines.append("  nearest: \(text(near))") }
     return lines.joined(separator: "\n")
   }

@@ -41,6 +41,9 @@ package enum ReasonCode: String, Sendable, CaseIterable {
   case approvalExpired = "approval.expired"
 
   /// What to do next, for the person who dropped the file or runs the gateway.
+  package func nextStep(_ id: TransferID) -> String { nextStep.replacingOccurrences(of: " ID", with: " \(id)") }
+
+  /// What to do about it, with ID for the transfer's.
   package var nextStep: String {
     switch self {
     case .matchNone, .agreementUnknown:
@@ -64,7 +67,7 @@ package enum ReasonCode: String, Sendable, CaseIterable {
     case .consentStale: "Bring the consent registry's feed back: sallyport consent import, or consent heartbeat"
     case .consentMissing: "Take out the people who have not agreed, or ask them: sallyport consent show"
     case .recordsNone: "Nothing: no record of this file may go. Why is counted: sallyport agreements explain"
-    case .approvalPending: "Two people look at it: sallyport agreements approve ID"
+    case .approvalPending: "People look at it (sallyport agreements explain ID), and each says so: sallyport agreements approve ID --by NAME"
     case .approvalExpired: "Drop the file again and have it approved in time."
     case .limitBytes: "Split the file, or ask for a higher maxBytes in the agreement."
     case .limitRate: "It goes by itself tomorrow (UTC), or ask for a higher maxPackagesPerDay."
@@ -321,7 +324,8 @@ package enum Evaluation {
         rule.map { "no record is forbidden by \($0.id): \($0.because)" } ?? "no record is forbidden"),
       Rule(
         .consentMissing, passed: agreement.consent.onMissing == .withhold || missing == 0,
-        "every person in the file may be told about"),
+        agreement.consent.onMissing == .withhold && missing > 0
+          ? "people without consent are left out (\(missing))" : "every person in the file may be told about"),
       Rule(
         .limitRecords, passed: records.kept <= agreement.recordsMax,
         "\(records.kept) of at most \(agreement.recordsMax) records"),
@@ -469,16 +473,16 @@ package enum Evaluation {
       case .permit:
         records.map { told($0, draft, agreement) }
           ?? "Permitted: \"\(agreement.title)\" covers this file from \(draft.sender) to \(draft.recipient)."
-      case .hold: "Held: it is not so yet that \(list(failed))."
+      case .hold: "Held; what does not hold yet: \(list(failed))."
       case .refuse:
-        "Refused under \"\(agreement.title)\": it is not so that \(list(failed.filter { !$0.holds }))."
+        "Refused under \"\(agreement.title)\"; what does not hold: \(list(failed.filter { !$0.holds }))."
       }
     return Decision(
       outcome: outcome, codes: codes, agreement: NamedDigest(id: agreement.id, sha256: agreement.digest),
       trace: rules.map { .init(rule: $0.code.rawValue, passed: $0.passed, detail: $0.detail) }, sentence: sentence)
   }
 
-  private static func list(_ rules: [Rule]) -> String { rules.map(\.detail).joined(separator: "; nor that ") }
+  private static func list(_ rules: [Rule]) -> String { rules.map(\.detail).joined(separator: "; ") }
 
   private static func told(_ records: RecordCounts, _ draft: Draft, _ agreement: Agreement) -> String {
     let name = agreement.parties.first { $0.id == draft.recipient }?.name ?? draft.recipient.text

@@ -122,11 +122,13 @@ package struct NoticeAnswer: Equatable, Sendable {
   package let stopped: [TransferID]
   /// The law that says so, where records are kept.
   package let retainedBecause: String?
+  /// Of a partner without a gateway, for whom the issuer signs: how it said so.
+  package let evidence: String?
   package let at: Date
 
   package init(
     notice: Digest, id: TransferID, from: AgencyID, state: State, stopped: [TransferID], retainedBecause: String?,
-    at: Date
+    evidence: String? = nil, at: Date
   ) {
     self.notice = notice
     self.id = id
@@ -134,6 +136,7 @@ package struct NoticeAnswer: Equatable, Sendable {
     self.state = state
     self.stopped = stopped
     self.retainedBecause = retainedBecause
+    self.evidence = evidence
     self.at = at
   }
 
@@ -144,6 +147,7 @@ package struct NoticeAnswer: Equatable, Sendable {
       "at": .string(Timestamp.format(at)),
     ]
     members["retainedBecause"] = retainedBecause.map { .string($0) }
+    members["evidence"] = evidence.map { .string($0) }
     return .object(members)
   }
 
@@ -164,6 +168,7 @@ package struct NoticeAnswer: Equatable, Sendable {
     }
     self.stopped = stopped
     retainedBecause = try reader.text("retainedBecause", bytesMax: 1024)
+    evidence = try reader.text("evidence", bytesMax: 1024)
     at = try reader.date("at")
     try reader.finish()
   }

@@ -195,6 +195,7 @@ extension Transaction {
   /// Forgets what was known about a package. Who was in it the caller removes from the spool.
   package func remove(package id: TransferID) throws {
     try execute("DELETE FROM packages WHERE id = ?", [id.text])
+    try execute("DELETE FROM noticed WHERE package = ?", [id.text])
   }
 
   /// An approval; the same person twice is one.
@@ -396,7 +397,22 @@ extension Transaction {
   }
 }
 
+extension Transaction {
+  /// The recipient of a package is told of these records of it.
+  package func notice(_ ordinals: [Int64], of package: TransferID) throws {
+    for ordinal in ordinals { try execute("INSERT OR IGNORE INTO noticed VALUES (?, ?)", [package.text, ordinal]) }
+  }
+}
+
 extension Reader {
+  /// Those of a package's records that its recipient was told of.
+  package func noticed(_ ordinals: [Int64], of package: TransferID) throws -> Set<Int64> {
+    try Set(
+      ordinals.filter {
+        try fetchOne("SELECT 1 FROM noticed WHERE package = ? AND ordinal = ?", [package.text, $0]) != nil
+      })
+  }
+
   package func notice(_ id: TransferID) throws -> NoticeRow? {
     try fetchOne("SELECT * FROM notices WHERE id = ?", [id.text]).map(NoticeRow.init)
   }

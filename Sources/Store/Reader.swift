@@ -109,14 +109,15 @@ package struct Reader {
   /// Transfers touched since `instant`.
   package func changed(_ direction: Direction, since instant: Date) throws -> [Transfer] {
     try fetchAll(
-      "SELECT \(Transfer.columns) FROM transfers WHERE direction = ? AND updated_at >= ?",
+      "SELECT \(Transfer.columns) FROM transfers WHERE direction = ? AND updated_at >= ? ORDER BY created_at, id",
       [direction.rawValue, Transfer.milliseconds(instant)]
     ).map(Transfer.init)
   }
 
   /// The queue: transfers not purged, newest last, filtered.
   package func queue(
-    state: TransferState? = nil, peer: AgencyID? = nil, agreement: String? = nil, openOnly: Bool = false, limit: Int
+    state: TransferState? = nil, peer: AgencyID? = nil, agreement: String? = nil, name: String? = nil,
+    openOnly: Bool = false, limit: Int
   ) throws -> [Transfer] {
     var conditions = ["state <> 'purged'"]
     var arguments = StatementArguments()
@@ -131,6 +132,10 @@ package struct Reader {
     if let agreement {
       conditions.append("agreement = ?")
       arguments += [agreement]
+    }
+    if let name {
+      conditions.append("name = ?")
+      arguments += [name]
     }
     if openOnly {
       let ends = TransferState.allCases.filter(\.isEnd).map { "'\($0.rawValue)'" }.joined(separator: ", ")
@@ -231,6 +236,16 @@ package struct Reader {
     try fetchOne(
       "SELECT envelope FROM documents WHERE sender = ? AND id = ? AND kind = ?", [sender.text, id.text, kind.rawValue]
     ).map { try Envelope(parsing: Array($0["envelope"] as Data), as: kind) }
+  }
+
+  /// All that were signed about a transfer beside its receipts.
+  package func documents(_ sender: AgencyID, _ id: TransferID) throws -> [(kind: DocumentKind, envelope: Envelope)] {
+    try fetchAll("SELECT kind, envelope FROM documents WHERE sender = ? AND id = ? ORDER BY kind", [sender.text, id.text])
+      .compactMap { row in
+        try DocumentKind(rawValue: row["kind"]).map {
+          ($0, try Envelope(parsing: Array(row["envelope"] as Data), as: $0))
+        }
+      }
   }
 
   package func partner(_ agency: AgencyID) throws -> PartnerRecord? {

@@ -1,6 +1,8 @@
 // The ledger's tables. Migrations are ordered, named, and never edited once released.
 
+import Foundation
 import GRDB
+import Sealing
 
 enum Schema {
   static var migrator: DatabaseMigrator {
@@ -138,6 +140,26 @@ enum Schema {
               AND json_extract(CAST(entry AS TEXT), '$.detail.for') IS NOT NULL);
           DELETE FROM meta WHERE name = 'consent-settled';
           """)
+    }
+    migrator.registerMigration("7 what takes a package's place, and who was told") { db in
+      try db.execute(
+        sql: """
+          ALTER TABLE transfers ADD COLUMN replaced_by TEXT;
+
+          -- Records that a recipient was told of: once is enough.
+          CREATE TABLE noticed (
+            package TEXT NOT NULL, ordinal INTEGER NOT NULL, PRIMARY KEY (package, ordinal)) WITHOUT ROWID;
+          """)
+      for row in try Row.fetchAll(db, sql: "SELECT envelope FROM notices WHERE direction = 'out'") {
+        let notice = try Envelope(parsing: Array(row["envelope"] as Data), as: .notice).unverified()
+        guard case .object(let members) = notice, case .array(let items)? = members["items"] else { continue }
+        for case .object(let item) in items {
+          guard case .string(let package)? = item["package"], case .array(let ordinals)? = item["records"] else { continue }
+          for case .integer(let ordinal) in ordinals {
+            try db.execute(sql: "INSERT OR IGNORE INTO noticed VALUES (?, ?)", arguments: [package, ordinal])
+          }
+        }
+      }
     }
     return migrator
   }

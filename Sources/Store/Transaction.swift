@@ -126,7 +126,7 @@ package final class Transaction {
       """
       UPDATE transfers SET state = ?, name = ?, payload_bytes = ?, body_bytes = ?, manifest = ?, manifest_sha256 = ?,
         key = ?, durable_bytes = ?, expires_at = ?, next_at = ?, attempts = ?, code = ?, note = ?, held_from = ?, sealed_to = ?,
-        inbox_name = ?, collected = ?, via = ?, updated_at = ?
+        inbox_name = ?, collected = ?, via = ?, replaced_by = ?, updated_at = ?
       WHERE sender = ? AND id = ? AND state = ?
       """,
       [
@@ -134,8 +134,8 @@ package final class Transaction {
         next.key.map { Data($0) }, next.durableBytes, next.expiresAt.map(Transfer.milliseconds),
         next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue,
         next.sealedTo,
-        next.inboxName, next.isCollected, next.via?.text, Transfer.milliseconds(at), next.sender.text, next.id.text,
-        state.rawValue,
+        next.inboxName, next.isCollected, next.via?.text, next.replacedBy?.text, Transfer.milliseconds(at),
+        next.sender.text, next.id.text, state.rawValue,
       ])
     guard db.changesCount == 1 else { throw LedgerError.stale("transfer \(next.id)") }
   }

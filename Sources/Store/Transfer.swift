@@ -41,6 +41,8 @@ package struct Transfer: Equatable, Sendable {
   package var isCollected = false
   /// The hub between sender and recipient; at the hub, itself.
   package var via: AgencyID?
+  /// Sender: the transfer that took its place when people were left out; this one is cancelled.
+  package var replacedBy: TransferID?
   package var updatedAt: Date
 
   /// The manifest in its envelope: its signature was verified when the row was made.
@@ -96,7 +98,8 @@ package struct Transfer: Equatable, Sendable {
 extension Transfer {
   static let columns =
     "direction, sender, id, peer, agreement, state, name, payload_bytes, body_bytes, manifest, manifest_sha256, "
-    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, sealed_to, inbox_name, collected, via, updated_at"
+    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, sealed_to, inbox_name, collected, via, replaced_by, "
+    + "updated_at"
 
   static func columns(of table: String) -> String {
     columns.split(separator: ",").map { "\(table).\($0.drop { $0 == " " })" }.joined(separator: ", ")
@@ -123,6 +126,7 @@ extension Transfer {
     inboxName = row["inbox_name"]
     isCollected = row["collected"]
     via = (row["via"] as String?).flatMap { AgencyID($0) }
+    replacedBy = (row["replaced_by"] as String?).flatMap { TransferID($0) }
     updatedAt = Self.date(row["updated_at"])
   }
 
@@ -135,7 +139,7 @@ extension Transfer {
       direction.rawValue, sender.text, id.text, peer.text, agreement, state.rawValue, name, payloadBytes,
       bodyBytes, Data(manifest), manifestDigest, key.map { Data($0) }, durableBytes, Self.milliseconds(createdAt),
       expiresAt.map(Self.milliseconds), nextAt.map(Self.milliseconds), attempts, code, note,
-      heldFrom?.rawValue, sealedTo, inboxName, isCollected, via?.text,
+      heldFrom?.rawValue, sealedTo, inboxName, isCollected, via?.text, replacedBy?.text,
       Self.milliseconds(updatedAt),
     ]
   }

@@ -40,7 +40,7 @@ struct AgreementsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
       abstract: "One agreement in words, from its canonical form, which is what is signed.")
     @OptionGroup var options: HomeOptions
-    @Argument(help: "The agreement's id, or a file.") var agreement: String
+    @Argument(help: "The agreement's id, a file, or the SHA-256 of one that a partner offers.") var agreement: String
 
     func run() async throws {
       let found = try AgreementFile.find(agreement, options.home)
@@ -154,6 +154,7 @@ struct AgreementsCommand: AsyncParsableCommand {
       row.member("act") == nil
         ? "\(row.text("from")) → \(row.text("to")): \(row.text("state")), \(row.text("detail"))"
         : "\(row.text("agreement"))  signed, sha256 \(row.text("sha256"))"
+          + (row.text("hint").isEmpty ? "" : "\n  \(row.text("hint"))")
     }
   }
 
@@ -253,11 +254,12 @@ struct AgreementsCommand: AsyncParsableCommand {
     @Option(help: "The field's name, or its category such as pd:MedicalHealth.") var field: String
     @Option(help: "The agency.") var reach: String
     @Option(help: "Only from this agreement.") var agreement: String?
-    @Option(help: "The folder with the agreements.", completion: .directory) var folder = "policies"
+    @Option(help: "The folder with the agreements; policies otherwise.", completion: .directory) var folder: String?
+    @Option(help: "The home whose policies/ it is.", completion: .directory) var home: String?
     @Flag(help: "Print JSON Lines.") var json = false
 
     func run() async throws {
-      let set = try PolicyFolder.load(folder: folder)
+      let set = try PolicyFolder.load(folder: folder ?? home.map { Home($0).policies } ?? "policies")
       let routes = RouteQuestion.routes(of: field, to: reach, from: agreement, in: set)
       let output = Output(asJSON: json)
       output.rows(routes.map(\.document)) { "yes: \($0.text("text"))" }
@@ -292,6 +294,9 @@ enum AgreementFile {
   /// By file, else by id in the home's policies.
   static func find(_ name: String, _ home: Home) throws -> Agreement {
     if Directory.exists(name) { return try PolicyFolder.agreement(name) }
+    if let digest = Digest(hex: name), Directory.exists(home.offered(digest)) {
+      return try PolicyFolder.agreement(home.offered(digest))
+    }
     // Of all that lies there: beside a file that cannot be read, what is current is not known.
     guard let agreement = try PolicyFolder.load(home).current(name, at: Date()) else {
       throw AdminError(.failed, "no agreement \(name) in \(home.policies)")

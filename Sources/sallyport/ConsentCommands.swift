@@ -129,6 +129,7 @@ struct ConsentCommand: AsyncParsableCommand {
       options.output.rows(rows) { row in
         row.text("event").isEmpty
           ? "\(row.text("subject"))  \(row.text("state"))  \(row.text("goes") == "yes" ? "records go" : "records stay: \(row.text("code"))")"
+            + (row.text("until").isEmpty ? "" : ", until \(row.text("until"))")
           : "  #\(row.text("sequence"))  \(row.text("at"))  \(row.text("event"))  \(row.text("source"))"
       }
     }
@@ -170,15 +171,21 @@ struct ConsentCommand: AsyncParsableCommand {
 
   struct Answer: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Answer a notice that a partner sent, signed, once its records were dealt with.")
+      abstract: "Answer a notice that a partner sent, signed, once its records were dealt with.",
+      discussion: "With --for and --evidence: note what a partner without a gateway answered to a notice of ours.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The notice's id.") var notice: String
     @Option(help: "actioned, partly or refused.") var state: NoticeAnswer.State
     @Option(help: "The law by which records are kept.") var because: String?
+    @Option(name: .customLong("for"), help: "A partner without a gateway that answered on paper, with --evidence.")
+    var absent: String?
+    @Option(help: "The paper that shows it: where it is kept, its SHA-256.") var evidence: String?
 
     func run() async throws {
       var arguments: [String: JSON] = ["notice": .string(notice), "state": .string(state.rawValue)]
       arguments["because"] = because.map { .string($0) }
+      arguments["for"] = absent.map { .string($0) }
+      arguments["evidence"] = evidence.map { .string($0) }
       let rows = try await Session(options).perform(.consentAnswer, arguments)
       options.output.rows(rows) { "\($0.text("notice"))  \($0.text("state"))" }
     }
@@ -203,15 +210,21 @@ struct ReportCommand: AsyncParsableCommand {
         + (row.text("receiverName").isEmpty
           ? ""
           : """
-          \n  to         \(row.text("receiverName")) \(row.text("receiverSystem"))
-            what       \(row.text("data"))
+          \n  to         \([row.text("receiverName"), row.text("receiverCode"), row.text("receiverSystem")].filter { !$0.isEmpty }.joined(separator: ", "))
+            what       \(Self.list(row.member("data")))
             why        \(row.text("purpose"))
             basis      \(row.text("legalBasis"))
             under      \(row.text("agreement")), kept until \(row.text("keptUntil")), passed on to \(row.text("onward"))
             state      \(row.text("state"))
+            proof      package \(row.member("proof")?.text("package") ?? ""), ledger entry \(row.member("proof")?.text("sequence") ?? "")
             withdraw   \(choices?.text("withdraw") ?? "")
             complain   \(choices?.text("complain") ?? "")
           """)
     }
+  }
+
+  private static func list(_ value: JSON?) -> String {
+    guard case .array(let items)? = value else { return "" }
+    return items.map { if case .string(let text) = $0 { text } else { "" } }.joined(separator: ", ")
   }
 }

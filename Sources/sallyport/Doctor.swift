@@ -58,6 +58,11 @@ struct Doctor {
       return findings
     }
     let status = try await session.perform(.status)
+    for row in status where row.text("kind") == "agreement-offered" {
+      add(
+        "warning", "the agreement \(row.text("agreement")) version \(row.text("version")) is offered and waits for people",
+        "sallyport agreements show \(row.text("sha256"))")
+    }
     for row in status where row.text("kind") == "notice-overdue" {
       add(
         "warning", "\(row.text("partner")) has not answered the withdrawal notice \(row.text("notice")) in time",

@@ -91,7 +91,7 @@ struct PartnersCommand: AsyncParsableCommand {
       guard !rows.isEmpty else { throw AdminError(.failed, "\(agency) is not known here") }
       options.output.rows(rows) { row in
         var text =
-          "\(row.text("agency"))  \(row.text("state"))\nserial       \(row.text("serial"))\nendpoint     \(row.text("endpoint"))\nfingerprint  \(row.text("fingerprint"))"
+          "\(row.text("agency"))  \(row.text("state"))\nserial       \(row.text("serial"))\nendpoint     \(row.text("endpoint"))\nfingerprint  \(row.text("fingerprint"))\nits SHA-256  \(row.text("fingerprintSha256"))"
         if !row.text("pendingFingerprint").isEmpty {
           text += "\nA new card waits: \(row.text("pendingReason"))\nits fingerprint  \(row.text("pendingFingerprint"))"
         }

@@ -41,7 +41,7 @@ struct SendCommand: AsyncParsableCommand {
       throw AdminError(
         .waiting, "no gateway runs on \(home.path), so nobody would send it. Try: sallyport run --home \(home.path)")
     }
-    let id = try Dropping.drop(file, into: home, agreement: agreement)
+    var id = try Dropping.drop(file, into: home, agreement: agreement)
     if isRunning { _ = try await session.perform(.poke) }
     guard wait else {
       options.output.row(
@@ -54,8 +54,12 @@ struct SendCommand: AsyncParsableCommand {
       if let row = try await row(session, id), let state = TransferState(rawValue: row.text("state")),
         state.isEnd || state == .held
       {
-        options.output.row(
-          row, human: "\(id)  \(state.rawValue)\(row.text("note").isEmpty ? "" : ": \(row.text("note"))")")
+        options.output.row(row, human: "\(id)  \(state.rawValue)" + TransferText.cause(row))
+        if let next = TransferID(row.text("replacedBy")) {
+          // The file goes on without some records: its end is that one's.
+          id = next
+          continue
+        }
         switch state {
         case .confirmed, .purged: return
         case .refused: throw ExitCode(.refused)
@@ -86,6 +90,7 @@ struct QueueCommand: AsyncParsableCommand {
   @Option(help: "Only this state.") var state: String?
   @Option(help: "Only with this partner.") var partner: String?
   @Option(help: "Only under this agreement.") var agreement: String?
+  @Option(help: "Only files of this name.") var name: String?
   @Flag(help: "Ended ones too.") var all = false
   @Option(help: "At most so many.") var limit = 1000
 
@@ -97,6 +102,7 @@ struct QueueCommand: AsyncParsableCommand {
     }
     arguments["partner"] = partner.map { .string($0) }
     arguments["agreement"] = agreement.map { .string($0) }
+    arguments["name"] = name.map { .string($0) }
     let rows = try await Session(options).perform(.queue, arguments)
     options.output.table(
       rows,
@@ -127,9 +133,22 @@ struct TraceCommand: AsyncParsableCommand {
         return
           "  receipt  \(receipt.text("kind"))  by \(receipt.text("recipient")) at \(receipt.text("at"))  code \(receipt.text("code"))"
       }
+      if let document = row.member("document") {
+        return "  \(row.text("kind"))  signed at \(document.text("at"))"
+          + (document.text("evidence").isEmpty ? "" : "  evidence \(document.text("evidence"))")
+      }
       return "\(row.text("id"))  \(row.text("name"))  \(row.text("bytes")) bytes  \(row.text("state"))"
-        + (row.text("note").isEmpty ? "" : "\n  \(row.text("note")) [\(row.text("code"))]")
+        + TransferText.cause(row)
     }
+  }
+}
+
+enum TransferText {
+  /// Why a transfer is where it is, and what to do about it; empty when there is nothing to say.
+  static func cause(_ row: JSON) -> String {
+    let (note, code, next) = (row.text("note"), row.text("code"), row.text("next"))
+    return (note.isEmpty ? "" : "\n  \(note)\(code.isEmpty ? "" : " [\(code)]")")
+      + (next.isEmpty ? "" : "\n  next: \(next)")
   }
 }
 
@@ -144,7 +163,7 @@ enum TransferArgument {
 
 struct WhyCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "why", abstract: "Why a file in an outbox has not been taken.")
+    commandName: "why", abstract: "Why a file in an outbox has not been taken, or what became of it.")
 
   @OptionGroup var options: HomeOptions
   @Argument(help: "The file's path.", completion: .file()) var path: String
@@ -163,6 +182,10 @@ struct WhyCommand: AsyncParsableCommand {
         ["path": .string(full), "agreement": .string(agreement), "answer": .string(text), "waiting": .bool(waiting)],
         human: text)
       if waiting { throw ExitCode(.waiting) }
+    }
+    // Where the folder itself is away, nobody knows what is in it.
+    guard Directory.exists(full) || !Directory.exists("\(home.outbox(agreement))/\(Folder.sentinel)") else {
+      return try answer(false, try await taken(name, agreement, home))
     }
     guard let found = try PolicyFolder.current(agreement, home, at: Date()) else {
       return try answer(
@@ -188,6 +211,24 @@ struct WhyCommand: AsyncParsableCommand {
     case .ignored(let why): try answer(true, why)
     case .unfit(let why): try answer(true, "\(why); it will be moved to \(home.returned(agreement))")
     }
+  }
+
+  /// What became of a file that is not in its outbox.
+  private func taken(_ name: String, _ agreement: String, _ home: Home) async throws -> String {
+    let rows = try await Session(options).perform(
+      .queue,
+      [
+        "name": .string(name), "agreement": .string(agreement), "all": true,
+        "limit": .integer(Int64(Administration.rowsMax)),
+      ])
+    if let row = rows.last(where: { $0.text("direction") == Direction.out.rawValue }) {
+      return "it was taken as \(row.text("id")), which is \(row.text("state"))\(TransferText.cause(row))"
+    }
+    let reason = "\(home.returned(agreement))/\(name).reason.txt"
+    guard Directory.exists(reason) else {
+      throw AdminError(.failed, "\(path) is not there, and no file of this name was taken under \(agreement)")
+    }
+    return "it was given back, see \(reason)"
   }
 }
 

@@ -336,8 +336,44 @@ import Testing
         ).text.contains("C-P1")
       })
     #expect(eventually { partner.agencies.sender.outcome("people.ndjson") == "delivered" })
+    #expect(try partner.agencies.sender.sallyport("trace", id).text.contains("evidence download"))
+    try answersNotices(partner, id)
     #expect(partner.agencies.sender.stop() == 0)
     #expect(try partner.agencies.sender.sallyport("check", "--deep").status == 0)
+  }
+
+  /// A withdrawal after delivery: by the page's commands, and on paper.
+  private func answersNotices(_ partner: Partner, _ package: String) throws {
+    let sender = partner.agencies.sender
+    let withdrawn = try sender.sallyport("consent", "withdraw", "P1", "--agreement", TestAgencies.agreement)
+    #expect(withdrawn.status == 0, "\(withdrawn.errors)")
+    let page = try partner.shell("curl -s --cert partner.pem --key partner.key -k --pinnedpubkey $PIN $GATEWAY/")
+    #expect(page.text.contains("People who have withdrawn") && page.text.contains("restrict"), "\(page.text)")
+    let steps = try Partner.blocks("notice")
+    let asked = try partner.shell(steps[0] + "\necho $NOTICE; cat $NOTICE.json")
+    #expect(asked.status == 0 && asked.text.contains(#"{"package":"\#(package)","records":[0]}"#), "\(asked.errors)")
+    let notice = asked.lines.first ?? ""
+    func answer(_ more: String...) throws -> CommandResult {
+      try Command.sallyport(["consent", "answer", notice, "--home", sender.home] + more)
+    }
+    func state() throws -> Substring? {
+      try sender.sallyport("consent", "notices", "--json").text.firstMatch(of: /"state":"([a-z]*)"/)?.1
+    }
+    #expect(try state() == "unanswered")
+    let get = "curl -s --cert partner.pem --key partner.key -k --pinnedpubkey $PIN -X PUT"
+    #expect(
+      try partner.shell("\(get) -d '{\"state\":\"done\"}' $GATEWAY/v1/notices/\(notice)/receipt").text.contains("400"))
+    // Not about a notice that we have from somebody; not for somebody who is not there; a paper is named.
+    #expect(try answer("--state", "actioned").status == 1)
+    #expect(try answer("--state", "actioned", "--for", partner.agencies.recipient.id).status == 64)
+    #expect(try answer("--state", "actioned", "--for", "nobody.gov", "--evidence", "letter").status == 1)
+    let paper = try answer("--state", "received", "--for", partner.agencies.recipient.id, "--evidence", "letter 4711")
+    #expect(paper.status == 0, "\(paper.errors)")
+    #expect(try state() == "received")
+    let said = try partner.shell(steps.joined())
+    #expect(said.status == 0, "\(said.errors)")
+    #expect(try state() == "actioned")
+    #expect(try partner.shell(steps[0]).text.contains("no notice"))
   }
 
   @Test func aDownloadThatWasCutAndResumedCountsToo() throws {

@@ -57,6 +57,12 @@ import Testing
     let answer = try agencies.recipient.sallyport(
       "consent", "answer", String(notice?.1 ?? ""), "--state", "actioned")
     #expect(answer.status == 0, "\(answer.errors)")
+    // Who withdraws twice is told of once; whom nobody knows is asked about.
+    let twice = try agencies.sender.sallyport("consent", "withdraw", "P1", "--agreement", agreement)
+    #expect(twice.text.contains("told before"), "\(twice.text)")
+    #expect(try agencies.sender.sallyport("consent", "notices", "--json").lines.count == 1)
+    let stranger = try agencies.sender.sallyport("consent", "withdraw", "P99", "--agreement", agreement)
+    #expect(stranger.status == 0 && stranger.text.contains("Nothing was known"), "\(stranger.text)")
     try agencies.sender.drop("second.ndjson", TestRecords.of(["P1", "P3"]))
     #expect(eventually { agencies.sender.outcome("second.ndjson") == "delivered" })
     #expect(TestRecords.claims(agencies.recipient.inbox(from: agencies.sender, "second.ndjson")) == ["P3"])
@@ -73,8 +79,12 @@ import Testing
     )
     try agencies.start()
     try grant(agencies, ["P1", "P2", "P3"])
-    try agencies.sender.drop("a.ndjson", TestRecords.of(["P1", "P2", "P3"]))
+    // As a batch job does that waits for the end.
+    let file = try agencies.scratch.file("a.ndjson", TestRecords.of(["P1", "P2", "P3"]))
+    let job = try Command.start(
+      ["send", file, "--agreement", TestAgencies.agreement, "--wait", "--home", agencies.sender.home])
     #expect(eventually { agencies.sender.outcome("a.ndjson", "code") == "approval.pending" })
+    #expect(agencies.sender.outcome("a.ndjson", "next")?.contains("agreements approve") == true)
     let id = agencies.sender.outcome("a.ndjson", "id") ?? ""
     let ack = try agencies.sender.sallyport(
       "consent", "withdraw", "P2", "--agreement", TestAgencies.agreement, "--json")
@@ -85,17 +95,29 @@ import Testing
     if spooled == "reseal" {
       let next = String(queue.text.firstMatch(of: /"id":"([a-z2-7]{26})"/)?.1 ?? "")
       #expect(next != id && !next.isEmpty)
-      #expect(try agencies.sender.sallyport("agreements", "approve", next, "--by", "Ana").status == 0)
-      #expect(try agencies.sender.sallyport("agreements", "approve", next, "--by", "Ana").text.contains("1 of 2"))
+      #expect(agencies.sender.outcome("a.ndjson", "id") == next)
+      let replaced = "a.ndjson~\(id.prefix(8))"
+      #expect(agencies.sender.outcome(replaced) == "replaced")
+      #expect(agencies.sender.outcome(replaced, "replacedBy") == next)
+      let first = try agencies.sender.sallyport("agreements", "approve", next, "--by", "Ana")
+      #expect(first.status == 0 && first.text.contains("1 of 2"), "\(first.text)\(first.errors)")
+      let again = try agencies.sender.sallyport("agreements", "approve", next, "--by", "Ana")
+      #expect(again.status == 1 && again.errors.contains("counts once"))
       #expect(agencies.recipient.inboxNames(from: agencies.sender).isEmpty)
       #expect(try agencies.sender.sallyport("agreements", "approve", next, "--by", "Bo").status == 0)
       #expect(eventually { agencies.sender.outcome("a.ndjson") == "delivered" })
       #expect(TestRecords.claims(agencies.recipient.inbox(from: agencies.sender, "a.ndjson")) == ["P1", "P3"])
       #expect(try agencies.sender.sallyport("report", "P2", "--json").lines.count == 1)
       #expect(try agencies.sender.sallyport("report", "P3", "--json").lines.count == 2)
+      let told = job.wait()
+      #expect(told.status == 0 && told.text.contains("\(next)  confirmed"), "\(told.text)\(told.errors)")
+      let why = try agencies.sender.sallyport(
+        "why", "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/a.ndjson")
+      #expect(why.status == 0 && why.text.contains("taken as \(next), which is confirmed"), "\(why.text)\(why.errors)")
     } else {
       #expect(queue.lines.isEmpty, "\(queue.text)")
       #expect(agencies.sender.outcome("a.ndjson") == "cancelled")
+      #expect(job.wait().status == 1)
     }
     #expect(try agencies.sender.sallyport("consent", "audit").status == 0)
     try agencies.stop()
@@ -284,6 +306,11 @@ import Testing
     let offers = "\(agencies.recipient.home)/policies/offered"
     #expect(eventually { ((try? FileManager.default.contentsOfDirectory(atPath: offers)) ?? []).count == 1 })
     let digest = String(try FileManager.default.contentsOfDirectory(atPath: offers)[0].prefix(64))
+    for command in [["agreements", "list"], ["status"], ["doctor"]] {
+      let told = try Command.sallyport(command + ["--home", agencies.recipient.home])
+      #expect(told.text.contains(digest), "\(command): \(told.text)\(told.errors)")
+    }
+    #expect(try agencies.recipient.sallyport("agreements", "show", digest).text.contains("Test files"))
     // A file that cannot be read is beside the acts, and keeps none of them from counting.
     let broken = [agencies.sender, agencies.recipient].map { "\($0.home)/policies/broken.yaml" }
     for path in broken { try Data("id: [".utf8).write(to: URL(fileURLWithPath: path)) }

@@ -37,15 +37,33 @@ public enum Command {
     _ program: String, _ arguments: [String], input: Data? = nil, environment: [String: String] = [:],
     directory: String? = nil
   ) throws -> CommandResult {
-    let process = Process()
+    try RunningCommand(program, arguments, input: input, environment: environment, directory: directory).wait()
+  }
+
+  @discardableResult
+  public static func sallyport(_ arguments: [String], input: Data? = nil) throws -> CommandResult {
+    try run(sallyport, arguments, input: input)
+  }
+
+  /// Starts the command; the caller waits for it.
+  public static func start(_ arguments: [String]) throws -> RunningCommand { try RunningCommand(sallyport, arguments) }
+}
+
+/// A program on its way.
+public final class RunningCommand {
+  private let process = Process()
+  // Files instead of pipes: nothing blocks, whatever the size.
+  private let folder = FileManager.default.temporaryDirectory.appendingPathComponent("command-\(UUID().uuidString)")
+
+  init(
+    _ program: String, _ arguments: [String], input: Data? = nil, environment: [String: String] = [:],
+    directory: String? = nil
+  ) throws {
     process.executableURL = URL(fileURLWithPath: program)
     process.arguments = arguments
     process.environment = ProcessInfo.processInfo.environment.merging(environment) { _, new in new }
     if let directory { process.currentDirectoryURL = URL(fileURLWithPath: directory) }
-    // Files instead of pipes: nothing blocks, whatever the size.
-    let folder = FileManager.default.temporaryDirectory.appendingPathComponent("command-\(UUID().uuidString)")
     try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-    defer { try? FileManager.default.removeItem(at: folder) }
     for name in ["in", "out", "err"] {
       _ = FileManager.default.createFile(
         atPath: folder.appendingPathComponent(name).path, contents: name == "in" ? input ?? Data() : nil)
@@ -54,16 +72,19 @@ public enum Command {
     process.standardOutput = try FileHandle(forWritingTo: folder.appendingPathComponent("out"))
     process.standardError = try FileHandle(forWritingTo: folder.appendingPathComponent("err"))
     try process.run()
-    process.waitUntilExit(atMost: 600)
-    return CommandResult(
-      status: process.terminationReason == .exit ? process.terminationStatus : 128 + process.terminationStatus,
-      output: try Data(contentsOf: folder.appendingPathComponent("out")),
-      errors: String(decoding: try Data(contentsOf: folder.appendingPathComponent("err")), as: UTF8.self))
   }
 
-  @discardableResult
-  public static func sallyport(_ arguments: [String], input: Data? = nil) throws -> CommandResult {
-    try run(sallyport, arguments, input: input)
+  deinit { try? FileManager.default.removeItem(at: folder) }
+
+  /// Until its end. Blocks.
+  public func wait() -> CommandResult {
+    process.waitUntilExit(atMost: 600)
+    func said(_ name: String) -> Data {
+      FileManager.default.contents(atPath: folder.appendingPathComponent(name).path) ?? Data()
+    }
+    return CommandResult(
+      status: process.terminationReason == .exit ? process.terminationStatus : 128 + process.terminationStatus,
+      output: said("out"), errors: String(decoding: said("err"), as: UTF8.self))
   }
 }
 

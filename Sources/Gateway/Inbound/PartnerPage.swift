@@ -2,6 +2,7 @@
 // no script, nothing from elsewhere, and nothing on it that the list does not say too.
 
 import Foundation
+import Policies
 import Sealing
 import Store
 import Transport
@@ -15,7 +16,8 @@ struct PartnerPage: Sendable {
     let waiting = try await context.ledger.read {
       try $0.offers(to: partner, after: 0, waitingOnly: true, limit: Self.rowsMax)
     }.map(\.transfer)
-    let html = page(partner, waiting)
+    let notices = try await context.ledger.read { try $0.openNotices(to: partner, limit: Self.rowsMax) }
+    let html = page(partner, waiting, try notices.map(notice).joined(separator: "\n"))
     return HTTPReply(
       200,
       headers: [
@@ -32,7 +34,19 @@ struct PartnerPage: Sendable {
     code,pre{font:14px/1.5 ui-monospace,monospace}pre{background:#f4f4f4;padding:1rem;overflow-x:auto}
     """
 
-  private func page(_ partner: AgencyID, _ waiting: [Transfer]) -> String {
+  private func notice(_ row: NoticeRow) throws -> String {
+    let notice = try WithdrawalNotice(Envelope(parsing: row.envelope, as: .notice).unverified())
+    let items = notice.items.map { item in
+      "<code>\(item.package)</code>: \(item.ordinals.map { "\($0)" }.joined(separator: ", "))"
+    }
+    return """
+      <tr><td><code>\(row.id)</code></td><td>\(Self.escape(row.agreement))</td><td>\(notice.asked.rawValue)</td>\
+      <td>\(items.joined(separator: "<br>"))</td>\
+      <td><time datetime="\(Self.time(row.actBy))">\(Self.time(row.actBy))</time></td></tr>
+      """
+  }
+
+  private func page(_ partner: AgencyID, _ waiting: [Transfer], _ notices: String) -> String {
     let own = Fingerprint(context.keys.card.card).description
     let theirs = context.partners[partner]?.card.map { Fingerprint($0.card).description } ?? ""
     let rows = waiting.map { transfer in
@@ -52,6 +66,19 @@ struct PartnerPage: Sendable {
       \(rows.joined(separator: "\n"))
       </tbody></table>
       """
+    let withdrawals =
+      notices.isEmpty
+      ? ""
+      : """
+      <h2>People who have withdrawn</h2>
+      <p>Records that you have and are asked about: in each package by their places, from 0.</p>
+      <table><thead><tr><th scope="col">Notice</th><th scope="col">Agreement</th><th scope="col">Asked to</th>\
+      <th scope="col">Records</th><th scope="col">By (UTC)</th></tr></thead><tbody>
+      \(notices)
+      </tbody></table>
+      <p>When it is done (<code>actioned</code>; or <code>partly</code>, <code>refused</code>), with <code>$GET</code> of below:</p>
+      <pre>$GET/v1/notices/$NOTICE/receipt -X PUT -d '{"state":"actioned"}'</pre>
+      """
     return """
       <!doctype html>
       <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -59,6 +86,7 @@ struct PartnerPage: Sendable {
       <main><h1>Packages for \(Self.escape(partner.text))</h1>
       <p>From \(Self.escape(context.agency.text)), at \(Self.time(context.now())).</p>
       \(table)
+      \(withdrawals)
       <h2>How to open one</h2>
       <p>With the key and certificate by which you are known here, and your age identity. The key is given once you have said that
       you hold the body.</p>

@@ -30,7 +30,7 @@ struct Approvals: Sendable {
       case .overThreshold: (manifest.records ?? .max) > approval.threshold
       }
     guard isAsked, approvers.count < approval.approvers else { return nil }
-    return "\(approvers.count) of \(approval.approvers) people have approved it"
+    return "\(approvers.count) of \(approval.approvers) people have approved it (agreements approve)"
   }
 
   /// Whether nobody may approve a package any more.
@@ -42,7 +42,7 @@ struct Approvals: Sendable {
 
   /// Records one person's approval.
   ///
-  /// - Throws: `LedgerError.illegal` when nothing waits for one, or it waited too long.
+  /// - Throws: `LedgerError.illegal` when nothing waits for one, or it waited too long; `AdminError` when this person has given theirs.
   func approve(_ transfer: Transfer, by person: String) async throws {
     guard transfer.state == .sealed, try await missing(for: transfer) != nil else {
       throw LedgerError.illegal("approving \(transfer.id), which waits for no approval")
@@ -53,6 +53,9 @@ struct Approvals: Sendable {
     }
     let decision = manifest.decision.hex
     try await context.ledger.write { tx in
+      guard try !tx.reader.approvers(transfer.id, decision: decision).contains(person) else {
+        throw AdminError(.failed, "\(person) has approved it already, which counts once: another person is needed")
+      }
       try tx.approve(transfer.id, decision: decision, by: person)
       try tx.append(
         AuditEvent(

@@ -298,9 +298,7 @@ struct Mailbox: Sendable {
   private func take(statement bytes: [UInt8], of known: Transfer) async throws {
     let statement: Statement
     do {
-      // People type it: spaces and line ends are free. No word in it has one.
-      var reader = try DocumentReader(
-        JSON(canonical: bytes.filter { ![9, 10, 13, 32].contains($0) }, bytesMax: 1024), at: "statement")
+      var reader = try DocumentReader(JSON(canonical: Self.typed(bytes), bytesMax: 1024), at: "statement")
       statement = try reader.choice("statement")
       try reader.finish()
     } catch {
@@ -317,6 +315,9 @@ struct Mailbox: Sendable {
     case (.delivered, _): try await confirm(transfer, by: .statement)
     }
   }
+
+  /// People type it: spaces and line ends are free. No word in it has one.
+  static func typed(_ bytes: [UInt8]) -> [UInt8] { bytes.filter { ![9, 10, 13, 32].contains($0) } }
 
   private enum Statement: String, CaseIterable { case received, delivered }
 

@@ -19,7 +19,9 @@ struct Outcomes: Sendable {
   func write(_ transfer: Transfer) throws {
     guard transfer.direction == .out else { return }
     let directory = context.home.returned(transfer.agreement)
-    let path = "\(directory)/\(transfer.name).outcome.json"
+    // The name belongs to what took its place.
+    let name = transfer.replacedBy == nil ? transfer.name : Self.older(transfer.name, transfer.id.text)
+    let path = "\(directory)/\(name).outcome.json"
     let text = Self.document(transfer).canonical + [10]
     try Directory.make(directory, mode: 0o750)
     try keepOlder(path, than: transfer.id)
@@ -30,11 +32,13 @@ struct Outcomes: Sendable {
   static func document(_ transfer: Transfer) -> JSON {
     let (outcome, next): (String, String) =
       switch transfer.state {
+      case .cancelled where transfer.replacedBy != nil:
+        ("replaced", "Nothing: the file goes on without some records, under the id replacedBy.")
       case .confirmed: ("delivered", "Nothing: the recipient has it.")
       case .refused:
         (
           "refused",
-          ReasonCode(rawValue: transfer.code)?.nextStep
+          ReasonCode(rawValue: transfer.code)?.nextStep(transfer.id)
             ?? "Ask your gateway's administrator: sallyport trace \(transfer.id)"
         )
       case .unconfirmed:
@@ -45,16 +49,20 @@ struct Outcomes: Sendable {
       case .expired: ("expired", "It was not handed over in time. Drop the file again when the partner can take it.")
       case .cancelled: ("cancelled", "It was cancelled here before it was handed over.")
       case .corrupt: ("failed", "Ask your gateway's administrator: sallyport trace \(transfer.id)")
-      default: ("accepted", "Nothing: it goes by itself.")
+      default: ("accepted", ReasonCode(rawValue: transfer.code)?.nextStep(transfer.id) ?? "Nothing: it goes by itself.")
       }
-    return [
+    var members: [String: JSON] = [
       "version": 1, "id": .string(transfer.id.text), "name": .string(transfer.name),
       "agreement": .string(transfer.agreement),
       "recipient": .string(transfer.peer.text), "outcome": .string(outcome), "state": .string(transfer.state.rawValue),
       "code": .string(transfer.code), "detail": .string(transfer.note), "next": .string(next),
       "at": .string(Timestamp.format(transfer.updatedAt)),
     ]
+    members["replacedBy"] = transfer.replacedBy.map { .string($0.text) }
+    return .object(members)
   }
+
+  private static func older(_ name: String, _ id: String) -> String { "\(name)~\(id.prefix(8))" }
 
   /// The same name twice: the older outcome stays, under its id.
   private func keepOlder(_ path: String, than id: TransferID) throws {
@@ -63,7 +71,7 @@ struct Outcomes: Sendable {
     guard let document = try? JSON(canonical: bytes.last == 10 ? Array(bytes.dropLast()) : bytes, bytesMax: 65536),
       case .object(let members) = document, case .string(let other)? = members["id"], other != id.text
     else { return }
-    try Directory.rename(path, path.replacingOccurrences(of: ".outcome.json", with: "~\(other.prefix(8)).outcome.json"))
+    try Directory.rename(path, "\(Self.older(String(path.dropLast(".outcome.json".count)), other)).outcome.json")
   }
 
   private func replace(_ temporary: String, _ path: String, _ text: [UInt8]) throws {

@@ -38,6 +38,7 @@ struct Withdrawal: Sendable {
       let old = try tx.advance(transfer, to: .cancelled, detail) {
         $0.code = code
         $0.note = replacement.map { "\(note); sealed again without them as \($0.1.id)" } ?? note
+        $0.replacedBy = replacement?.1.id
         $0.nextAt = tx.at
       }
       for kind in [DocumentKind.nonDelivery, .takeBack] {
@@ -58,6 +59,7 @@ struct Withdrawal: Sendable {
       return (old, row)
     }
     try await context.pool.run {
+      if let new { try Outcomes(context: context).write(new) }
       try Outcomes(context: context).write(old)
       try context.spool.remove(old.place)
     }
