@@ -44,7 +44,8 @@ struct AgreementExchange: Sendable {
       try DurableFile.write(bytes + [10], to: path)
     }
     context.logger.notice(
-      "\(partner) offers the agreement \(agreement.id) version \(agreement.version): sallyport agreements show \(digest.hex)")
+      "\(partner) offers the agreement \(agreement.id) version \(agreement.version): sallyport agreements show \(digest.hex)"
+    )
   }
 
   /// Stores a party's act over an agreement held or offered here. Its signature must hold.

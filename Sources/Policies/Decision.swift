@@ -67,7 +67,8 @@ package enum ReasonCode: String, Sendable, CaseIterable {
     case .consentStale: "Bring the consent registry's feed back: sallyport consent import, or consent heartbeat"
     case .consentMissing: "Take out the people who have not agreed, or ask them: sallyport consent show"
     case .recordsNone: "Nothing: no record of this file may go. Why is counted: sallyport agreements explain"
-    case .approvalPending: "People look at it (sallyport agreements explain ID), and each says so: sallyport agreements approve ID --by NAME"
+    case .approvalPending:
+      "People look at it (sallyport agreements explain ID), and each says so: sallyport agreements approve ID --by NAME"
     case .approvalExpired: "Drop the file again and have it approved in time."
     case .limitBytes: "Split the file, or ask for a higher maxBytes in the agreement."
     case .limitRate: "It goes by itself tomorrow (UTC), or ask for a higher maxPackagesPerDay."

@@ -240,12 +240,14 @@ package struct Reader {
 
   /// All that were signed about a transfer beside its receipts.
   package func documents(_ sender: AgencyID, _ id: TransferID) throws -> [(kind: DocumentKind, envelope: Envelope)] {
-    try fetchAll("SELECT kind, envelope FROM documents WHERE sender = ? AND id = ? ORDER BY kind", [sender.text, id.text])
-      .compactMap { row in
-        try DocumentKind(rawValue: row["kind"]).map {
-          ($0, try Envelope(parsing: Array(row["envelope"] as Data), as: $0))
-        }
+    try fetchAll(
+      "SELECT kind, envelope FROM documents WHERE sender = ? AND id = ? ORDER BY kind", [sender.text, id.text]
+    )
+    .compactMap { row in
+      try DocumentKind(rawValue: row["kind"]).map {
+        ($0, try Envelope(parsing: Array(row["envelope"] as Data), as: $0))
       }
+    }
   }
 
   package func partner(_ agency: AgencyID) throws -> PartnerRecord? {

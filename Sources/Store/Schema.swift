@@ -154,7 +154,9 @@ enum Schema {
         let notice = try Envelope(parsing: Array(row["envelope"] as Data), as: .notice).unverified()
         guard case .object(let members) = notice, case .array(let items)? = members["items"] else { continue }
         for case .object(let item) in items {
-          guard case .string(let package)? = item["package"], case .array(let ordinals)? = item["records"] else { continue }
+          guard case .string(let package)? = item["package"], case .array(let ordinals)? = item["records"] else {
+            continue
+          }
           for case .integer(let ordinal) in ordinals {
             try db.execute(sql: "INSERT OR IGNORE INTO noticed VALUES (?, ?)", arguments: [package, ordinal])
           }

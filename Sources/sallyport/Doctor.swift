@@ -60,7 +60,8 @@ struct Doctor {
     let status = try await session.perform(.status)
     for row in status where row.text("kind") == "agreement-offered" {
       add(
-        "warning", "the agreement \(row.text("agreement")) version \(row.text("version")) is offered and waits for people",
+        "warning",
+        "the agreement \(row.text("agreement")) version \(row.text("version")) is offered and waits for people",
         "sallyport agreements show \(row.text("sha256"))")
     }
     for row in status where row.text("kind") == "notice-overdue" {
