@@ -18,7 +18,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct List: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "The routing table: which file goes where, under what, filtered how.")
+      commandName: "list", abstract: "The routing table: which file goes where, under what, filtered how.")
     @OptionGroup var options: HomeOptions
 
     func run() async throws {
@@ -38,7 +38,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Show: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "One agreement in words, from its canonical form, which is what is signed.")
+      commandName: "show", abstract: "One agreement in words, from its canonical form, which is what is signed.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The agreement's id, a file, or the SHA-256 of one that a partner offers.") var agreement: String
 
@@ -51,7 +51,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Lint: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Check agreement files; exit 65 when one cannot be used.",
+      commandName: "lint", abstract: "Check agreement files; exit 65 when one cannot be used.",
       discussion:
         "Errors keep an agreement out. Warnings are what its parties should look at. A profile adds a law's check-list: \(LegalProfile.allCases.map(\.rawValue).joined(separator: ", "))."
     )
@@ -87,6 +87,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Diff: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "diff",
       abstract: "What changes from one version to the other, in words: more, less, or incomparable.")
     @Argument(help: "The file of the old version.", completion: .file()) var old: String
     @Argument(help: "The file of the new version.", completion: .file()) var new: String
@@ -114,6 +115,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Sign: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "sign",
       abstract: "Sign an act over an agreement: accept, reject, suspend, resume, revoke or register.",
       discussion:
         "To start it takes every party's signatures; to suspend or revoke it takes one. Partners learn of it by themselves."
@@ -128,6 +130,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Accept: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "accept",
       abstract: "Accept an agreement that a partner offers, by the SHA-256 that you compared with them.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The agreement's SHA-256, or its id when it is held already.") var agreement: String
@@ -160,6 +163,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Take: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "take",
       abstract: "Take signed acts of a partner that came as files, from policies/ID.vN.sigs/ of their home.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The acts' files.", completion: .file()) var files: [String]
@@ -178,6 +182,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Reload: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "reload",
       abstract: "Let the running gateway read policies/ again; a bad file keeps what is in force.")
     @OptionGroup var options: HomeOptions
 
@@ -188,7 +193,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Approve: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Four eyes: approve a sealed package that waits for it.")
+      commandName: "approve", abstract: "Four eyes: approve a sealed package that waits for it.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The transfer's id.") var id: String
     @Option(help: "Your name.") var by: String
@@ -201,6 +206,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Explain: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "explain",
       abstract:
         "Would this file go, or why did this package? The decision, rule by rule, with counts and never a value.")
     @OptionGroup var options: HomeOptions
@@ -228,6 +234,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Test: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "test",
       abstract: "Run the case files that stand beside agreements: policies/cases/*.yaml; exit 1 when one fails.")
     @Argument(help: "The folder with agreements, schemas/ and cases/.", completion: .directory) var folder = "policies"
     @Flag(help: "Print JSON Lines.") var json = false
@@ -249,6 +256,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Ask: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "ask",
       abstract: "Can field X of agreement A reach agency B? Answered exactly, also through onward transfers.",
       discussion: "Exit code 0 when it can, 77 when it cannot. Without --agreement all of them are asked.")
     @Option(help: "The field's name, or its category such as pd:MedicalHealth.") var field: String
@@ -271,7 +279,7 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Simulate: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "What would have happened to past traffic under a changed agreement?")
+      commandName: "simulate", abstract: "What would have happened to past traffic under a changed agreement?")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The file of the changed agreement.", completion: .file()) var file: String
 

@@ -16,7 +16,7 @@ struct ConsentCommand: AsyncParsableCommand {
 
   struct Import: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Take a registry's events, all or nothing; the same event twice is one.",
+      commandName: "import", abstract: "Take a registry's events, all or nothing; the same event twice is one.",
       discussion: "CSV and NDJSON with the columns of docs/CONSENT.md, or FHIR R4 Consent resources, one a line.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The file.", completion: .file()) var file: String
@@ -46,7 +46,7 @@ struct ConsentCommand: AsyncParsableCommand {
 
   struct Heartbeat: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Say that a registry is alive and has nothing new: silence is not consent.")
+      commandName: "heartbeat", abstract: "Say that a registry is alive and has nothing new: silence is not consent.")
     @OptionGroup var options: HomeOptions
     @Option(help: "The agreement's id.") var agreement: String
     @Option(help: "The registry's name.") var source: String
@@ -80,7 +80,8 @@ struct ConsentCommand: AsyncParsableCommand {
   }
 
   struct Grant: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Record that a person agrees, or lifts an objection.")
+    static let configuration = CommandConfiguration(
+      commandName: "grant", abstract: "Record that a person agrees, or lifts an objection.")
     @OptionGroup var choice: Choice
     @Option(help: "Until when it holds; at most as long as the agreement says.") var until: String?
     @Flag(help: "Opt-out agreements: lift the objection.") var lift = false
@@ -95,6 +96,7 @@ struct ConsentCommand: AsyncParsableCommand {
 
   struct Withdraw: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "withdraw",
       abstract:
         "Record that a person withdraws or objects. Returns when nothing more will be sent, and says what had gone.",
       discussion:
@@ -118,7 +120,8 @@ struct ConsentCommand: AsyncParsableCommand {
   }
 
   struct Show: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "What is known about one person's consent.")
+    static let configuration = CommandConfiguration(
+      commandName: "show", abstract: "What is known about one person's consent.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The person's id.") var subject: String
     @Option(help: "The agreement's id.") var agreement: String
@@ -137,6 +140,7 @@ struct ConsentCommand: AsyncParsableCommand {
 
   struct Audit: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "audit",
       abstract: "Replay the ledger and every release, and prove that no withdrawal was overlooked.")
     @OptionGroup var options: HomeOptions
 
@@ -153,6 +157,7 @@ struct ConsentCommand: AsyncParsableCommand {
 
   struct Notices: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "notices",
       abstract: "Withdrawal notices, sent and received, with their answers. Exit code 75 when one is overdue.")
     @OptionGroup var options: HomeOptions
 
@@ -171,7 +176,7 @@ struct ConsentCommand: AsyncParsableCommand {
 
   struct Answer: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Answer a notice that a partner sent, signed, once its records were dealt with.",
+      commandName: "answer", abstract: "Answer a notice that a partner sent, signed, once its records were dealt with.",
       discussion: "With --for and --evidence: note what a partner without a gateway answered to a notice of ours.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The notice's id.") var notice: String

@@ -13,7 +13,8 @@ struct KeysCommand: AsyncParsableCommand {
     subcommands: [Generate.self, List.self, Rotate.self, Revoke.self, Import.self, Export.self, Fingerprints.self])
 
   struct Generate: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Write a new age identity file, as age-keygen does.")
+    static let configuration = CommandConfiguration(
+      commandName: "generate", abstract: "Write a new age identity file, as age-keygen does.")
     @Option(name: .shortAndLong, help: "The file to write, which must not exist.", completion: .file()) var output:
       String
     @Flag(help: "X25519 alone, for age before 1.3.") var classical = false
@@ -26,7 +27,7 @@ struct KeysCommand: AsyncParsableCommand {
   }
 
   struct List: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "The keys on the agency's card.")
+    static let configuration = CommandConfiguration(commandName: "list", abstract: "The keys on the agency's card.")
     @OptionGroup var options: HomeOptions
 
     func run() async throws {
@@ -53,6 +54,7 @@ struct KeysCommand: AsyncParsableCommand {
 
   struct Rotate: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "rotate",
       abstract: "Put a fresh key in use; the old one stays accepted until it is revoked or expires.")
     @OptionGroup var options: HomeOptions
     @Option(help: "sign, seal or tls. A TLS key is announced first and used after the next rotation.") var use:
@@ -68,7 +70,7 @@ struct KeysCommand: AsyncParsableCommand {
   }
 
   struct Revoke: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Stop accepting a key for ever.")
+    static let configuration = CommandConfiguration(commandName: "revoke", abstract: "Stop accepting a key for ever.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The key's id or recipient, or its beginning.") var key: String
 
@@ -79,7 +81,7 @@ struct KeysCommand: AsyncParsableCommand {
 
   struct Import: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Use the identity of an age identity file for sealing to this agency.")
+      commandName: "import", abstract: "Use the identity of an age identity file for sealing to this agency.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The identity file.", completion: .file()) var file: String
 
@@ -93,6 +95,7 @@ struct KeysCommand: AsyncParsableCommand {
 
   struct Export: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
+      commandName: "export",
       abstract:
         "Write the agency's identities as an age identity file. It opens everything sealed to this agency: keep it safe."
     )
@@ -168,7 +171,8 @@ struct CardCommand: AsyncParsableCommand {
     subcommands: [Show.self, SigningKey.self, Endpoint.self])
 
   struct Show: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Print the card, to be given to partners.")
+    static let configuration = CommandConfiguration(
+      commandName: "show", abstract: "Print the card, to be given to partners.")
     @OptionGroup var options: HomeOptions
 
     func run() async throws {
@@ -191,7 +195,7 @@ struct CardCommand: AsyncParsableCommand {
 
   struct SigningKey: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Print the key that signs manifests, for openssl.",
+      commandName: "signing-key", abstract: "Print the key that signs manifests, for openssl.",
       discussion: "Ed25519 as SubjectPublicKeyInfo in PEM (RFC 8410). How a partner uses it: docs/COLLECT.md.")
     @OptionGroup var options: HomeOptions
 
@@ -202,7 +206,8 @@ struct CardCommand: AsyncParsableCommand {
   }
 
   struct Endpoint: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Change where partners reach the gateway.")
+    static let configuration = CommandConfiguration(
+      commandName: "endpoint", abstract: "Change where partners reach the gateway.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "https://HOST:PORT, or none.") var endpoint: String
 

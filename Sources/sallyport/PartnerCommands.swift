@@ -15,7 +15,7 @@ struct PartnersCommand: AsyncParsableCommand {
     subcommands: [List.self, Add.self, Show.self, Approve.self, Suspend.self, Resume.self, Remove.self])
 
   struct List: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "All partners.")
+    static let configuration = CommandConfiguration(commandName: "list", abstract: "All partners.")
     @OptionGroup var options: HomeOptions
 
     func run() async throws {
@@ -30,7 +30,7 @@ struct PartnersCommand: AsyncParsableCommand {
 
   struct Add: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Take a partner's card, or describe a partner that has no gateway.",
+      commandName: "add", abstract: "Take a partner's card, or describe a partner that has no gateway.",
       discussion: """
         A new partner is pending until its fingerprint is approved. A partner without a gateway collects with curl and opens with \
         age: sallyport partners add --agency ID --certificate CLIENT.pem --recipient age1…
@@ -82,7 +82,7 @@ struct PartnersCommand: AsyncParsableCommand {
   }
 
   struct Show: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "One partner, with its fingerprint.")
+    static let configuration = CommandConfiguration(commandName: "show", abstract: "One partner, with its fingerprint.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The agency's id.") var agency: String
 
@@ -102,7 +102,7 @@ struct PartnersCommand: AsyncParsableCommand {
 
   struct Approve: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Activate a card whose fingerprint you compared with the partner.")
+      commandName: "approve", abstract: "Activate a card whose fingerprint you compared with the partner.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The agency's id.") var agency: String
     @Option(help: "What the partner read to you, all eight groups.") var fingerprint: String
@@ -115,21 +115,23 @@ struct PartnersCommand: AsyncParsableCommand {
   }
 
   struct Suspend: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Stop all exchange with a partner; what is queued waits.")
+    static let configuration = CommandConfiguration(
+      commandName: "suspend", abstract: "Stop all exchange with a partner; what is queued waits.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The agency's id.") var agency: String
     func run() async throws { try await set(agency, "suspended", options) }
   }
 
   struct Resume: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Exchange with a suspended partner again.")
+    static let configuration = CommandConfiguration(
+      commandName: "resume", abstract: "Exchange with a suspended partner again.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The agency's id.") var agency: String
     func run() async throws { try await set(agency, "active", options) }
   }
 
   struct Remove: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Forget a partner's card.")
+    static let configuration = CommandConfiguration(commandName: "remove", abstract: "Forget a partner's card.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The agency's id.") var agency: String
     func run() async throws { try await set(agency, "removed", options) }
@@ -147,7 +149,7 @@ struct LedgerCommand: AsyncParsableCommand {
     subcommands: [Show.self, Verify.self, Backup.self, Restore.self])
 
   struct Show: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Print audit entries.")
+    static let configuration = CommandConfiguration(commandName: "show", abstract: "Print audit entries.")
     @OptionGroup var options: HomeOptions
     @Option(help: "Begin after this entry.") var after = 0
     @Option(help: "At most so many.") var limit = 100
@@ -161,7 +163,7 @@ struct LedgerCommand: AsyncParsableCommand {
 
   struct Verify: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Recompute the tree and compare it with every head that was signed.")
+      commandName: "verify", abstract: "Recompute the tree and compare it with every head that was signed.")
     @OptionGroup var options: HomeOptions
 
     func run() async throws {
@@ -175,7 +177,8 @@ struct LedgerCommand: AsyncParsableCommand {
   }
 
   struct Backup: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Copy the ledger consistently, while the gateway runs.")
+    static let configuration = CommandConfiguration(
+      commandName: "backup", abstract: "Copy the ledger consistently, while the gateway runs.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The file to write, which must not exist.", completion: .file()) var file: String
 
@@ -187,7 +190,7 @@ struct LedgerCommand: AsyncParsableCommand {
 
   struct Restore: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Put a backup in place of the ledger of a stopped home.",
+      commandName: "restore", abstract: "Put a backup in place of the ledger of a stopped home.",
       discussion:
         "A new epoch begins, and packages that were made before the restore are not taken again, so that none is delivered twice."
     )

@@ -51,7 +51,7 @@ struct SchemasCommand: AsyncParsableCommand {
 
   struct Check: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Check a file's records against a schema. Exit code 65 when some do not fit.",
+      commandName: "check", abstract: "Check a file's records against a schema. Exit code 65 when some do not fit.",
       discussion:
         "Findings tell where and which rule, never a value. JSON Schema for ndjson and json, Table Schema for csv, XSD for xml. With an agreement the file is filtered too, as its gateway would but for consent; pseudonyms are then made with a key that means nothing."
     )
@@ -122,7 +122,7 @@ struct SchemasCommand: AsyncParsableCommand {
 
   struct Lint: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Say whether a schema can be enforced, and why not.")
+      commandName: "lint", abstract: "Say whether a schema can be enforced, and why not.")
     @Argument(help: "The schema's file.", completion: .file()) var schema: String
     @OptionGroup var reading: Reading
     @Flag(help: "Print JSON Lines.") var json = false
