@@ -2,6 +2,8 @@
 
 import Foundation
 import Glibc
+import NIOConcurrencyHelpers
+import Records
 import Sealing
 import Store
 import TestSupport
@@ -65,6 +67,57 @@ import Testing
       try pass.open(
         FileSource(sealed.file, bytes: result.sealedBytes, layout: .sealed),
         to: StreamSink(descriptor: streamed.file.descriptor), payloadKey: payloadKey)
+    } throws: {
+      ($0 as? SealingError)?.code == .bodyChunk
+    }
+  }
+
+  /// A check reads along: all of it, or as much as it likes, or until the pass fails.
+  @Test(arguments: [0, 1, BodyGeometry.segmentBytes, 9 * BodyGeometry.segmentBytes + 77], [1, 3])
+  func aCheckReadsWhatIsOpenedInOrder(bytes: Int, workers: Int) throws {
+    struct Enough: Error {}
+    let plain = (0..<bytes).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 9) }
+    let input = try file("plain", plain)
+    let (_, payloadKey) = try PackageKey.create(for: [Identity(generating: .x25519).recipient])
+    let sealed = try file("sealed")
+    let pass = Pass(engine: .openssl, workers: workers)
+    let made = try pass.seal(
+      FileSource(input.file, bytes: Int64(bytes), layout: .plain), to: FileSink(sealed.file), payloadKey: payloadKey)
+
+    func opened(_ check: @escaping @Sendable (RecordInput) throws -> Void) throws -> RecordTap {
+      let output = try file("opened")
+      let tap = RecordTap(FileSink(output.file)) {
+        try check($0)
+        return RecordReport()
+      }
+      defer { tap.abandon() }
+      _ = try pass.open(
+        FileSource(sealed.file, bytes: made.sealedBytes, layout: .sealed), to: tap, payloadKey: payloadKey)
+      _ = try tap.report()
+      #expect(try File.contents("\(scratch.path)/opened", bytesMax: 1 << 30) == plain)
+      return tap
+    }
+    let read = NIOLockedValueBox<[UInt8]>([])
+    _ = try opened { input in
+      var room = [UInt8](repeating: 0, count: 70_001)
+      while true {
+        let count = try room.withUnsafeMutableBytes { try input($0) }
+        if count == 0 { return }
+        read.withLockedValue { $0 += room[..<count] }
+      }
+    }
+    #expect(read.withLockedValue { $0 } == plain)
+    _ = try opened { _ in }
+    #expect(throws: Enough.self) { try opened { _ in throw Enough() } }
+    #expect(try File.contents("\(scratch.path)/opened", bytesMax: 1 << 30) == plain)
+
+    guard bytes > 3_000_000 else { return }
+    try sealed.file.write([9, 9, 9], at: 3_000_000)
+    #expect {
+      try opened { input in
+        var room = [UInt8](repeating: 0, count: 1000)
+        while try room.withUnsafeMutableBytes({ try input($0) }) > 0 {}
+      }
     } throws: {
       ($0 as? SealingError)?.code == .bodyChunk
     }

@@ -94,7 +94,7 @@ struct OpenPackage: Sendable {
     try await deliver(row)
   }
 
-  /// Opens into the staging directory, checks the records there, and makes both durable.
+  /// Opens into the staging directory, checks the records on the way, and makes both durable.
   private func unseal(
     _ transfer: Transfer, _ manifest: Manifest, _ keyBytes: [UInt8], _ format: RecordFormat?
   ) throws -> RecordReport? {
@@ -107,9 +107,14 @@ struct OpenPackage: Sendable {
     let payload = try File(path, O_RDWR | O_CREAT | O_EXCL)
     try payload.reserve(manifest.payloadBytes)
     let isLarge = manifest.bodyBytes > Int64(BodyGeometry.sealedSegmentBytes)
-    let pass = Pass(engine: context.engine, workers: isLarge ? context.workers : 1)
-    let result = try pass.open(
-      FileSource(body.file, bytes: manifest.bodyBytes, layout: .sealed), to: FileSink(payload), payloadKey: payloadKey,
+    let workers = isLarge ? context.workers : 1
+    let tap = format.map { format in
+      RecordTap(FileSink(payload)) { try RecordCheck(format, workers: workers).run($0) }
+    }
+    defer { tap?.abandon() }
+    let sink: any SegmentSink = tap ?? FileSink(payload)
+    let result = try Pass(engine: context.engine, workers: workers).open(
+      FileSource(body.file, bytes: manifest.bodyBytes, layout: .sealed), to: sink, payloadKey: payloadKey,
       wholePrefixes: manifest.wholeFileSHA256 == nil ? [] : [keyBytes])
     guard result.plainBytes == manifest.payloadBytes else {
       throw SealingError(
@@ -125,7 +130,7 @@ struct OpenPackage: Sendable {
       throw DiskError("fchmod", path)
     }
     let report =
-      try format.map { try RecordCheck($0, workers: context.workers).run(payload.input) }
+      try tap?.report()
       ?? payload.opaqueReport(mediaType: manifest.mediaType, bytes: manifest.payloadBytes)
     try payload.syncData()
     try context.stagingSync.sync()
