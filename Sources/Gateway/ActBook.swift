@@ -104,9 +104,9 @@ package struct ActBook: Sendable {
     func standing(_ agreement: Agreement, superseded: Set<Digest>) -> AgreementStanding {
       AgreementStanding(agreement, all(of: agreement), between: a, b, at: instant, superseded: superseded)
     }
-    // A version is replaced once one that names it is in force itself.
+    // A version is replaced once one that names it was in force itself: when that one is stopped, nothing comes back.
     let superseded = Set(
-      policies.filter { $0.id == agreement.id && $0.supersedes != nil && standing($0, superseded: []).state == .valid }
+      policies.filter { $0.id == agreement.id && $0.supersedes != nil && standing($0, superseded: []).hasBegun }
         .compactMap(\.supersedes))
     return standing(agreement, superseded: superseded)
   }

@@ -188,6 +188,12 @@ package struct Administration: Sendable {
     }
     rows += try await partners().map { $0.adding("kind", "partner") }
     rows += try await notices().filter { $0.isOverdue }.map { $0.adding("kind", "notice-overdue") }
+    for (code, count, first) in try await context.ledger.read({ try $0.waitingCodes() }) {
+      guard let reason = ReasonCode(rawValue: code) else { continue }
+      rows.append([
+        "kind": "waiting", "code": .string(code), "count": .integer(count), "next": .string(reason.nextStep(first)),
+      ])
+    }
     let context = context
     for offer in try await context.pool.run({ try AgreementExchange(context: context).offers() }) {
       rows.append([

@@ -94,7 +94,7 @@ struct AgreementExchange: Sendable {
 
   /// An offered agreement, named by its digest; nil when none is offered under that name.
   func offered(_ name: String) throws -> Agreement? {
-    guard let digest = Digest(hex: name), Directory.exists(context.home.offered(digest)) else { return nil }
+    guard let digest = Digest(named: name), Directory.exists(context.home.offered(digest)) else { return nil }
     let agreement = try PolicyFolder.agreement(context.home.offered(digest))
     return agreement.digest == digest ? agreement : nil
   }

@@ -71,6 +71,10 @@ extension Administration {
     let exchange = AgreementExchange(context: context)
     let offered = try await context.pool.run { try exchange.offered(name) }
     guard let agreement = offered ?? held(name, for: kind) else {
+      if let offer = try await context.pool.run({ try exchange.offers() }).first(where: { $0.id == name }) {
+        throw AdminError(
+          .failed, "\(name) is offered: it is accepted by the SHA-256 that was compared, \(offer.digest.hex)")
+      }
       throw AdminError(
         .failed,
         "no agreement \(name) is loaded, and no partner offers one; a new file in \(context.home.policies) is read by: sallyport agreements reload"
@@ -94,12 +98,13 @@ extension Administration {
     let envelope = context.sign(act.document, as: .agreementAct)
     try await exchange.keep(act, envelope, of: agreement, ["signer": .string(signer)])
     let earlier = context.acts.all(of: agreement).contains {
-      $0 != act && $0.party == party.id && $0.kind == kind && ($0.signer == signer || $0.role == role)
+      $0 != act && $0.party == party.id && $0.kind == kind
+        && (PersonName.key($0.signer) == PersonName.key(signer) || $0.role == role)
     }
     var members: [String: JSON] = [
       "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document,
     ]
-    if earlier, party.acceptancesRequired > 1 {
+    if earlier, party.acceptancesRequired > 1, !kind.stops, kind != .resume {
       members["hint"] = "different people sign in different roles: the same name, or the same role, counts once"
     } else if offered != nil {
       members["hint"] =
@@ -131,7 +136,7 @@ extension Administration {
 
   /// By id (the version in force, else the highest), or by digest.
   private func held(_ name: String, for kind: AgreementAct.Kind) -> Agreement? {
-    if let digest = Digest(hex: name) { return context.policies.agreement(digest) }
+    if let digest = Digest(named: name) { return context.policies.agreement(digest) }
     // To sign is to look ahead, to stop is to look at what is in force.
     let versions = context.policies.agreements.filter { $0.id == name }
     return kind == .accept || kind == .register || kind == .reject

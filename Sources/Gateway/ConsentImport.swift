@@ -75,21 +75,29 @@ struct ConsentImport: Sendable {
       "{\"type\":\"object\",\"additionalProperties\":false,\"required\":[\(requiredColumns.sorted().map { "\"\($0)\"" }.joined(separator: ","))],\"properties\":{\(properties.joined(separator: ","))}}"
   }()
 
-  /// FHIR R4 Consent, as far as it can be mapped without guessing: no provisions within provisions, no exceptions.
+  /// FHIR R4 Consent, as far as it can be mapped without guessing: no provisions within provisions, no exceptions, no modifiers. A
+  /// grant says that it permits; by nobody else, unverified, of another scope or under another rule than opting in it is none.
   static let fhirSchema = """
     {"type":"object","required":["resourceType","id","status","patient","dateTime"],"properties":{
-    "resourceType":{"const":"Consent"},"id":{"type":"string","maxLength":64},
+    "resourceType":{"const":"Consent"},"id":{"type":"string","maxLength":64},"implicitRules":false,"modifierExtension":false,
     "meta":{"type":"object","properties":{"versionId":{"type":"string","maxLength":64},"lastUpdated":{"type":"string","format":"date-time"}}},
     "status":{"enum":["active","inactive","rejected","entered-in-error"]},
     "patient":{"type":"object","required":["identifier"],"properties":{"identifier":{"type":"object","required":["value"],"properties":{"value":{"type":"string","maxLength":100}}}}},
     "dateTime":{"type":"string","format":"date-time"},
-    "provision":{"type":"object","properties":{"type":{"enum":["permit","deny"]},"period":{"type":"object","properties":{"start":{"type":"string"},"end":{"type":"string","format":"date-time"}}},
+    "provision":{"type":"object","properties":{"type":{"enum":["permit","deny"]},"modifierExtension":false,
+      "period":{"type":"object","properties":{"start":{"type":"string","format":"date-time"},"end":{"type":"string","format":"date-time"}}},
       "provision":false,"actor":false,"action":false,"securityLabel":false,"purpose":false,"class":false,"code":false,"data":false,"dataPeriod":false}}},
-    "if":{"properties":{"status":{"const":"inactive"}}},"then":{"required":["meta"],"properties":{"meta":{"required":["lastUpdated"]}}}}
+    "allOf":[
+    {"if":{"properties":{"status":{"const":"inactive"}}},"then":{"required":["meta"],"properties":{"meta":{"required":["lastUpdated"]}}}},
+    {"if":{"properties":{"status":{"const":"active"}}},"then":{"required":["provision"],"properties":{"provision":{"required":["type"]}}}},
+    {"if":{"required":["provision"],"properties":{"status":{"const":"active"},"provision":{"properties":{"type":{"const":"permit"}}}}},"then":{"properties":{
+      "performer":false,"verification":{"items":{"required":["verified"],"properties":{"verified":{"const":true}}}},
+      "scope":{"properties":{"coding":{"items":{"properties":{"code":{"const":"patient-privacy"}}}}}},
+      "policyRule":{"properties":{"coding":{"items":{"properties":{"code":{"const":"OPTIN"}}}}}}}}}]}
     """
   private static let fhirFields = [
     "id", "meta.versionId", "status", "patient.identifier.value", "dateTime", "meta.lastUpdated", "provision.type",
-    "provision.period.end",
+    "provision.period.end", "provision.period.start",
   ]
 
   let context: GatewayContext
@@ -115,6 +123,8 @@ struct ConsentImport: Sendable {
       let failure = NIOLockedValueBox<(any Error)?>(nil)
       var changed: [(SubjectReference, UInt64, isNegative: Bool)] = []
       var named: Set<SubjectReference> = []
+      /// Known people who said yes before and say no now, or the other way round.
+      var turned: Set<SubjectReference> = []
       let digest = StreamingDigest()
       result.sequence = tx.sequence + 1
       let knownBefore = try tx.reader.consentCount(agreement.id)
@@ -128,7 +138,11 @@ struct ConsentImport: Sendable {
           return
         }
         digest.add(row.line)
+        let before = options.isSnapshot ? try tx.consentWord(row.agreement, row.subject) : nil
         let word = try ConsentJourney.apply(row, event, tx)
+        if let before, ConsentJourney.isNegative(before) != ConsentJourney.isNegative(word) {
+          turned.insert(row.subject)
+        }
         // What counts is what is left, not what was said: an older withdrawal may stand behind a newer grant.
         changed.append((row.subject, word, ConsentJourney.isNegative(word)))
         if event.state.isNegative { result.negatives += 1 }
@@ -164,7 +178,7 @@ struct ConsentImport: Sendable {
       }
       if let error = failure.withLockedValue({ $0 }) { throw error }
       if options.isSnapshot {
-        let absent = try Self.absent(named, options, agreement, tx, changed: changed.count, knownBefore: knownBefore)
+        let absent = try Self.absent(named, options, agreement, tx, changed: turned.count, knownBefore: knownBefore)
         let event = agreement.consent.model == .optOut ? ConsentEvent.objected : .withdrawn
         for subject in absent {
           try take(
@@ -241,13 +255,13 @@ struct ConsentImport: Sendable {
         values[3] ?? "", "\(values[0] ?? "")/\(values[1] ?? "\(values[2] ?? "") \(values[5] ?? values[4] ?? "")")"
       )
       switch (values[2], values[6]) {
-      case ("active", "deny"): event = .refused
-      case ("active", _): event = .given
+      case ("active", "permit"): event = .given
+      case ("active", _): event = .refused
       case ("inactive", _): event = .withdrawn
       case ("rejected", _): event = .refused
       default: event = .invalidated
       }
-      at = (event == .withdrawn ? values[5] : values[4]) ?? ""
+      at = (event == .withdrawn ? values[5] : event == .given ? Self.later(values[4], values[8]) : values[4]) ?? ""
       until = event == .given ? values[7] : nil
       detail["method"] = "fhir"
     } else {
@@ -263,6 +277,9 @@ struct ConsentImport: Sendable {
       (at, until) = (value("event_time") ?? "", value("valid_until"))
       if let reason = agreement.consent.objection(to: event, relation: value("relation"), notice: value("notice_id")) {
         throw refused(reason)
+      }
+      guard value("scope") == nil || event.state.isNegative else {
+        throw refused("a consent of limited scope is not one to the whole record")
       }
       for name in ["indicated_by", "relation", "notice_id", "language", "method", "scope"] {
         detail[name] = value(name).map { .string($0) }
@@ -281,6 +298,12 @@ struct ConsentImport: Sendable {
     )
   }
 
+  /// A grant counts from when it begins.
+  private static func later(_ given: String?, _ start: String?) -> String? {
+    guard let given, let start, let a = Subject.instant(given), let b = Subject.instant(start) else { return given }
+    return b > a ? start : given
+  }
+
   /// A snapshot withdraws for whoever it does not name; but a cut file must not withdraw for everybody.
   private static func absent(
     _ named: Set<SubjectReference>, _ options: Options, _ agreement: Agreement, _ tx: Transaction, changed: Int,
@@ -291,10 +314,9 @@ struct ConsentImport: Sendable {
       guard let record = ConsentRecord(word: word), !record.state.isNegative, !named.contains(subject) else { return }
       absent.append(subject)
     }
-    // Of those who were known before; the first snapshot changes nobody.
-    let known = knownBefore
-    let change = known == 0 ? 0 : Int64(absent.count + changed) * 100 / Int64(known)
-    guard change <= options.changePercentMax || Set(options.confirmedBy).count >= 2 else {
+    // Of those who were known before: who is new changes nobody, and neither does who says the same once more.
+    let change = knownBefore == 0 ? 0 : Int64(absent.count + changed) * 100 / Int64(knownBefore)
+    guard change <= options.changePercentMax || Set(options.confirmedBy.map(PersonName.key)).count >= 2 else {
       throw AdminError(
         .refused,
         "this snapshot changes \(change) % of the people known, over \(options.changePercentMax) %; nothing was taken. If that is right, two people confirm it: --confirmed-by NAME --confirmed-by NAME"

@@ -17,10 +17,12 @@ import Transport
 /// What a withdrawal came to. Promise 3: whoever is not listed here as disclosed cannot read the record, ever.
 package struct ConsentAcknowledgement: Equatable, Sendable {
   package let sequence: Int64
-  /// False when a later act of the person stands against the event.
+  /// False when a later act of the person stands against the event, or a grant is over already.
   package let hasEffect: Bool
   /// Whether anything had been recorded or sent about the person.
   package let isKnown: Bool
+  /// How many it is about.
+  package let people: Int
   package let stopped: [TransferID]
   package let disclosed: [PackageRow]
   package let notices: [TransferID]
@@ -40,13 +42,18 @@ struct ConsentJourney: Sendable {
 
   /// An agreement of ours that asks for consent.
   ///
-  /// - Throws: `AdminError` refused, when nobody is asked under it; failed, when it is not here.
+  /// - Throws: `AdminError` refused, when nobody is asked under it, or not here; failed, when it is not here.
   func agreement(_ id: String) throws -> Agreement {
     guard let agreement = context.current(id, at: context.now()) else {
       throw AdminError(.failed, "no agreement \(id) in \(context.home.policies)")
     }
     guard agreement.consent.model != .none else {
       throw AdminError(.refused, "under \(id) nobody is asked: its consent model is none")
+    }
+    // What is recorded elsewhere stops nothing.
+    guard agreement.party(context.agency, as: .provider) != nil else {
+      let providers = agreement.parties.filter { $0.role == .provider }.map(\.id.text).joined(separator: ", ")
+      throw AdminError(.refused, "consent under \(id) is kept where records are sent from: at \(providers)")
     }
     return agreement
   }
@@ -90,7 +97,9 @@ struct ConsentJourney: Sendable {
     let isStopped = Self.isNegative(word)
     guard isNegative, isStopped else {
       return ConsentAcknowledgement(
-        sequence: sequence, hasEffect: isNegative == isStopped, isKnown: true, stopped: [], disclosed: [], notices: [],
+        sequence: sequence,
+        hasEffect: !isNegative && ConsentRule(agreement.consent, at: context.now()).verdict(word) == 0, isKnown: true,
+        people: 1, stopped: [], disclosed: [], notices: [],
         recordedAt: recordedAt, acknowledgedAt: context.now())
     }
     return try await settle(
@@ -163,6 +172,8 @@ struct ConsentJourney: Sendable {
       guard !ordinals.isEmpty else { continue }
       switch try await stop(package.id, ordinals, deadline: deadline) {
       case .stopped: stopped.append(package.id)
+      // Added up and handed over, nobody's record is in it.
+      case .disclosed where agreement.aggregate != nil: continue
       case .disclosed(let now):
         disclosed.append(now)
         // Who withdraws twice is told of once.
@@ -187,7 +198,8 @@ struct ConsentJourney: Sendable {
     }
     for notice in notices { context.news.notify(noticeTo: notice.peer) }
     return ConsentAcknowledgement(
-      sequence: sequence, hasEffect: true, isKnown: isKnown || !stopped.isEmpty || !disclosed.isEmpty, stopped: stopped,
+      sequence: sequence, hasEffect: true, isKnown: isKnown || !stopped.isEmpty || !disclosed.isEmpty,
+      people: subjects.count, stopped: stopped,
       disclosed: disclosed, notices: notices.map(\.id),
       recordedAt: recordedAt, acknowledgedAt: context.now())
   }

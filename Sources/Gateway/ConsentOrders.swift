@@ -16,12 +16,15 @@ extension Administration {
     let at = try arguments.optional("at") { (r, n) throws(SealingError) in try r.date(n) } ?? now
     let until = try arguments.optional("until") { (r, n) throws(SealingError) in try r.date(n) }
     var detail: [String: JSON] = [:]
-    for name in ["method", "indicatedBy", "notice"] {
+    for name in ["method", "indicatedBy", "relation", "notice"] {
       detail[name] = try arguments.optional(name) { (r, n) throws(SealingError) in .string(try r.string(n)) }
     }
-    if case .string(let notice)? = detail["notice"],
-      let reason = agreement.consent.objection(to: event, relation: nil, notice: notice)
-    {
+    func told(_ name: String) -> String? { if case .string(let text)? = detail[name] { text } else { nil } }
+    guard event.state.isNegative || told("indicatedBy") == nil || told("relation") != nil else {
+      let known = (["self"] + agreement.consent.representatives).joined(separator: ", ")
+      throw AdminError(.usage, "who is that to the person? --relation, one of: \(known)")
+    }
+    if let reason = agreement.consent.objection(to: event, relation: told("relation"), notice: told("notice")) {
       throw AdminError(.badData, reason)
     }
     let sourceEvent =
@@ -62,8 +65,8 @@ extension Administration {
       "effect": .bool(ack.hasEffect), "known": .bool(ack.isKnown),
       "plain": .string(
         ack.hasEffect
-          ? "Recorded. From now on nothing about this person goes under this agreement: \(stopped); \(gone)\(ack.isKnown ? "." : "")"
-          : "Recorded, and without effect: a later act of the person stands against it. See: sallyport consent show"),
+          ? "Recorded. From now on nothing about \(ack.people == 1 ? "this person" : "these \(ack.people) people") goes under this agreement: \(stopped); \(gone)\(ack.isKnown ? "." : "")"
+          : "Recorded, and without effect: something else stands against it. See: sallyport consent show"),
     ]
   }
 
@@ -186,6 +189,7 @@ struct ConsentAudit: Sendable {
 
   func run() throws -> [JSON] {
     var faults: [JSON] = []
+    var overdue: [JSON] = []
     var (events, releases, subjects, unknown): (Int64, Int64, Int64, Int64) = (0, 0, 0, 0)
     func fault(_ what: String, _ members: [String: JSON]) {
       faults.append(.object(members.merging(["fault": .string(what)]) { _, new in new }))
@@ -265,11 +269,11 @@ struct ConsentAudit: Sendable {
       for notice in try reader.notices(.out) where notice.actBy < now {
         let answer = try notice.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
         if answer == nil || answer?.state == .received {
-          fault("a notice is overdue", ["notice": .string(notice.id.text), "partner": .string(notice.peer.text)])
+          overdue.append(["overdue": .string(notice.id.text), "partner": .string(notice.peer.text)])
         }
       }
     }
-    return faults + [
+    return faults + overdue + [
       [
         "events": .integer(events), "releases": .integer(releases), "subjects": .integer(subjects),
         "forgotten": .integer(unknown),
@@ -309,7 +313,7 @@ struct ConsentAudit: Sendable {
     guard let digest = Digest(hex: package.agreementDigest),
       let agreement = context.policies.agreement(digest) ?? context.policies.current(package.agreement, at: instant)
     else { return (["the agreement is not here any more: it cannot be proved"], 0) }
-    guard agreement.consent.model != .none, agreement.aggregate == nil else { return ([], 0) }
+    guard agreement.consent.model != .none else { return ([], 0) }
     guard let index = try context.spool.subjects(of: id) else {
       return (["the index of its subjects is missing: it cannot be proved"], 0)
     }

@@ -313,12 +313,20 @@ struct NoticeDesk: Sendable {
 
   /// What the administrator did about it.
   func answer(_ id: TransferID, _ state: NoticeAnswer.State, because: String?) async throws -> NoticeAnswer {
-    guard let held = try await context.ledger.read({ try $0.notice(id) }), held.direction == .in else {
+    guard let held = try await context.ledger.read({ try $0.notice(id) }) else {
       throw LedgerError.notFound("notice \(id)")
+    }
+    guard held.direction == .in else {
+      throw AdminError(
+        .refused,
+        "\(id) went from here: its recipient answers. What one without a gateway said: --for PARTNER --evidence PAPER")
     }
     let envelope = try Envelope(parsing: held.envelope, as: .notice)
     let notice = try WithdrawalNotice(envelope.unverified())
     let earlier = try held.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
+    guard state != .received || earlier?.state == .received else {
+      throw AdminError(.refused, "it is answered already: \(earlier?.state.rawValue ?? "")")
+    }
     let signed = answer(state, to: notice, envelope, stopped: earlier?.stopped ?? [], because: because)
     try await context.ledger.write { tx in
       var row = held

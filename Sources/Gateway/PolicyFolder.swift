@@ -256,3 +256,8 @@ extension RecordPlan {
     }
   }
 }
+
+extension Digest {
+  /// As people write it: hexadecimal, with or without `sha256:` before it.
+  package init?(named name: String) { self.init(hex: name.hasPrefix("sha256:") ? String(name.dropFirst(7)) : name) }
+}

@@ -21,15 +21,8 @@ struct SubjectReport: Sendable {
       else { continue }
       let released = try await context.ledger.read { try $0.packages(agreement: agreement.id) }.filter {
         $0.released != nil
-      }
-      if agreement.aggregate != nil || agreement.transparency.report == .aggregateOnly {
-        if agreement.transparency.report != .exempt, let first = released.compactMap(\.releasedAt).min(),
-          let last = released.last
-        {
-          rows.append((first, try await entry(agreement, last, at: first, records: nil)))
-        }
-        continue
-      }
+      }.sorted { ($0.released ?? 0) < ($1.released ?? 0) }
+      let isOnce = agreement.aggregate != nil || agreement.transparency.report == .aggregateOnly
       for package in released {
         let ordinals = try await context.pool.run { [context] in
           try context.spool.subjects(of: package.id)?.ordinals(of: subject) ?? []
@@ -40,9 +33,10 @@ struct SubjectReport: Sendable {
         rows.append(
           (
             package.releasedAt ?? .distantPast,
-            try await entry(version, package, at: package.releasedAt, records: ordinals)
+            try await entry(version, package, at: package.releasedAt, records: isOnce ? nil : ordinals)
           )
         )
+        if isOnce { break }
       }
       rows += try await lookUps(agreement, subject)
       let reference = subject

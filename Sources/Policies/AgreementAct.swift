@@ -91,6 +91,8 @@ package struct AgreementStanding: Equatable, Sendable {
   package let state: State
   /// What is missing or was said, for a person.
   package let detail: String
+  /// It came into force once, wherever it stands now: what it supersedes never comes back.
+  package let hasBegun: Bool
 
   /// - Parameters:
   ///   - acts: those that count, over this agreement's digest, in any order.
@@ -103,6 +105,17 @@ package struct AgreementStanding: Equatable, Sendable {
     let concerned = agreement.parties.filter {
       $0.id == provider || $0.id == recipient || $0.role == .registrar || $0.id == agreement.via
     }
+    var missing: [String] = []
+    for party in concerned {
+      let wanted: AgreementAct.Kind = party.role == .registrar ? .register : .accept
+      let given = own.filter { $0.party == party.id && $0.kind == wanted && party.roles.contains($0.role) }
+      // Different people in different roles.
+      let count = min(Set(given.map(\.role)).count, Set(given.map { PersonName.key($0.signer) }).count)
+      if count < party.acceptancesRequired {
+        missing.append("\(party.id): \(count) of \(party.acceptancesRequired) (\(party.roles.joined(separator: ", ")))")
+      }
+    }
+    hasBegun = missing.isEmpty && instant >= agreement.notBefore
     if let act = own.first(where: { $0.kind == .revoke }) {
       (state, detail) = (.revoked, Self.told(act))
       return
@@ -118,16 +131,6 @@ package struct AgreementStanding: Equatable, Sendable {
     if let act = own.first(where: { $0.kind == .reject }) {
       (state, detail) = (.rejected, Self.told(act))
       return
-    }
-    var missing: [String] = []
-    for party in concerned {
-      let wanted: AgreementAct.Kind = party.role == .registrar ? .register : .accept
-      let given = own.filter { $0.party == party.id && $0.kind == wanted && party.roles.contains($0.role) }
-      // Different people in different roles.
-      let count = min(Set(given.map(\.role)).count, Set(given.map(\.signer)).count)
-      if count < party.acceptancesRequired {
-        missing.append("\(party.id): \(count) of \(party.acceptancesRequired) (\(party.roles.joined(separator: ", ")))")
-      }
     }
     if !missing.isEmpty {
       (state, detail) = (.proposed, "signatures are missing: \(missing.joined(separator: "; "))")

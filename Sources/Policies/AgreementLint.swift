@@ -23,6 +23,14 @@ package enum AgreementLint {
     package let text: String
   }
 
+  /// GDPR Art 9(1) and 10, in the words of DPV-PD.
+  private static let specialCategories: Set<String> = [
+    "pd:Biometric", "pd:CriminalCharge", "pd:CriminalConviction", "pd:CriminalOffense", "pd:Disability", "pd:Ethnicity",
+    "pd:EthnicOrigin", "pd:Genetic", "pd:Health", "pd:HealthRecord", "pd:MedicalHealth", "pd:MentalHealth",
+    "pd:PhysicalHealth", "pd:PoliticalAffiliation", "pd:PoliticalOpinion", "pd:Race", "pd:RacialOrigin", "pd:Religion",
+    "pd:ReligiousBelief", "pd:PhilosophicalBelief", "pd:Sexual", "pd:SexualPreference", "pd:TradeUnionMembership",
+  ]
+
   package static func findings(_ a: Agreement, profiles: [LegalProfile], at now: Date) -> [Finding] {
     var found: [Finding] = []
     func warn(_ key: String, _ text: String, unless holds: Bool) {
@@ -43,6 +51,11 @@ package enum AgreementLint {
       warn(
         "fields", "\(id) goes as it is: a pseudonym would do for joining records",
         unless: a.fields.first { $0.name == id }?.action != .pass)
+    }
+    for field in a.fields where field.action != .drop && specialCategories.contains(field.category) {
+      warn(
+        "fields.\(field.name).special", "\(field.category) is a special category of data: say special: true",
+        unless: field.isSpecial)
     }
     if let aggregate = a.aggregate {
       warn(
@@ -323,7 +336,12 @@ package enum RouteQuestion {
     var found: [Route] = []
     func treatment(_ agreement: Agreement) -> String? {
       guard agreement.records != nil else { return "inside a payload that nobody looks into" }
-      let carrying = agreement.fields.filter { ($0.name == field || $0.category == field) && $0.action != .drop }
+      // A part of what goes goes; of what is asked about whole, a part is enough. Unless the part is named for itself.
+      func carries(_ name: String) -> Bool {
+        name == field || name.hasPrefix("\(field).")
+          || field.hasPrefix("\(name).") && !agreement.fields.contains { $0.name == field }
+      }
+      let carrying = agreement.fields.filter { (carries($0.name) || $0.category == field) && $0.action != .drop }
       return carrying.isEmpty
         ? nil : carrying.map { $0.name == field ? $0.treatment : "\($0.name) \($0.treatment)" }.joined(separator: ", ")
     }

@@ -39,7 +39,7 @@ package enum AgreementText {
     if let method = a.consent.withdrawalMethod { lines.append("  to withdraw: \(method)") }
     if a.consent.model != .none {
       lines.append(
-        "  after a withdrawal: packages not handed over are \(a.consent.onWithdrawal == .reseal ? "sealed again without the person" : "cancelled"); the recipient is asked to \(a.consent.asked.rawValue)\(a.consent.actWithin.map { " within \($0)" } ?? "")"
+        "  after a withdrawal: packages not handed over are \(a.consent.onWithdrawal == .reseal && a.aggregate == nil ? "sealed again without the person" : "cancelled"); the recipient is asked to \(a.consent.asked.rawValue)\(a.consent.actWithin.map { " within \($0)" } ?? "")"
       )
     }
     lines += ["", "What"]
@@ -55,7 +55,7 @@ package enum AgreementText {
         )
       }
       lines += a.fields.map { field in
-        "  \(field.title ?? field.name): \(field.treatment)\(field.isSpecial ? "  [special category]" : "")"
+        "  \(field.title.map { "\($0) (\(field.name))" } ?? field.name): \(field.treatment)\(field.isSpecial ? "  [special category]" : "")"
       }
       lines.append("  everything else: not at all")
     } else {
@@ -90,6 +90,9 @@ package enum AgreementText {
       "", "In force",
       "  \(Timestamp.format(a.notBefore)) until \(Timestamp.format(a.notAfter)); to be reviewed by \(Timestamp.format(a.reviewBy).prefix(10))",
     ]
+    // The words above are a reading; this is what is signed.
+    lines += ["", "Every key, as it is signed"]
+    lines += AgreementDiff.members(a.document).map { "  \($0.joined(separator: ".")): \($1)" }.sorted()
     return lines.joined(separator: "\n")
   }
 

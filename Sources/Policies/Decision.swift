@@ -313,8 +313,10 @@ package enum Evaluation {
   }
 
   /// The decision once the records were read: what was permitted may still come to nothing.
+  ///
+  /// - Parameter isResealed: people were taken out because they withdrew: the agreement says so, whatever it says of who never agreed.
   package static func completed(
-    _ decision: Decision, _ draft: Draft, under agreement: Agreement, _ records: RecordCounts
+    _ decision: Decision, _ draft: Draft, under agreement: Agreement, _ records: RecordCounts, isResealed: Bool = false
   ) -> Decision {
     guard decision.outcome == .permit else { return decision }
     let missing = records.withheld.filter { $0.key.hasPrefix("consent.") }.values.reduce(0, +)
@@ -324,8 +326,8 @@ package enum Evaluation {
         records.forbidden == "" ? .forbidError : .forbid, passed: records.forbidden == nil,
         rule.map { "no record is forbidden by \($0.id): \($0.because)" } ?? "no record is forbidden"),
       Rule(
-        .consentMissing, passed: agreement.consent.onMissing == .withhold || missing == 0,
-        agreement.consent.onMissing == .withhold && missing > 0
+        .consentMissing, passed: isResealed || agreement.consent.onMissing == .withhold || missing == 0,
+        missing > 0 && (isResealed || agreement.consent.onMissing == .withhold)
           ? "people without consent are left out (\(missing))" : "every person in the file may be told about"),
       Rule(
         .limitRecords, passed: records.kept <= agreement.recordsMax,

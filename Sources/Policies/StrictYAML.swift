@@ -30,7 +30,8 @@ package enum StrictYAML {
       // Refuses a second document and duplicate keys.
       node = try parser.singleRoot()
     } catch {
-      throw PolicyError("not YAML: \(error)")
+      // Without the file itself, which the parser puts behind what is wrong with it.
+      throw PolicyError("not YAML: \("\(error)".components(separatedBy: "\nContext:")[0])")
     }
     guard let node else { throw PolicyError("the file is empty") }
     // A node's anchor is a weak reference into the parser.

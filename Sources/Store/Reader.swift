@@ -114,6 +114,16 @@ package struct Reader {
     ).map(Transfer.init)
   }
 
+  /// Transfers that have not ended and say why, counted by the code that they say; the first id of each.
+  package func waitingCodes() throws -> [(code: String, count: Int64, first: TransferID)] {
+    try fetchAll(
+      "SELECT code, count(*) AS n, min(id) AS first FROM transfers WHERE code <> '' AND state NOT IN (\(Self.ends)) GROUP BY code",
+      []
+    ).compactMap { row in TransferID(row["first"]).map { (row["code"], row["n"], $0) } }
+  }
+
+  private static let ends = TransferState.allCases.filter(\.isEnd).map { "'\($0.rawValue)'" }.joined(separator: ", ")
+
   /// The queue: transfers not purged, newest last, filtered.
   package func queue(
     state: TransferState? = nil, peer: AgencyID? = nil, agreement: String? = nil, name: String? = nil,
@@ -138,8 +148,7 @@ package struct Reader {
       arguments += [name]
     }
     if openOnly {
-      let ends = TransferState.allCases.filter(\.isEnd).map { "'\($0.rawValue)'" }.joined(separator: ", ")
-      conditions.append("state NOT IN (\(ends))")
+      conditions.append("state NOT IN (\(Self.ends))")
     }
     return try fetchAll(
       """

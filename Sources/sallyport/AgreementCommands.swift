@@ -258,7 +258,9 @@ struct AgreementsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
       commandName: "ask",
       abstract: "Can field X of agreement A reach agency B? Answered exactly, also through onward transfers.",
-      discussion: "Exit code 0 when it can, 77 when it cannot. Without --agreement all of them are asked.")
+      discussion:
+        "Exit code 0 when it can, 77 when it cannot. Without --agreement all of them are asked. It is about what agreements say; who has signed or suspended them: agreements list."
+    )
     @Option(help: "The field's name, or its category such as pd:MedicalHealth.") var field: String
     @Option(help: "The agency.") var reach: String
     @Option(help: "Only from this agreement.") var agreement: String?
@@ -268,6 +270,9 @@ struct AgreementsCommand: AsyncParsableCommand {
 
     func run() async throws {
       let set = try PolicyFolder.load(folder: folder ?? home.map { Home($0).policies } ?? "policies")
+      guard agreement.map({ id in set.agreements.contains { $0.id == id } }) ?? true else {
+        throw AdminError(.failed, "no agreement \(agreement ?? "") is there")
+      }
       let routes = RouteQuestion.routes(of: field, to: reach, from: agreement, in: set)
       let output = Output(asJSON: json)
       output.rows(routes.map(\.document)) { "yes: \($0.text("text"))" }
@@ -279,7 +284,8 @@ struct AgreementsCommand: AsyncParsableCommand {
 
   struct Simulate: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      commandName: "simulate", abstract: "What would have happened to past traffic under a changed agreement?")
+      commandName: "simulate",
+      abstract: "What would have happened to past packages under a changed agreement? Records are not read again.")
     @OptionGroup var options: HomeOptions
     @Argument(help: "The file of the changed agreement.", completion: .file()) var file: String
 
@@ -287,7 +293,7 @@ struct AgreementsCommand: AsyncParsableCommand {
       let rows = try await Session(options).perform(.agreementsSimulate, ["file": .string(Home(file).path)])
       options.output.rows(rows) { row in
         row.text("id").isEmpty
-          ? "\(row.text("packages")) packages: \(row.text("same")) as before, \(row.text("refused")) refused, \(row.text("held")) held"
+          ? "\(row.text("packages")) packages: \(row.text("same")) as before, \(row.text("refused")) refused, \(row.text("held")) held; records are not read again: for what changes about them see agreements diff"
           : "\(row.text("id"))  \(row.text("before")) → \(row.text("after"))  \(row.text("codes"))"
       }
     }
@@ -302,7 +308,7 @@ enum AgreementFile {
   /// By file, else by id in the home's policies.
   static func find(_ name: String, _ home: Home) throws -> Agreement {
     if Directory.exists(name) { return try PolicyFolder.agreement(name) }
-    if let digest = Digest(hex: name), Directory.exists(home.offered(digest)) {
+    if let digest = Digest(named: name), Directory.exists(home.offered(digest)) {
       return try PolicyFolder.agreement(home.offered(digest))
     }
     // Of all that lies there: beside a file that cannot be read, what is current is not known.

@@ -64,7 +64,9 @@ struct ConsentCommand: AsyncParsableCommand {
     @Option(help: "The agreement's id.") var agreement: String
     @Option(help: "When the person acted, such as 2026-11-21T10:00:00Z; now otherwise.") var at: String?
     @Option(help: "How: a form, a portal, the telephone.") var method: String?
-    @Option(help: "Who acted: the person, or a representative.") var indicatedBy: String?
+    @Option(help: "Who acted: the person's name, or a representative's, with --relation.") var indicatedBy: String?
+    @Option(help: "What who acted is to the person: self, or a representative that the agreement names.")
+    var relation: String?
     @Option(help: "The event's id at its source; the same one twice is refused.") var eventID: String?
 
     func arguments(_ event: ConsentEvent) -> [String: JSON] {
@@ -74,6 +76,7 @@ struct ConsentCommand: AsyncParsableCommand {
       arguments["at"] = at.map { .string($0) }
       arguments["method"] = method.map { .string($0) }
       arguments["indicatedBy"] = indicatedBy.map { .string($0) }
+      arguments["relation"] = relation.map { .string($0) }
       arguments["eventId"] = eventID.map { .string($0) }
       return arguments
     }
@@ -90,7 +93,9 @@ struct ConsentCommand: AsyncParsableCommand {
       var arguments = choice.arguments(lift ? .lifted : .given)
       arguments["until"] = until.map { .string($0) }
       let rows = try await Session(choice.options).perform(.consentRecord, arguments)
-      choice.options.output.rows(rows) { "recorded as entry \($0.text("sequence"))" }
+      choice.options.output.rows(rows) {
+        "recorded as entry \($0.text("sequence"))\($0.text("effect") == "yes" ? "" : ", without effect: records stay. See: sallyport consent show")"
+      }
     }
   }
 
@@ -147,7 +152,10 @@ struct ConsentCommand: AsyncParsableCommand {
     func run() async throws {
       let rows = try await Session(options).perform(.consentAudit)
       options.output.rows(rows) { row in
-        row.text("fault").isEmpty
+        if !row.text("overdue").isEmpty {
+          return "overdue: the notice \(row.text("overdue")) to \(row.text("partner")): sallyport consent notices"
+        }
+        return row.text("fault").isEmpty
           ? "\(row.text("events")) events, \(row.text("releases")) releases with \(row.text("subjects")) records: \(row.text("faults") == "0" ? "the release rule held" : "\(row.text("faults")) faults")"
           : "FAULT: \(row.text("fault")) \(row.text("transfer"))\(row.text("notice")) \(row.text("code"))"
       }
@@ -219,7 +227,7 @@ struct ReportCommand: AsyncParsableCommand {
             what       \(Self.list(row.member("data")))
             why        \(row.text("purpose"))
             basis      \(row.text("legalBasis"))
-            under      \(row.text("agreement")), kept until \(row.text("keptUntil")), passed on to \(row.text("onward"))
+            under      \(row.text("agreement")), kept until \(row.text("keptUntil")), may be passed on to \(row.text("onward"))
             state      \(row.text("state"))
             proof      package \(row.member("proof")?.text("package") ?? ""), ledger entry \(row.member("proof")?.text("sequence") ?? "")
             withdraw   \(choices?.text("withdraw") ?? "")

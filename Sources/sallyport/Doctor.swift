@@ -58,6 +58,9 @@ struct Doctor {
       return findings
     }
     let status = try await session.perform(.status)
+    for row in status where row.text("kind") == "waiting" {
+      add("warning", "\(row.text("count")) packages wait: \(row.text("code"))", row.text("next"))
+    }
     for row in status where row.text("kind") == "agreement-offered" {
       add(
         "warning",

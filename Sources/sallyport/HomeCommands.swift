@@ -156,6 +156,7 @@ struct StatusCommand: AsyncParsableCommand {
         "  partner   \(row.text("agency"))  \(row.text("state"))"
           + (row.text("pausedUntil").isEmpty ? "" : "  unreachable, next try \(row.text("pausedUntil"))")
           + (row.text("pendingReason").isEmpty ? "" : "  a new card waits: \(row.text("pendingReason"))")
+      case "waiting": "  WAITING   \(row.text("count")) for \(row.text("code")): \(row.text("next"))"
       case "agreement-offered":
         "  OFFER     agreement \(row.text("agreement")) version \(row.text("version")): sallyport agreements show \(row.text("sha256"))"
       case "notice-overdue":

@@ -69,6 +69,9 @@ struct SendCommand: AsyncParsableCommand {
       }
       try await Task.sleep(for: .milliseconds(50))
     }
+    if let row = try await row(session, id) {
+      options.output.row(row, human: "\(id)  \(row.text("state"))" + TransferText.cause(row))
+    }
     Output.note("sallyport: no receipt within \(seconds) s; it goes on: sallyport trace \(id)")
     throw ExitCode(.waiting)
   }

@@ -189,6 +189,12 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
       act(.accept, "a.gov", "officer", "X", day: 1), act(.accept, "a.gov", "lawyer", "X", day: 1), all[2],
     ]
     #expect(state(onePerson) == .proposed)
+    for other in ["x", "X ", " X", "x\n", "Ｘ"] {
+      let again = [
+        act(.accept, "a.gov", "officer", "X", day: 1), act(.accept, "a.gov", "lawyer", other, day: 1), all[2],
+      ]
+      #expect(state(again) == .proposed, "\(other)")
+    }
     let oneRole = [
       act(.accept, "a.gov", "officer", "X", day: 1), act(.accept, "a.gov", "officer", "Y", day: 1), all[2],
     ]
@@ -203,6 +209,20 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
     #expect(state(all, at: Timestamp.parse("2025-01-01T00:00:00Z")!) == .notYet)
     #expect(state(all, at: Timestamp.parse("2027-01-01T00:00:00Z")!) == .expired)
     #expect(state(all, superseded: [agreement.digest]) == .superseded)
+  }
+
+  /// What it supersedes stays away, however it is stopped.
+  @Test func whatHasBegunHasBegun() {
+    func hasBegun(_ acts: [AgreementAct], at now: Date? = nil) -> Bool {
+      AgreementStanding(agreement, acts, between: AgencyID("a.gov")!, AgencyID("b.gov")!, at: now ?? instant).hasBegun
+    }
+    let all = accepted(agreement)
+    #expect(hasBegun(all) && !hasBegun(Array(all.dropLast())))
+    #expect(!hasBegun(all, at: Timestamp.parse("2025-01-01T00:00:00Z")!))
+    #expect(hasBegun(all, at: Timestamp.parse("2027-01-01T00:00:00Z")!))
+    for kind in [AgreementAct.Kind.suspend, .revoke, .reject] {
+      #expect(hasBegun(all + [act(kind, "a.gov", "officer", "X", day: 2)]), "\(kind)")
+    }
   }
 
   @Test func toStopTakesOneAndOnlyWhoSuspendedResumes() {
@@ -410,6 +430,11 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
       // What stands there by default may be said or left out.
       if differing.allSatisfy({ $0.last == "pseudonymScope" }) { continue }
       #expect(!changes.isEmpty, "\(differing)")
+      // What people read before they sign hides nothing either.
+      func page(_ agreement: Agreement) -> String {
+        AgreementText.page(agreement).replacing("sha256 \(agreement.digest)", with: "")
+      }
+      #expect(page(agreement) != page(other), "\(differing)")
     }
     #expect(judged > 50)
   }

@@ -101,8 +101,10 @@ import Testing
       #expect(agencies.sender.outcome(replaced, "replacedBy") == next)
       let first = try agencies.sender.sallyport("agreements", "approve", next, "--by", "Ana")
       #expect(first.status == 0 && first.text.contains("1 of 2"), "\(first.text)\(first.errors)")
-      let again = try agencies.sender.sallyport("agreements", "approve", next, "--by", "Ana")
-      #expect(again.status == 1 && again.errors.contains("counts once"))
+      for name in ["Ana", "ana", "Ana "] {
+        let again = try agencies.sender.sallyport("agreements", "approve", next, "--by", name)
+        #expect(again.status == 1 && again.errors.contains("counts once"), "\(name)")
+      }
       #expect(agencies.recipient.inboxNames(from: agencies.sender).isEmpty)
       #expect(try agencies.sender.sallyport("agreements", "approve", next, "--by", "Bo").status == 0)
       #expect(eventually { agencies.sender.outcome("a.ndjson") == "delivered" })
@@ -149,6 +151,7 @@ import Testing
       Self.row(2000, "Q2", "ConsentWithdrawn") + Self.row(2000, "Q3", "ConsentWithdrawn"),
       Self.row(2000, "Q2", "ConsentGiven", by: "guardian"), Self.row(2000, "Q2", "RenewedConsentGiven", by: "parent"),
       Self.row(2000, "Q2", "ConsentGiven", notice: "another"),
+      Self.row(2000, "Q2", "ConsentGiven").replacing(",,,\n", with: ",,,only my left arm\n"),
     ] {
       #expect(try take("b.csv", header + broken).status == 65, "\(broken)")
     }
@@ -170,6 +173,13 @@ import Testing
     #expect(try state("Q7") == "granted")
     #expect(try take("c.csv", cut, "--snapshot", "--confirmed-by", "Ana", "--confirmed-by", "Bo").status == 0)
     #expect(try state("Q7") == "withdrawn" && state("Q5") == "granted")
+    // The same said once more, by events with other names, changes nobody; neither do people who are new.
+    func snapshot(_ first: Int, _ people: [String]) -> String {
+      header + people.enumerated().map { Self.row(first + $0.offset, $0.element, "ConsentGiven") }.joined()
+    }
+    #expect(try take("s1.csv", snapshot(4000, ["Q5"]), "--snapshot").status == 0)
+    #expect(try take("s3.csv", snapshot(6000, ["Q5"]), "--snapshot").status == 0)
+    #expect(try take("s4.csv", header + Self.row(7000, "Nobody2", "ConsentGiven"), "--snapshot").status == 0)
     let fhir =
       #"{"resourceType":"Consent","id":"f1","meta":{"versionId":"1"},"status":"active","patient":{"identifier":{"value":"Q7"}},"dateTime":"2099-01-01T00:00:00Z","provision":{"type":"permit"}}"#
       + "\n"
@@ -180,6 +190,19 @@ import Testing
         fhir.replacing("\"f1\"", with: "\"f2\"").replacing(
           #""type":"permit""#, with: #""type":"permit","provision":[]"#), "--format", "fhir"
       ).status == 65)
+    for other in [
+      #""provision":{}"#, #""provision":{"type":"permit","period":{"start":"2096-01-01T00:00:00Z"}}"#,
+      #""provision":{"type":"permit"},"modifierExtension":[]"#,
+      #""provision":{"type":"permit","modifierExtension":[]}"#,
+      #""provision":{"type":"permit"},"implicitRules":"x""#, #""provision":{"type":"permit"},"performer":[{}]"#,
+      #""provision":{"type":"permit"},"scope":{"coding":[{"code":"adr"}]}"#,
+      #""provision":{"type":"permit"},"policyRule":{"coding":[{"code":"OPTOUT"}]}"#,
+      #""provision":{"type":"permit"},"verification":[{"verified":false}]"#,
+    ] {
+      let text = fhir.replacing("2099", with: "2026").replacing("\"f1\"", with: "\"f3\"")
+        .replacing(#""provision":{"type":"permit"}"#, with: other)
+      #expect(try take("f.ndjson", text, "--format", "fhir").status == 65, "\(other)")
+    }
     #expect(try agencies.sender.sallyport("consent", "audit").status == 0)
     // Raw ids are nowhere.
     let ledger = try Data(contentsOf: URL(fileURLWithPath: "\(agencies.sender.home)/ledger.sqlite"))
@@ -272,6 +295,108 @@ import Testing
     #expect(try consent("withdraw", "P3", "--event-id", "e1").status == 0)
     #expect(try consent("withdraw", "P4", "--event-id", "e1").status == 1)
     #expect(try agencies.sender.sallyport("consent", "audit").status == 0)
+  }
+
+  /// Whoever acts for a person is one that the agreement names; what is recorded at the recipient would stop nothing.
+  @Test func whoActsForAPersonAndWhere() throws {
+    let agencies = try TestAgencies(TestAgencies.Options.optIn())
+    func grant(_ more: String...) throws -> Int32 {
+      try Command.sallyport(
+        ["consent", "grant", "P1", "--agreement", TestAgencies.agreement, "--home", agencies.sender.home] + more
+      ).status
+    }
+    #expect(try grant("--indicated-by", "a neighbour") == 64)
+    #expect(try grant("--indicated-by", "a neighbour", "--relation", "neighbour") == 65)
+    #expect(try grant("--indicated-by", "P1's mother", "--relation", "parent") == 0)
+    let late = try agencies.sender.sallyport(
+      "consent", "grant", "P2", "--agreement", TestAgencies.agreement, "--until", "2020-01-01T00:00:00Z")
+    #expect(late.status == 0 && late.text.contains("without effect"), "\(late.text)")
+    let elsewhere = try agencies.recipient.sallyport("consent", "withdraw", "P1", "--agreement", TestAgencies.agreement)
+    #expect(elsewhere.status == 77 && elsewhere.errors.contains(agencies.sender.id), "\(elsewhere.errors)")
+  }
+
+  /// A sum that was not handed over yet does not go with somebody in it who objects.
+  @Test func anObjectionStopsASumThatHasNotGone() throws {
+    var options = TestAgencies.Options.optIn(approval: "{ mode: every-package, approvers: 1, expiresAfter: P5D }")
+    options.schema =
+      #"{"type":"object","required":["meter","street","litres"],"properties":{"meter":{"type":"string"},"street":{"type":"string"},"litres":{"type":"number"}}}"#
+    options.terms =
+      #"fields: [ { name: street, category: "pd:Location", action: pass }, { name: litres, category: "ext:X", action: pass } ]"#
+      + "\nrecords: { aggregate: { by: [street], measure: litres, function: sum, minGroupSize: 2, countDistinct: meter } }"
+    options.subjects =
+      "{ classes: [households], impetus: public-body, frequency: ongoing, identifier: { field: meter, type: point } }"
+    options.consent =
+      "{ model: opt-out, purposeRef: water, maxStaleness: PT24H, onStale: hold, withdrawalMethod: \"by phone\", onWithdrawal: { spooled: reseal, delivered: inform, actWithin: P10D } }"
+    let agencies = try TestAgencies(options)
+    try agencies.start()
+    let (sender, agreement) = (agencies.sender, TestAgencies.agreement)
+    let meters = Data(
+      (1...4).map { #"{"meter":"M\#($0)","street":"Long Street","litres":\#($0)}"# + "\n" }.joined().utf8)
+    try sender.drop("a.ndjson", meters)
+    // Held, and said so, until the registry is heard of.
+    #expect(eventually { sender.outcome("a.ndjson", "code") == "consent.source-stale" })
+    #expect(try sender.sallyport("status").text.contains("WAITING   1 for consent.source-stale"))
+    let heard = try sender.sallyport("consent", "heartbeat", "--agreement", agreement, "--source", "portal")
+    #expect(heard.status == 0, "\(heard.errors)")
+    #expect(eventually { sender.outcome("a.ndjson", "code") == "approval.pending" })
+    let objected = try sender.sallyport("consent", "withdraw", "M4", "--object", "--agreement", agreement)
+    #expect(objected.text.contains("1 package was stopped"), "\(objected.text)\(objected.errors)")
+    #expect(sender.outcome("a.ndjson") == "cancelled")
+    try sender.drop("b.ndjson", meters)
+    #expect(eventually { sender.outcome("b.ndjson", "code") == "approval.pending" })
+    let id = sender.outcome("b.ndjson", "id") ?? ""
+    #expect(try sender.sallyport("agreements", "approve", id, "--by", "Ana").status == 0)
+    #expect(eventually { sender.outcome("b.ndjson") == "delivered" })
+    let arrived = agencies.recipient.inbox(from: sender, "b.ndjson").map { String(decoding: $0, as: UTF8.self) }
+    #expect(arrived?.contains("6") == true && arrived?.contains("10") == false, "\(arrived ?? "")")
+    // Handed over, a sum is about nobody: nobody is told. People who are in it see it, others do not.
+    let later = try sender.sallyport("consent", "withdraw", "M3", "--object", "--agreement", agreement, "--json")
+    #expect(later.text.contains("\"alreadyDisclosed\":[]") && later.text.contains("\"notices\":[]"), "\(later.text)")
+    #expect(try sender.sallyport("report", "M1", "--json").lines.count == 2)
+    #expect(try sender.sallyport("report", "M4", "--json").lines.count == 1)
+    let audit = try sender.sallyport("consent", "audit")
+    #expect(audit.status == 0 && audit.text.contains("with 3 records: the release rule held"), "\(audit.text)")
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  /// Whoever stops the version in force has stopped the exchange: the version before does not come back.
+  @Test(arguments: ["suspend", "revoke"])
+  func stoppingAVersionBringsNoOtherBack(act: String) throws {
+    let agencies = try TestAgencies()
+    let agreement = TestAgencies.agreement
+    let text = try String(contentsOfFile: "\(agencies.sender.home)/policies/\(agreement).yaml", encoding: .utf8)
+    let first = try agencies.sender.sallyport("agreements", "show", agreement, "--json").text.firstMatch(
+      of: /"sha256":"([0-9a-f]{64})"/)
+    let second = text.replacing("version: 1\n", with: "version: 2\nsupersedes: \"sha256:\(first?.1 ?? "")\"\n")
+    for agency in [agencies.sender, agencies.recipient] {
+      try Data(second.utf8).write(to: URL(fileURLWithPath: "\(agency.home)/policies/\(agreement).v2.yaml"))
+    }
+    try agencies.start()
+    for agency in [agencies.sender, agencies.recipient] {
+      let signed = try agency.sallyport("agreements", "sign", agreement, "--role", "data-officer", "--signer", "Ana")
+      #expect(signed.status == 0, "\(signed.errors)")
+    }
+    func states(_ agency: TestAgency) throws -> [String] {
+      try agency.sallyport("agreements", "list", "--json").lines.compactMap {
+        $0.firstMatch(of: /"state":"([^"]*)"/).map { String($0.1) }
+      }
+    }
+    for agency in [agencies.sender, agencies.recipient] {
+      #expect(try eventually { try states(agency) == ["superseded", "valid"] })
+    }
+    try agencies.sender.drop("a.txt", Data("x".utf8))
+    #expect(eventually { agencies.sender.outcome("a.txt") == "delivered" })
+    let stop = try agencies.sender.sallyport(
+      "agreements", "sign", agreement, "--act", act, "--role", "data-officer", "--signer", "Ana")
+    #expect(stop.status == 0, "\(stop.errors)")
+    let stopped = act == "suspend" ? "suspended" : "revoked"
+    for agency in [agencies.sender, agencies.recipient] {
+      #expect(try eventually { try states(agency) == ["superseded", stopped] })
+    }
+    try agencies.sender.drop("b.txt", Data("x".utf8))
+    #expect(eventually { agencies.sender.outcome("b.txt", "code") == "agreement.\(stopped)" })
+    #expect(agencies.recipient.inboxNames(from: agencies.sender) == ["a.txt"])
   }
 
   /// With a recipient that can be told, with one that only calls out, and with two that only call out and a hub between them.

@@ -53,7 +53,8 @@ struct Approvals: Sendable {
     }
     let decision = manifest.decision.hex
     try await context.ledger.write { tx in
-      guard try !tx.reader.approvers(transfer.id, decision: decision).contains(person) else {
+      let given = try tx.reader.approvers(transfer.id, decision: decision)
+      guard !given.contains(where: { PersonName.key($0) == PersonName.key(person) }) else {
         throw AdminError(.failed, "\(person) has approved it already, which counts once: another person is needed")
       }
       try tx.approve(transfer.id, decision: decision, by: person)

@@ -49,7 +49,12 @@ struct Outcomes: Sendable {
       case .expired: ("expired", "It was not handed over in time. Drop the file again when the partner can take it.")
       case .cancelled: ("cancelled", "It was cancelled here before it was handed over.")
       case .corrupt: ("failed", "Ask your gateway's administrator: sallyport trace \(transfer.id)")
-      default: ("accepted", ReasonCode(rawValue: transfer.code)?.nextStep(transfer.id) ?? "Nothing: it goes by itself.")
+      default:
+        (
+          "accepted",
+          ReasonCode(rawValue: transfer.code)?.nextStep(transfer.id)
+            ?? (transfer.isCollected ? "Nothing: the recipient comes for it." : "Nothing: it goes by itself.")
+        )
       }
     var members: [String: JSON] = [
       "version": 1, "id": .string(transfer.id.text), "name": .string(transfer.name),

@@ -92,8 +92,6 @@ struct ReleaseRule: Sendable {
     let rule = ConsentRule(agreement.consent, at: isLate ? tx.at + GatewayContext.skewSeconds : tx.at)
     let changed = isLate ? nil : try tx.reader.subjectsChanged(agreement.id, after: package.judged, limit: changesMax)
     if let changed, changed.isEmpty { return nil }
-    // Added up, nobody's record is in it.
-    guard agreement.aggregate == nil else { return nil }
     guard let index = try spool.subjects(of: package.id) else {
       return .waits(code: "consent.unknown", note: "the index of the package's subjects is missing")
     }

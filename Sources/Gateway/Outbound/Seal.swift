@@ -180,7 +180,7 @@ struct Seal: Sendable {
   private func postpone(_ transfer: Transfer, code: String, note: String) async throws {
     let attempts = transfer.attempts + 1
     let next = context.now() + Backoff.seconds(attempts, max: min(60, context.configuration.retrySecondsMax))
-    _ = try await context.ledger.write { tx in
+    let row = try await context.ledger.write { tx in
       try tx.amend(transfer) {
         $0.attempts = attempts
         $0.nextAt = next
@@ -188,6 +188,9 @@ struct Seal: Sendable {
         $0.note = note
       }
     }
+    guard row.code != transfer.code else { return }
+    context.logger.notice("transfer \(row.id) waits: \(note) [\(code)]")
+    try await context.pool.run { try outcomes.write(row) }
   }
 }
 

@@ -186,8 +186,8 @@ private final class FilteredPass: @unchecked Sendable {
     let (context, agreement) = (sealing.context, sealing.agreement)
     gate = ConsentGate(
       agreement, sealing.transfer.id, master: context.keys.subjectMaster, book: context.consents, at: sealing.instant)
-    // What was added up is about nobody alone.
-    let isIndexed = agreement.subjects.identifier != nil && agreement.aggregate == nil
+    // Who was added up too: until it is handed over, what they say counts.
+    let isIndexed = agreement.subjects.identifier != nil
     index = isIndexed ? try context.spool.createSubjects(sealing.transfer.id) : nil
     let input = original.file.input
     let (gate, index, instant) = (gate.gate, index, sealing.instant)

@@ -18,13 +18,20 @@ struct Withdrawal: Sendable {
   /// - Parameter ordinals: of the records that may not go.
   func stop(_ transfer: Transfer, _ ordinals: [Int64], code: String) async throws {
     let manifest = try transfer.readManifest()
-    let note = "\(ordinals.count) of \(manifest.records ?? 0) records may no longer go"
+    let agreement = context.policies.agreement(manifest.agreement.sha256)
+    // What was added up cannot be taken apart again: its original is gone.
+    let isAddedUp = agreement?.aggregate != nil
+    let note =
+      isAddedUp
+      ? "\(ordinals.count) of the records that were added up may no longer count: drop the file again"
+      : "\(ordinals.count) of \(manifest.records ?? 0) records may no longer go"
     guard transfer.state != .releasing else {
       return try await Release(context: context).leave(transfer, code: code, note: note)
     }
-    let agreement = context.policies.agreement(manifest.agreement.sha256)
     var next: (SealedPackage, Transfer)?
-    if let agreement, agreement.consent.onWithdrawal == .reseal, Int64(ordinals.count) < manifest.records ?? 0 {
+    if let agreement, !isAddedUp, agreement.consent.onWithdrawal == .reseal,
+      Int64(ordinals.count) < manifest.records ?? 0
+    {
       next = try await resealed(transfer, manifest, agreement, Set(ordinals))
     }
     let replacement = next
@@ -131,9 +138,10 @@ struct Withdrawal: Sendable {
         .init(member: $0.member, field: $0.field, rule: $0.rule == .leave ? .leave : .recompute)
       }
       let filter = try RecordFilter(plan, enforcement.output, schema: enforcement.filter.derivedSchema)
+      let droppingCode = "consent.withdrawn"
       var gate = RecordGate(subjects: { _ in [] }, pseudonyms: { _ in [] })
       gate.dropping = dropped
-      gate.droppingCode = "consent.withdrawn"
+      gate.droppingCode = droppingCode
       let dropping = gate
       let source = RecordSource.start { source in
         try RecordCheck(enforcement.output, workers: 1).run(
@@ -161,7 +169,8 @@ struct Withdrawal: Sendable {
       let final = Evaluation.completed(
         decision, draft, under: agreement,
         RecordCounts(
-          read: report.records, kept: kept, withheld: [:], forbidden: nil))
+          read: report.records, kept: kept, withheld: [droppingCode: Int64(dropped.count)], forbidden: nil),
+        isResealed: true)
       guard final.outcome == .permit else {
         try discard(row.id)
         return nil
