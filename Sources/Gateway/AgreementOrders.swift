@@ -104,7 +104,12 @@ extension Administration {
     var members: [String: JSON] = [
       "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document,
     ]
-    if earlier, party.acceptancesRequired > 1, !kind.stops, kind != .resume {
+    let standing = context.acts.standing(of: agreement, between: party.id, party.id, at: context.now()).state
+    if standing == .revoked, kind != .revoke {
+      members["hint"] = "without effect: what is revoked stays revoked, and takes a new version"
+    } else if standing == .suspended, kind == .resume {
+      members["hint"] = "without effect yet: whoever suspended it resumes it"
+    } else if earlier, party.acceptancesRequired > 1, !kind.stops, kind != .resume {
       members["hint"] = "different people sign in different roles: the same name, or the same role, counts once"
     } else if offered != nil {
       members["hint"] =

@@ -178,7 +178,18 @@ struct ConsentCommand: AsyncParsableCommand {
           ("ASKED", "asked"),
           ("RECORDS", "records"), ("STATE", "state"), ("ACT BY", "actBy"), ("OVERDUE", "overdue"),
         ])
+      if !options.json { for row in rows where ["unanswered", "received"].contains(row.text("state")) { show(row) } }
       if rows.contains(where: { $0.text("overdue") == "yes" }) { throw ExitCode(.waiting) }
+    }
+
+    /// Which records an open one is about.
+    private func show(_ notice: JSON) {
+      guard case .array(let items)? = notice.member("items") else { return }
+      for item in items {
+        options.output.line(
+          "\(notice.text("notice")): records \(item.text("records").trimmingCharacters(in: ["[", "]"])) of package \(item.text("package")), from 0"
+        )
+      }
     }
   }
 
