@@ -27,14 +27,14 @@ package final class FileSink: SegmentSink {
   }
 
   package func write(_ ranges: [UnsafeMutableRawBufferPointer], segment index: Int64, at offset: Int64) throws {
-    var vectors = [iovec](ranges)
-    let count = ranges.reduce(0) { $0 + $1.count }
-    var done = 0
-    while done < count {
-      let put = pwritev(descriptor, vectors, Int32(vectors.count), Int(base + offset) + done)
+    var vectors = [iovec](ranges.filter { !$0.isEmpty })
+    var place = Int(base + offset)
+    while !vectors.isEmpty {
+      let piece = vectors.prefix(bytes: File.pieceBytesMax)
+      let put = pwritev(descriptor, piece, Int32(piece.count), place)
       if put < 0, errno == EINTR { continue }
       guard put > 0 else { throw DiskError("write", path) }
-      done += put
+      place += put
       vectors.drop(put)
     }
   }

@@ -7,6 +7,16 @@ extension [iovec] {
     self = ranges.map { iovec(iov_base: $0.baseAddress, iov_len: $0.count) }
   }
 
+  /// The first `bytes` bytes, or all.
+  func prefix(bytes: Int) -> [iovec] {
+    var (piece, room): ([iovec], Int) = ([], bytes)
+    for vector in self where room > 0 {
+      piece.append(iovec(iov_base: vector.iov_base, iov_len: Swift.min(vector.iov_len, room)))
+      room -= piece[piece.count - 1].iov_len
+    }
+    return piece
+  }
+
   /// Drops the first `bytes` bytes, which are done. At most as many as are left.
   mutating func drop(_ bytes: Int) {
     var skip = bytes
