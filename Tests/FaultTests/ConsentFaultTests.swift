@@ -103,6 +103,7 @@ import Testing
       for when in FaultTests.sample == .max ? ["before", "after"] : [["before", "after"][index % 2]] {
         let faults = try bench.experiment(["FAULT_AT": "\(point)", "FAULT_WHEN": when])
         #expect(faults.isEmpty, "killed \(when) call \(point) of \(calls): \(faults)")
+        FaultTests.note("withdrawal, killed \(when) call \(point)", faults.isEmpty)
       }
     }
   }

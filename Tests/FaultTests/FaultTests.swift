@@ -24,6 +24,12 @@ import Testing
     return (0..<sample).map { 1 + ($0 * count / sample + seed * 7919) % count }.sorted()
   }
 
+  /// What takes an hour says how far it is.
+  static func note(_ what: String, _ isSound: Bool) {
+    guard sample == .max else { return }
+    FileHandle.standardError.write(Data("\(isSound ? "ok  " : "FAIL")  \(what)\n".utf8))
+  }
+
   @Test func nothingIsLostDoubledOrHalfWhenTheProcessIsKilledAtAnyCall() throws {
     let bench = try FaultBench()
     for (name, side) in Self.sides {
@@ -34,6 +40,7 @@ import Testing
         for when in whens where when != "torn" || calls[point - 1].contains(" write ") {
           let (verdict, _, _) = try bench.experiment(side, ["FAULT_AT": "\(point)", "FAULT_WHEN": when])
           #expect(verdict.isSound, "\(name) killed \(when) call \(calls[point - 1]): \(verdict)")
+          Self.note("\(name) \(point) of \(calls.count), killed \(when)", verdict.isSound)
         }
       }
     }
@@ -51,6 +58,7 @@ import Testing
         let fault = ["FAULT_AT": "\(point)", "FAULT_ERRNO": "\(errno)", "FAULT_STICKY": "1"]
         let (verdict, ended, log) = try bench.experiment(side, fault)
         #expect(verdict.isSound, "\(name), errno \(errno) from call \(calls[point - 1]): \(verdict)")
+        Self.note("\(name) \(point) of \(calls.count), errno \(errno)", verdict.isSound)
         if errno == EIO {
           #expect(ended == nil || ended == 74, "\(name), EIO from call \(calls[point - 1]): exit \(ended ?? 0): \(log)")
         }

@@ -296,6 +296,7 @@ import Transport
       let steps = Self.schedules[((FaultTests.seed - 1) * sample + number) * 73 % count]
       let faults = try await bench.run(steps)
       #expect(faults.isEmpty, "\(steps): \(faults)")
+      FaultTests.note("schedule \(number + 1) of \(sample)", faults.isEmpty)
     }
   }
 
