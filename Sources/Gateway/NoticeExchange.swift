@@ -83,6 +83,12 @@ struct Notices: Sendable {
   func take(
     word state: NoticeAnswer.State, because: String?, evidence: String, to row: NoticeRow
   ) async throws -> NoticeAnswer {
+    // The same word again is no new entry in the ledger.
+    if let held = try row.answer.map({ try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }),
+      held.state == state, held.retainedBecause == because, held.evidence == evidence
+    {
+      return held
+    }
     let answer = NoticeAnswer(
       notice: try Envelope(parsing: row.envelope, as: .notice).payloadDigest, id: row.id, from: row.peer, state: state,
       stopped: [], retainedBecause: because, evidence: evidence, at: context.now())

@@ -364,7 +364,7 @@ import Testing
     #expect(
       try partner.shell("\(get) -d '{\"state\":\"done\"}' $GATEWAY/v1/notices/\(notice)/receipt").text.contains("400"))
     // Not about a notice that we have from somebody; not for somebody who is not there; a paper is named.
-    #expect(try answer("--state", "actioned").status == 1)
+    #expect(try answer("--state", "actioned").status == 77)
     #expect(try answer("--state", "actioned", "--for", partner.agencies.recipient.id).status == 64)
     #expect(try answer("--state", "actioned", "--for", "nobody.gov", "--evidence", "letter").status == 1)
     let paper = try answer("--state", "received", "--for", partner.agencies.recipient.id, "--evidence", "letter 4711")
