@@ -24,11 +24,13 @@ struct JSONParser: ~Copyable {
   private var hasEscapes = false
   private var keyA: [UInt8] = []
   private var keyB: [UInt8] = []
+  private let open: UnsafeMutablePointer<OpenContainer>
 
   init() {
     guard let scanner = sp_json_scanner_new() else { fatalError("no memory for a JSON scanner") }
     self.scanner = scanner
     nodes = .allocate(capacity: capacity)
+    open = .allocate(capacity: Self.depthMax)
     base = UnsafePointer(nodes).withMemoryRebound(to: UInt8.self, capacity: 1) { $0 }
     offsets = base.withMemoryRebound(to: UInt32.self, capacity: 1) { $0 }
   }
@@ -36,6 +38,7 @@ struct JSONParser: ~Copyable {
   deinit {
     sp_json_scanner_free(scanner)
     nodes.deallocate()
+    open.deallocate()
   }
 
   /// Finds the structure of a batch, at most 256 MiB less one. The bytes must stay where they are while values are parsed.
@@ -47,7 +50,9 @@ struct JSONParser: ~Copyable {
     var found: UnsafePointer<UInt32>?
     let status = sp_json_scan(scanner, base, bytes.count, &found, &offsetCount)
     switch status {
-    case 0: offsets = found!
+    case 0:
+      offsets = found!
+      precondition(offsets[offsetCount] >= bytes.count, "the scanner says where the batch ends")
     case 1: throw JSONFault(code: .utf8, offset: 0)
     case 2: throw JSONFault(code: .unclosedString, offset: 0)
     case 3: throw JSONFault(code: .controlCharacter, offset: 0)
@@ -75,62 +80,55 @@ struct JSONParser: ~Copyable {
     skip(to: start)
     guard cursor < offsetCount, offsets[cursor] < end else { return false }
     var tokens = JSONTokens(
-      base: base, offsets: offsets, count: offsetCount, end: end, hasEscapes: hasEscapes, nodes: nodes, cursor: cursor)
+      base: base, offsets: offsets, end: end, hasEscapes: hasEscapes, nodes: nodes, cursor: cursor)
     defer { cursor = tokens.cursor }
-    var stack = InlineStack()
-    // What may come next: a value, or inside a container also its end.
+    // The innermost open container, and how many are open.
+    var top = OpenContainer(node: 0, count: 0, isObject: false)
+    var depth = 0
     while true {
       // A value begins.
+      if top.isObject { try tokens.key() }
       guard let at = tokens.next() else { throw JSONFault(code: .syntax, offset: limit) }
       let byte = base[Int(at)]
       switch byte {
+      case 34: try tokens.string(at)
+      case 45, 48...57: try tokens.number(at)
       case 123, 91:
-        guard stack.count < Self.depthMax else { throw JSONFault(code: .depth, offset: Int(at)) }
+        guard depth < Self.depthMax else { throw JSONFault(code: .depth, offset: Int(at)) }
+        open[depth] = top
+        depth &+= 1
         let isObject = byte == 123
-        stack.push(UInt32(truncatingIfNeeded: tokens.used), isObject: isObject)
+        top = OpenContainer(node: tokens.used, count: 0, isObject: isObject)
         tokens.put(JSONNode(isObject ? .object : .array, start: at))
         guard let first = tokens.peek() else { throw JSONFault(code: .syntax, offset: limit) }
-        if base[Int(first)] == byte &+ 2 {
-          tokens.cursor &+= 1
-          try close(&stack, first, tokens.used)
-          break
-        }
-        if isObject { try tokens.key() }
-        continue
-      case 34: try tokens.string(at)
+        // "[" and "]" are two apart, as "{" and "}" are.
+        guard base[Int(first)] == byte &+ 2 else { continue }
+        top.count = 0 &- 1
       case 116: try tokens.word(at, "true", .true)
       case 102: try tokens.word(at, "false", .false)
       case 110: try tokens.word(at, "null", .null)
-      case 45, 48...57: try tokens.number(at)
       default: throw JSONFault(code: .syntax, offset: Int(at))
       }
-      // A value has ended: separators and ends of containers follow.
+      // A value has ended, or an empty container ends: separators and ends of containers follow.
       while true {
-        guard stack.count > 0 else {
+        top.count &+= 1
+        guard depth > 0 else {
           if let extra = tokens.peek() { throw JSONFault(code: .syntax, offset: Int(extra)) }
           return true
         }
         guard let next = tokens.next() else { throw JSONFault(code: .syntax, offset: limit) }
         let byte = base[Int(next)]
-        if byte == 44 {
-          stack.added()
-          if stack.topIsObject { try tokens.key() }
-          break
-        }
-        guard byte == (stack.topIsObject ? 125 : 93) else { throw JSONFault(code: .syntax, offset: Int(next)) }
-        stack.added()
-        try close(&stack, next, tokens.used)
+        if byte == 44 { break }
+        guard byte == (top.isObject ? 125 : 93) else { throw JSONFault(code: .syntax, offset: Int(next)) }
+        let node = nodes + Int(top.node)
+        node.pointee.end = next &+ 1
+        node.pointee.next = tokens.used
+        node.pointee.word |= top.count << 4
+        if top.isObject, top.count > 1 { try checkKeys(Int(top.node), Int(top.count)) }
+        depth &-= 1
+        top = open[depth]
       }
     }
-  }
-
-  @inline(__always)
-  private mutating func close(_ stack: inout InlineStack, _ at: UInt32, _ used: Int) throws(JSONFault) {
-    let (index, count, isObject) = stack.pop()
-    nodes[Int(index)].end = at &+ 1
-    nodes[Int(index)].next = UInt32(truncatingIfNeeded: used)
-    nodes[Int(index)].word |= count << 4
-    if isObject, count > 1 { try checkKeys(Int(index), Int(count)) }
   }
 
   // MARK: keys
@@ -139,7 +137,9 @@ struct JSONParser: ~Copyable {
   ///
   /// A filter of 4,096 bits finds the pairs worth comparing; most objects have none.
   private mutating func checkKeys(_ object: Int, _ count: Int) throws(JSONFault) {
+    guard count > 4 else { return try checkFewKeys(object, count) }
     var filter = InlineArray<64, UInt64>(repeating: 0)
+    let (base, nodes) = (base, nodes)
     var child = object + 1
     for _ in 0..<count {
       let key = nodes[child]
@@ -169,7 +169,7 @@ struct JSONParser: ~Copyable {
   private mutating func sameKey(_ a: JSONNode, _ b: JSONNode) -> Bool {
     if !a.isEscaped, !b.isEscaped {
       return a.end - a.start == b.end - b.start
-        && memcmp(base + Int(a.start), base + Int(b.start), Int(a.end - a.start)) == 0
+        && isEqual(base + Int(a.start) + 1, base + Int(b.start) + 1, Int(a.end - a.start) - 2)
     }
     unescapeJSON(content(a), into: &keyA)
     unescapeJSON(content(b), into: &keyB)
@@ -199,30 +199,31 @@ struct JSONParser: ~Copyable {
 /// a parser's pointers could be to the parser.
 private struct JSONTokens {
   let base: UnsafePointer<UInt8>
+  /// Behind the last one stands the length of the batch: an offset at or beyond `end` ends each look.
   let offsets: UnsafePointer<UInt32>
-  let count: Int
   let end: UInt32
   let hasEscapes: Bool
   let nodes: UnsafeMutablePointer<JSONNode>
   var cursor: Int
-  private(set) var used = 0
+  private(set) var used: UInt32 = 0
 
   @inline(__always) mutating func put(_ node: JSONNode) {
-    nodes[used] = node
+    nodes[Int(used)] = node
     used &+= 1
   }
 
-  @inline(__always) func peek() -> UInt32? { cursor < count && offsets[cursor] < end ? offsets[cursor] : nil }
+  @inline(__always) func peek() -> UInt32? { offsets[cursor] < end ? offsets[cursor] : nil }
 
   @inline(__always) mutating func next() -> UInt32? {
-    guard cursor < count, offsets[cursor] < end else { return nil }
+    let offset = offsets[cursor]
+    guard offset < end else { return nil }
     cursor &+= 1
-    return offsets[cursor &- 1]
+    return offset
   }
 
   /// Where the scalar before the cursor ends.
   @inline(__always) private func scalarEnd() -> UInt32 {
-    var stop = cursor < count ? min(offsets[cursor], end) : end
+    var stop = min(offsets[cursor], end)
     while Self.isBlank(base[Int(stop) &- 1]) { stop &-= 1 }
     return stop
   }
@@ -231,7 +232,7 @@ private struct JSONTokens {
     byte == 32 || byte == 10 || byte == 13 || byte == 9
   }
 
-  private var following: UInt32 { UInt32(truncatingIfNeeded: used) &+ 1 }
+  private var following: UInt32 { used &+ 1 }
 
   @inline(__always) mutating func key() throws(JSONFault) {
     guard let at = next() else { throw JSONFault(code: .syntax, offset: Int(end)) }
@@ -375,41 +376,9 @@ func isEqual(_ a: UnsafePointer<UInt8>, _ b: UnsafePointer<UInt8>, _ count: Int)
   return count == 0 || (a[0] == b[0] && a[count >> 1] == b[count >> 1] && a[count - 1] == b[count - 1])
 }
 
-/// Open containers: index, children so far, kind. Fixed room for `JSONParser.depthMax`.
-private struct InlineStack {
-  private var indexes = InlineArray<100, UInt32>(repeating: 0)
-  private var counts = InlineArray<100, UInt32>(repeating: 0)
-  private(set) var count = 0
-  private(set) var topIsObject = false
-  private var kinds: (UInt64, UInt64) = (0, 0)
-
-  mutating func push(_ index: UInt32, isObject: Bool) {
-    indexes[count] = index
-    counts[count] = 0
-    setKind(count, isObject)
-    count += 1
-    topIsObject = isObject
-  }
-
-  mutating func added() { counts[count - 1] += 1 }
-
-  mutating func pop() -> (index: UInt32, count: UInt32, isObject: Bool) {
-    count -= 1
-    let wasObject = topIsObject
-    if count > 0 { topIsObject = kind(count - 1) }
-    return (indexes[count], counts[count], wasObject)
-  }
-
-  private mutating func setKind(_ place: Int, _ isObject: Bool) {
-    let bit = UInt64(1) << UInt64(place & 63)
-    if place < 64 {
-      kinds.0 = isObject ? kinds.0 | bit : kinds.0 & ~bit
-    } else {
-      kinds.1 = isObject ? kinds.1 | bit : kinds.1 & ~bit
-    }
-  }
-
-  private func kind(_ place: Int) -> Bool {
-    (place < 64 ? kinds.0 : kinds.1) >> UInt64(place & 63) & 1 == 1
-  }
+/// A container that has begun and not ended: its node, and how many children it has so far.
+private struct OpenContainer {
+  let node: UInt32
+  var count: UInt32
+  let isObject: Bool
 }

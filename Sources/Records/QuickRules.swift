@@ -203,16 +203,17 @@ struct QuickRule: BitwiseCopyable {
     return logic.constants.indices.compactMap { program.constantStrings[$0] }
   }
 
+  /// By a pointer: a method would be handed a copy of all rules.
   @inline(__always)
-  func vouches(_ node: JSONNode, _ base: UnsafePointer<UInt8>) -> Bool {
-    if free >> UInt8(truncatingIfNeeded: node.kindBits) & 1 != 0 { return true }
-    if node.kindBits == JSONKind.string.rawValue, !node.isEscaped {
-      return text.vouches(base + Int(node.start) + 1, Int(node.end - node.start) - 2)
+  static func vouches(_ rule: UnsafePointer<QuickRule>, _ node: JSONNode, _ base: UnsafePointer<UInt8>) -> Bool {
+    if rule.pointee.free &>> UInt8(truncatingIfNeeded: node.kindBits) & 1 != 0 { return true }
+    let start = base + Int(node.start)
+    let count = Int(node.end &- node.start)
+    switch node.kindBits {
+    case JSONKind.string.rawValue: return !node.isEscaped && rule.pointee.text.vouches(start + 1, count &- 2)
+    case JSONKind.number.rawValue: return rule.pointee.number.vouches(start, count)
+    default: return false
     }
-    if node.kindBits == JSONKind.number.rawValue {
-      return number.vouches(base + Int(node.start), Int(node.end - node.start))
-    }
-    return false
   }
 }
 

@@ -294,6 +294,8 @@ struct SchemaEvaluator {
   private mutating func checkObject(
     _ rule: ObjectRule, _ schema: Int32, _ index: Int, _ node: JSONNode, _ marks: Marks?
   ) -> Bool {
+    // Of its own: a call could change those of `self`.
+    let (base, nodes, properties, keys, quick) = (base, nodes, properties, keys, quick)
     var isValid = true
     let count = node.count
     if count < rule.membersMin {
@@ -322,11 +324,14 @@ struct SchemaEvaluator {
         let found = isNext ? predicted : property(rule, key)
         if found >= 0 {
           predicted = found + 1
-          let entry = properties[Int(found)]
-          if entry.isRequired { missing -= 1 }
-          if entry.schema >= 0 {
+          let entry = properties + Int(found)
+          if entry.pointee.isRequired { missing -= 1 }
+          let schema = entry.pointee.schema
+          if schema >= 0 {
             isSeen = true
-            if !quick[Int(entry.schema)].vouches(nodes[value], base), !enter(entry.schema, value, nil, .member(child)) {
+            if !QuickRule.vouches(quick + Int(schema), nodes[value], base),
+              !enter(schema, value, nil, .member(child))
+            {
               isValid = false
               if !explaining { return false }
             }
@@ -460,7 +465,9 @@ struct SchemaEvaluator {
         }
       } else if rule.items >= 0 {
         isSeen = true
-        if !quick[Int(rule.items)].vouches(nodes[child], base), !enter(rule.items, child, nil, .keyword("items")) {
+        if !QuickRule.vouches(quick + Int(rule.items), nodes[child], base),
+          !enter(rule.items, child, nil, .keyword("items"))
+        {
           isValid = false
           if !explaining { return false }
         }
