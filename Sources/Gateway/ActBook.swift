@@ -19,6 +19,8 @@ package struct ActBook: Sendable {
   }
 
   private var acts: [Digest: [Held]] = [:]
+  /// Those too that counted once: what they began has begun.
+  private var past: [Digest: [AgreementAct]] = [:]
   private var policies: [Agreement] = []
   private var own: AgencyID?
   /// Made once: every list has one.
@@ -40,6 +42,7 @@ package struct ActBook: Sendable {
         }
       }
       acts[agreement.digest] = held.filter { $0.isVerified || Self.outlives($0, held) }
+      past[agreement.digest] = held.map(\.act)
     }
     self.own = own.agency
     for party in Set(policies.flatMap { $0.parties.map(\.id) }) {
@@ -102,7 +105,8 @@ package struct ActBook: Sendable {
     -> AgreementStanding
   {
     func standing(_ agreement: Agreement, superseded: Set<Digest>) -> AgreementStanding {
-      AgreementStanding(agreement, all(of: agreement), between: a, b, at: instant, superseded: superseded)
+      AgreementStanding(
+        agreement, all(of: agreement), past: past[agreement.digest], between: a, b, at: instant, superseded: superseded)
     }
     // A version is replaced once one that names it was in force itself: when that one is stopped, nothing comes back.
     let superseded = Set(

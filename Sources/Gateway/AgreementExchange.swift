@@ -28,6 +28,8 @@ struct AgreementExchange: Sendable {
     let agreement: Agreement
     do {
       agreement = try Agreement(JSON(canonical: bytes, bytesMax: StrictYAML.bytesMax))
+      // From here on it is read as YAML, which takes fewer characters.
+      _ = try PolicyFolder.agreement(bytes, of: "it")
     } catch {
       throw Problem(.malformed, "\(error)")
     }
@@ -94,17 +96,15 @@ struct AgreementExchange: Sendable {
 
   /// An offered agreement, named by its digest; nil when none is offered under that name.
   func offered(_ name: String) throws -> Agreement? {
-    guard let digest = Digest(named: name), Directory.exists(context.home.offered(digest)) else { return nil }
-    let agreement = try PolicyFolder.agreement(context.home.offered(digest))
-    return agreement.digest == digest ? agreement : nil
+    try Digest(named: name).flatMap { try PolicyFolder.offered($0, context.home) }
   }
 
-  /// Those that wait for people here.
+  /// Those that wait for people here. What is held already waits for nobody; one that cannot be read keeps no other back.
   func offers() throws -> [Agreement] {
     guard Directory.exists(context.home.offered) else { return [] }
-    return try Directory.names(context.home.offered, countMax: Self.offersMax + 1).sorted().compactMap {
-      try offered(String($0.prefix { $0 != "." }))
-    }
+    return try Directory.names(context.home.offered, countMax: Self.offersMax + 1).sorted().compactMap { name in
+      (try? offered(String(name.prefix { $0 != "." }))).flatMap { $0 }
+    }.filter { context.policies.agreement($0.digest) == nil }
   }
 
   /// Makes an offered agreement one of ours, once it is seen to fit in; on `changes`. Replaces nothing.

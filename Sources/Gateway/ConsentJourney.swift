@@ -158,6 +158,7 @@ struct ConsentJourney: Sendable {
     var stopped: [TransferID] = []
     var disclosed: [PackageRow] = []
     var untold: [(package: PackageRow, ordinals: [Int64])] = []
+    var isKnown = isKnown
     for package in try await context.ledger.read({ try $0.packages(agreement: agreement.id) }) {
       let ordinals = try await context.pool.run { [context] () -> [Int64] in
         guard let index = try context.spool.subjects(of: package.id) else { return [] }
@@ -170,10 +171,11 @@ struct ConsentJourney: Sendable {
         return found.sorted()
       }
       guard !ordinals.isEmpty else { continue }
+      isKnown = true
       switch try await stop(package.id, ordinals, deadline: deadline) {
       case .stopped: stopped.append(package.id)
       // Added up and handed over, nobody's record is in it.
-      case .disclosed where agreement.aggregate != nil: continue
+      case .disclosed where (context.agreement(of: package) ?? agreement).aggregate != nil: continue
       case .disclosed(let now):
         disclosed.append(now)
         // Who withdraws twice is told of once.
@@ -198,8 +200,7 @@ struct ConsentJourney: Sendable {
     }
     for notice in notices { context.news.notify(noticeTo: notice.peer) }
     return ConsentAcknowledgement(
-      sequence: sequence, hasEffect: true, isKnown: isKnown || !stopped.isEmpty || !disclosed.isEmpty,
-      people: subjects.count, stopped: stopped,
+      sequence: sequence, hasEffect: true, isKnown: isKnown, people: subjects.count, stopped: stopped,
       disclosed: disclosed, notices: notices.map(\.id),
       recordedAt: recordedAt, acknowledgedAt: context.now())
   }

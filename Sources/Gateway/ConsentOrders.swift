@@ -64,9 +64,11 @@ extension Administration {
         }), "notices": .array(ack.notices.map { .string($0.text) }),
       "effect": .bool(ack.hasEffect), "known": .bool(ack.isKnown),
       "plain": .string(
-        ack.hasEffect
-          ? "Recorded. From now on nothing about \(ack.people == 1 ? "this person" : "these \(ack.people) people") goes under this agreement: \(stopped); \(gone)\(ack.isKnown ? "." : "")"
-          : "Recorded, and without effect: something else stands against it. See: sallyport consent show"),
+        ack.people == 0
+          ? "Recorded, and nothing is stopped by it: what is newer stands for everybody in it."
+          : ack.hasEffect
+            ? "Recorded. From now on nothing about \(ack.people == 1 ? "this person" : "these \(ack.people) people") goes under this agreement: \(stopped); \(gone)\(ack.isKnown ? "." : "")"
+            : "Recorded, and without effect: something else stands against it. See: sallyport consent show"),
     ]
   }
 

@@ -162,6 +162,10 @@ package final class GatewayContext: Sendable {
   func envelopes(of agreement: Agreement) -> [Envelope] {
     policyBox.withLockedValue { $0.acts[agreement.digest] ?? [] }
   }
+  /// The version under which a package was sealed; nil when it is not held any more.
+  func agreement(of package: PackageRow) -> Agreement? {
+    Digest(hex: package.agreementDigest).flatMap { policies.agreement($0) }
+  }
   /// The version of an agreement to go by: the highest that is in force for this agency, else the highest in its time.
   package func current(_ id: String, at instant: Date) -> Agreement? {
     let versions = policies.agreements.filter { $0.id == id }
@@ -324,6 +328,13 @@ package final class GatewayContext: Sendable {
       throw SpoolDamage(detail: "the body in the spool has \(bytes) of \(transfer.bodyBytes) bytes")
     }
     return file
+  }
+
+  /// A transfer waits: says so once for each reason, in the log and in its outcome file.
+  func tell(_ waiting: Transfer, waitedFor earlier: String) async throws {
+    guard waiting.code != earlier else { return }
+    logger.notice("transfer \(waiting.id) waits: \(waiting.note) [\(waiting.code)]")
+    try await pool.run { try Outcomes(context: self).write(waiting) }
   }
 
   /// Whether there is room to take more. Below the low-water mark nothing new is taken; what is here still flows.

@@ -77,12 +77,12 @@ struct Notices: Sendable {
     try await keep(answer, envelope, to: row)
   }
 
-  /// What a partner without a gateway said, which nobody but us can sign.
+  /// What a partner without a gateway said, which nobody but us can sign; nil when more was said before.
   ///
   /// - Parameter evidence: how it said so: a paper, or the connection that it has with us.
   func take(
     word state: NoticeAnswer.State, because: String?, evidence: String, to row: NoticeRow
-  ) async throws -> NoticeAnswer {
+  ) async throws -> NoticeAnswer? {
     // The same word again is no new entry in the ledger.
     if let held = try row.answer.map({ try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }),
       held.state == state, held.retainedBecause == because, held.evidence == evidence
@@ -92,17 +92,17 @@ struct Notices: Sendable {
     let answer = NoticeAnswer(
       notice: try Envelope(parsing: row.envelope, as: .notice).payloadDigest, id: row.id, from: row.peer, state: state,
       stopped: [], retainedBecause: because, evidence: evidence, at: context.now())
-    try await keep(answer, context.sign(answer.document, as: .noticeReceipt), to: row)
-    return answer
+    return try await keep(answer, context.sign(answer.document, as: .noticeReceipt), to: row) ? answer : nil
   }
 
-  private func keep(_ answer: NoticeAnswer, _ envelope: Envelope, to row: NoticeRow) async throws {
+  /// - Returns: false when what was said before stands: an older answer, shown once more, undoes nothing.
+  @discardableResult
+  private func keep(_ answer: NoticeAnswer, _ envelope: Envelope, to row: NoticeRow) async throws -> Bool {
     try await context.ledger.write { tx in
-      guard var current = try tx.reader.notice(row.id) else { return }
+      guard var current = try tx.reader.notice(row.id) else { return false }
       let held = try current.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
-      // An older answer, shown once more, undoes nothing.
       guard held.map({ $0.at <= answer.at && ($0.state == .received || answer.state != .received) }) ?? true else {
-        return
+        return false
       }
       let isNew = current.answer != envelope.bytes
       current.answer = envelope.bytes
@@ -118,6 +118,7 @@ struct Notices: Sendable {
               "sha256": .string(envelope.payloadDigest.hex),
             ]))
       }
+      return true
     }
   }
 
@@ -164,7 +165,9 @@ struct Notices: Sendable {
     } catch {
       throw Problem(.malformed, #"expected {"state":"actioned"}, or "received", "partly", "refused""#)
     }
-    _ = try await take(word: state, because: nil, evidence: "said over mutual TLS", to: row)
+    guard try await take(word: state, because: nil, evidence: "said over mutual TLS", to: row) != nil else {
+      throw Problem(.conflict, "the notice is answered already")
+    }
     return HTTPReply(200)
   }
 
@@ -177,7 +180,10 @@ struct Notices: Sendable {
     guard let row = try await context.ledger.read({ try $0.notice(id) }), row.direction == .out, row.peer == partner
     else { throw LedgerError.notFound("notice \(id) to \(partner)") }
     guard !context.partners.hasGateway(partner) else { throw AdminError.signsForItself(partner) }
-    return try await take(word: state, because: because, evidence: evidence, to: row)
+    guard let answer = try await take(word: state, because: because, evidence: evidence, to: row) else {
+      throw AdminError(.refused, "the notice \(id) is answered already: sallyport consent notices")
+    }
+    return answer
   }
 
   private func row(_ id: TransferID, for partner: AgencyID) async throws -> NoticeRow {

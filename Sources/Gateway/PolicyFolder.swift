@@ -160,7 +160,17 @@ package enum PolicyFolder {
   }
 
   package static func agreement(_ path: String) throws -> Agreement {
-    let bytes = try File.contents(path, bytesMax: StrictYAML.bytesMax)
+    try agreement(File.contents(path, bytesMax: StrictYAML.bytesMax), of: path)
+  }
+
+  /// One that a partner offered, by its digest; nil when none is offered under it.
+  package static func offered(_ digest: Digest, _ home: Home) throws -> Agreement? {
+    guard Directory.exists(home.offered(digest)) else { return nil }
+    let agreement = try agreement(home.offered(digest))
+    return agreement.digest == digest ? agreement : nil
+  }
+
+  static func agreement(_ bytes: [UInt8], of path: String) throws -> Agreement {
     guard let text = String(validating: bytes, as: UTF8.self) else { throw ConfigurationError("\(path) is not UTF-8") }
     do {
       return try Agreement(yaml: text)

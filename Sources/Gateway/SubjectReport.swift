@@ -22,21 +22,21 @@ struct SubjectReport: Sendable {
       let released = try await context.ledger.read { try $0.packages(agreement: agreement.id) }.filter {
         $0.released != nil
       }.sorted { ($0.released ?? 0) < ($1.released ?? 0) }
-      let isOnce = agreement.aggregate != nil || agreement.transparency.report == .aggregateOnly
+      var told: Set<Digest> = []
       for package in released {
         let ordinals = try await context.pool.run { [context] in
           try context.spool.subjects(of: package.id)?.ordinals(of: subject) ?? []
         }
         guard !ordinals.isEmpty else { continue }
-        let version = Digest(hex: package.agreementDigest).flatMap { context.policies.agreement($0) } ?? agreement
-        guard version.transparency.report != .exempt else { continue }
+        let version = context.agreement(of: package) ?? agreement
+        let isOnce = version.aggregate != nil || version.transparency.report == .aggregateOnly
+        guard version.transparency.report != .exempt, !isOnce || told.insert(version.digest).inserted else { continue }
         rows.append(
           (
             package.releasedAt ?? .distantPast,
             try await entry(version, package, at: package.releasedAt, records: isOnce ? nil : ordinals)
           )
         )
-        if isOnce { break }
       }
       rows += try await lookUps(agreement, subject)
       let reference = subject

@@ -96,41 +96,26 @@ package struct AgreementStanding: Equatable, Sendable {
 
   /// - Parameters:
   ///   - acts: those that count, over this agreement's digest, in any order.
+  ///   - past: those too that counted once, before the key of who signed them was revoked; else `acts`.
   ///   - superseded: digests that a valid later version replaces.
   package init(
-    _ agreement: Agreement, _ acts: [AgreementAct], between provider: AgencyID, _ recipient: AgencyID, at instant: Date,
-    superseded: Set<Digest> = []
+    _ agreement: Agreement, _ acts: [AgreementAct], past: [AgreementAct]? = nil, between provider: AgencyID,
+    _ recipient: AgencyID, at instant: Date, superseded: Set<Digest> = []
   ) {
-    let own = acts.filter { $0.agreement.sha256 == agreement.digest }.sorted { ($0.number, $0.at) < ($1.number, $1.at) }
     let concerned = agreement.parties.filter {
       $0.id == provider || $0.id == recipient || $0.role == .registrar || $0.id == agreement.via
     }
-    var missing: [String] = []
-    for party in concerned {
-      let wanted: AgreementAct.Kind = party.role == .registrar ? .register : .accept
-      let given = own.filter { $0.party == party.id && $0.kind == wanted && party.roles.contains($0.role) }
-      // Different people in different roles.
-      let count = min(Set(given.map(\.role)).count, Set(given.map { PersonName.key($0.signer) }).count)
-      if count < party.acceptancesRequired {
-        missing.append("\(party.id): \(count) of \(party.acceptancesRequired) (\(party.roles.joined(separator: ", ")))")
-      }
-    }
-    hasBegun = missing.isEmpty && instant >= agreement.notBefore
-    if let act = own.first(where: { $0.kind == .revoke }) {
-      (state, detail) = (.revoked, Self.told(act))
+    let own = Self.own(acts, agreement)
+    hasBegun =
+      Self.begin(agreement, past.map { Self.own($0, agreement) } ?? own, concerned).map { $0 <= instant } ?? false
+    if let stop = Self.stop(own) {
+      (state, detail) = (stop.state, Self.told(stop.act))
       return
     }
-    // Only who suspended may resume.
-    for party in Set(own.map(\.party)) {
-      let last = own.last { $0.party == party && ($0.kind == .suspend || $0.kind == .resume) }
-      if let last, last.kind == .suspend {
-        (state, detail) = (.suspended, Self.told(last))
-        return
-      }
-    }
-    if let act = own.first(where: { $0.kind == .reject }) {
-      (state, detail) = (.rejected, Self.told(act))
-      return
+    let missing = concerned.compactMap { party -> String? in
+      let given = Self.given(own, party)
+      return given.count < party.acceptancesRequired
+        ? "\(party.id): \(given.count) of \(party.acceptancesRequired) (\(party.roles.joined(separator: ", ")))" : nil
     }
     if !missing.isEmpty {
       (state, detail) = (.proposed, "signatures are missing: \(missing.joined(separator: "; "))")
@@ -142,6 +127,50 @@ package struct AgreementStanding: Equatable, Sendable {
       (state, detail) = (.superseded, "a later version is in force")
     } else {
       (state, detail) = (.valid, "signed by every party")
+    }
+  }
+
+  private static func own(_ acts: [AgreementAct], _ agreement: Agreement) -> [AgreementAct] {
+    acts.filter { $0.agreement.sha256 == agreement.digest }.sorted { ($0.number, $0.at) < ($1.number, $1.at) }
+  }
+
+  /// When each signature came by which a party's count of different people in different roles grew.
+  private static func given(_ own: [AgreementAct], _ party: Agreement.Party) -> [Date] {
+    let wanted: AgreementAct.Kind = party.role == .registrar ? .register : .accept
+    var (roles, people): (Set<String>, Set<String>) = ([], [])
+    var dates: [Date] = []
+    for act in own.sorted(by: { $0.at < $1.at })
+    where act.party == party.id && act.kind == wanted && party.roles.contains(act.role) {
+      roles.insert(act.role)
+      people.insert(PersonName.key(act.signer))
+      if min(roles.count, people.count) > dates.count { dates.append(act.at) }
+    }
+    return dates
+  }
+
+  /// What stops an agreement, whoever signed it. Only who suspended may resume.
+  private static func stop(_ own: [AgreementAct]) -> (state: State, act: AgreementAct)? {
+    if let act = own.first(where: { $0.kind == .revoke }) { return (.revoked, act) }
+    for party in Set(own.map(\.party)) {
+      let last = own.last { $0.party == party && ($0.kind == .suspend || $0.kind == .resume) }
+      if let last, last.kind == .suspend { return (.suspended, last) }
+    }
+    return own.first { $0.kind == .reject }.map { (.rejected, $0) }
+  }
+
+  /// When it came into force first: signed by all, begun, and not stopped before that. nil: it never did.
+  private static func begin(_ agreement: Agreement, _ own: [AgreementAct], _ concerned: [Agreement.Party]) -> Date? {
+    var begin = agreement.notBefore
+    for party in concerned where party.acceptancesRequired > 0 {
+      let given = given(own, party)
+      guard given.count >= party.acceptancesRequired else { return nil }
+      begin = max(begin, given[Int(party.acceptancesRequired) - 1])
+    }
+    let resumed = own.filter { $0.kind == .resume && $0.at > begin }.map(\.at).sorted()
+    return ([begin] + resumed).first { instant in
+      // Acts are told to the second: what stops it within this one came after it.
+      instant < agreement.notAfter
+        && stop(own.filter { $0.kind.stops ? $0.at < instant : $0.at <= instant }) == nil
     }
   }
 

@@ -331,15 +331,29 @@ package enum RouteQuestion {
     }
   }
 
+  /// A field's name as the records' format has it: columns are flat, a pointer begins with /, elements are divided by / or a dot.
+  private static func steps(_ name: String, _ agreement: Agreement) -> [String] {
+    switch agreement.records?.format {
+    case .csv, nil: [name]
+    case .xml: name.split { $0 == "/" || $0 == "." }.map(String.init)
+    case .ndjson, .json:
+      name.hasPrefix("/")
+        ? name.split(separator: "/").map { String($0).replacing("~1", with: "/").replacing("~0", with: "~") }
+        : name.split(separator: ".").map(String.init)
+    }
+  }
+
   /// Every way without a circle. An opaque payload may hold anything.
   package static func routes(of field: String, to agency: String, from id: String?, in set: PolicySet) -> [Route] {
     var found: [Route] = []
     func treatment(_ agreement: Agreement) -> String? {
       guard agreement.records != nil else { return "inside a payload that nobody looks into" }
       // A part of what goes goes; of what is asked about whole, a part is enough. Unless the part is named for itself.
+      let asked = steps(field, agreement)
+      let isNamed = agreement.fields.contains { steps($0.name, agreement) == asked }
       func carries(_ name: String) -> Bool {
-        name == field || name.hasPrefix("\(field).")
-          || field.hasPrefix("\(name).") && !agreement.fields.contains { $0.name == field }
+        let own = steps(name, agreement)
+        return own.starts(with: asked) || asked.starts(with: own) && !isNamed
       }
       let carrying = agreement.fields.filter { (carries($0.name) || $0.category == field) && $0.action != .drop }
       return carrying.isEmpty

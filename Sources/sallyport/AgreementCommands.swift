@@ -308,9 +308,7 @@ enum AgreementFile {
   /// By file, else by id in the home's policies.
   static func find(_ name: String, _ home: Home) throws -> Agreement {
     if Directory.exists(name) { return try PolicyFolder.agreement(name) }
-    if let digest = Digest(named: name), Directory.exists(home.offered(digest)) {
-      return try PolicyFolder.agreement(home.offered(digest))
-    }
+    if let digest = Digest(named: name), let offered = try PolicyFolder.offered(digest, home) { return offered }
     // Of all that lies there: beside a file that cannot be read, what is current is not known.
     guard let agreement = try PolicyFolder.load(home).current(name, at: Date()) else {
       throw AdminError(.failed, "no agreement \(name) in \(home.policies)")

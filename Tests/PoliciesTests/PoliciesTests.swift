@@ -223,6 +223,29 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
     for kind in [AgreementAct.Kind.suspend, .revoke, .reject] {
       #expect(hasBegun(all + [act(kind, "a.gov", "officer", "X", day: 2)]), "\(kind)")
     }
+    // The key that signed it was revoked since.
+    #expect(
+      AgreementStanding(
+        agreement, [], past: all, between: AgencyID("a.gov")!, AgencyID("b.gov")!, at: instant
+      ).hasBegun)
+  }
+
+  /// Nothing is superseded by what never was in force.
+  @Test func whatWasStoppedBeforeItBeganHasNotBegun() {
+    func hasBegun(_ acts: [AgreementAct]) -> Bool {
+      AgreementStanding(agreement, acts, between: AgencyID("a.gov")!, AgencyID("b.gov")!, at: instant).hasBegun
+    }
+    let all = [
+      act(.accept, "a.gov", "officer", "X", day: 1), act(.accept, "a.gov", "lawyer", "Y", day: 1),
+      act(.accept, "b.gov", "officer", "Z", day: 5),
+    ]
+    #expect(hasBegun(all))
+    for kind in [AgreementAct.Kind.suspend, .revoke, .reject] {
+      let stopped = all + [act(kind, "a.gov", "officer", "X", day: 3)]
+      #expect(!hasBegun(stopped), "\(kind)")
+      let resumed = stopped + [act(.resume, "a.gov", "officer", "X", day: 7)]
+      #expect(hasBegun(resumed) == (kind == .suspend), "\(kind)")
+    }
   }
 
   @Test func toStopTakesOneAndOnlyWhoSuspendedResumes() {

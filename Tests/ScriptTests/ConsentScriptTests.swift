@@ -436,6 +436,11 @@ import Testing
       #expect(told.text.contains(digest), "\(command): \(told.text)\(told.errors)")
     }
     #expect(try agencies.recipient.sallyport("agreements", "show", digest).text.contains("Test files"))
+    // One that cannot be read keeps nothing else back.
+    let unreadable = "\(offers)/\(String(repeating: "0", count: 64)).yaml"
+    try Data("\u{7F}: [".utf8).write(to: URL(fileURLWithPath: unreadable))
+    #expect(try agencies.recipient.sallyport("agreements", "list").text.contains(digest))
+    try FileManager.default.removeItem(atPath: unreadable)
     // A file that cannot be read is beside the acts, and keeps none of them from counting.
     let broken = [agencies.sender, agencies.recipient].map { "\($0.home)/policies/broken.yaml" }
     for path in broken { try Data("id: [".utf8).write(to: URL(fileURLWithPath: path)) }
@@ -524,5 +529,7 @@ import Testing
     #expect(try ask("subject.name", "cover.demo.example") == 77)
     #expect(try ask("pd:MedicalHealth", "council.demo.example") == 77)
     #expect(try ask("street", "council.demo.example") == 0)
+    #expect(try ask("/condition/code", "cover.demo.example") == 0)
+    #expect(try ask("condition/code", "cover.demo.example") == 77)
   }
 }

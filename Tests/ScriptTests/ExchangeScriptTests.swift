@@ -59,6 +59,25 @@ import Testing
     #expect(Set(texts) == ["first", "second"])
   }
 
+  /// Whichever ends first, NAME.outcome.json is about the later file.
+  @Test func theSameNameTwiceHasTwoOutcomes() throws {
+    let agencies = try TestAgencies()
+    try agencies.sender.start()
+    try agencies.sender.drop("a.txt", Data("first".utf8))
+    #expect(eventually { agencies.sender.outcome("a.txt") == "accepted" })
+    let first = agencies.sender.outcome("a.txt", "id") ?? ""
+    #expect(try agencies.sender.sallyport("hold", first).status == 0)
+    try agencies.sender.drop("a.txt", Data("second".utf8))
+    #expect(eventually { agencies.sender.outcome("a.txt", "id") ?? first != first })
+    try agencies.recipient.start()
+    #expect(eventually { agencies.sender.outcome("a.txt") == "delivered" })
+    #expect(try agencies.sender.sallyport("resume", first).status == 0)
+    #expect(eventually { agencies.sender.outcome("a.txt~\(first.prefix(8))") == "delivered" })
+    #expect(agencies.sender.outcome("a.txt", "id") != first && agencies.sender.outcome("a.txt") == "delivered")
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
   @Test func whatIsNotAPayloadIsReturnedWithAReason() throws {
     var options = TestAgencies.Options()
     options.namePattern = "*.csv"

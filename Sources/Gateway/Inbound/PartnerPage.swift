@@ -9,6 +9,8 @@ import Transport
 
 struct PartnerPage: Sendable {
   static let rowsMax = 500
+  /// Of each notice; `GET /v1/notices/ID` has all of it.
+  static let ordinalsMax = 100
 
   let context: GatewayContext
 
@@ -36,8 +38,16 @@ struct PartnerPage: Sendable {
 
   private func notice(_ row: NoticeRow) throws -> String {
     let notice = try WithdrawalNotice(Envelope(parsing: row.envelope, as: .notice).unverified())
-    let items = notice.items.map { item in
-      "<code>\(item.package)</code>: \(item.ordinals.map { "\($0)" }.joined(separator: ", "))"
+    var left = Self.ordinalsMax
+    var items: [String] = []
+    for item in notice.items where left > 0 {
+      let shown = item.ordinals.prefix(left)
+      left -= shown.count
+      items.append("<code>\(item.package)</code>: \(shown.map { "\($0)" }.joined(separator: ", "))")
+    }
+    let total = notice.items.reduce(0) { $0 + $1.ordinals.count }
+    if total > Self.ordinalsMax {
+      items.append("… \(total) in all: <a href=\"/v1/notices/\(row.id)\">the notice</a> has them")
     }
     return """
       <tr><td><code>\(row.id)</code></td><td>\(Self.escape(row.agreement))</td><td>\(notice.asked.rawValue)</td>\

@@ -17,7 +17,7 @@ struct Approvals: Sendable {
     let approval = agreement.approval
     let (approvers, isFirst) = try await context.ledger.read { reader in
       (
-        try reader.approvers(transfer.id, decision: manifest.decision.hex),
+        Set(try reader.approvers(transfer.id, decision: manifest.decision.hex).map(PersonName.key)),
         try !reader.hasApproved(agreement: agreement.digest.hex, by: approval.approvers)
       )
     }

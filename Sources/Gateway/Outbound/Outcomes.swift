@@ -19,14 +19,21 @@ struct Outcomes: Sendable {
   func write(_ transfer: Transfer) throws {
     guard transfer.direction == .out else { return }
     let directory = context.home.returned(transfer.agreement)
-    // The name belongs to what took its place.
-    let name = transfer.replacedBy == nil ? transfer.name : Self.older(transfer.name, transfer.id.text)
-    let path = "\(directory)/\(name).outcome.json"
-    let text = Self.document(transfer).canonical + [10]
     try Directory.make(directory, mode: 0o750)
-    try keepOlder(path, than: transfer.id)
-    let temporary = "\(directory)/.\(transfer.id).outcome"
-    try replace(temporary, path, text)
+    var path = "\(directory)/\(transfer.name).outcome.json"
+    let older = { (id: String) in "\(directory)/\(Self.older(transfer.name, id)).outcome.json" }
+    if transfer.replacedBy != nil {
+      // The name belongs to what took its place.
+      path = older(transfer.id.text)
+    } else if let other = try holder(of: path), other.id != transfer.id.text {
+      // The same name twice: the older one's outcome goes by its id.
+      if (other.claimed, other.id) < (Self.claimed(transfer), transfer.id.text) {
+        try Directory.rename(path, older(other.id))
+      } else {
+        path = older(transfer.id.text)
+      }
+    }
+    try replace("\(directory)/.\(transfer.id).outcome", path, Self.document(transfer).canonical + [10])
   }
 
   static func document(_ transfer: Transfer) -> JSON {
@@ -48,6 +55,7 @@ struct Outcomes: Sendable {
         )
       case .expired: ("expired", "It was not handed over in time. Drop the file again when the partner can take it.")
       case .cancelled: ("cancelled", "It was cancelled here before it was handed over.")
+      case .held: ("accepted", "An administrator lets it go on: sallyport resume \(transfer.id)")
       case .corrupt: ("failed", "Ask your gateway's administrator: sallyport trace \(transfer.id)")
       default:
         (
@@ -61,22 +69,30 @@ struct Outcomes: Sendable {
       "agreement": .string(transfer.agreement),
       "recipient": .string(transfer.peer.text), "outcome": .string(outcome), "state": .string(transfer.state.rawValue),
       "code": .string(transfer.code), "detail": .string(transfer.note), "next": .string(next),
-      "at": .string(Timestamp.format(transfer.updatedAt)),
+      "claimed": .string(claimed(transfer)), "at": .string(Timestamp.format(transfer.updatedAt)),
     ]
     members["replacedBy"] = transfer.replacedBy.map { .string($0.text) }
     return .object(members)
   }
 
+  /// To the millisecond: a name may be there again within a second.
+  private static func claimed(_ transfer: Transfer) -> String {
+    let milliseconds = Transfer.milliseconds(transfer.createdAt)
+    return Timestamp.format(Date(timeIntervalSince1970: Double(milliseconds / 1000))).dropLast()
+      + ".\(String(milliseconds % 1000 + 1000).dropFirst())Z"
+  }
+
   private static func older(_ name: String, _ id: String) -> String { "\(name)~\(id.prefix(8))" }
 
-  /// The same name twice: the older outcome stays, under its id.
-  private func keepOlder(_ path: String, than id: TransferID) throws {
-    guard Directory.exists(path) else { return }
+  /// Whose outcome lies under a name, and since when its file is known; nil when nothing of ours does.
+  private func holder(of path: String) throws -> (id: String, claimed: String)? {
+    guard Directory.exists(path) else { return nil }
     let bytes = try File.contents(path, bytesMax: 65536)
     guard let document = try? JSON(canonical: bytes.last == 10 ? Array(bytes.dropLast()) : bytes, bytesMax: 65536),
-      case .object(let members) = document, case .string(let other)? = members["id"], other != id.text
-    else { return }
-    try Directory.rename(path, "\(Self.older(String(path.dropLast(".outcome.json".count)), other)).outcome.json")
+      case .object(let members) = document, case .string(let id)? = members["id"]
+    else { return nil }
+    guard case .string(let claimed)? = members["claimed"] else { return (id, "") }
+    return (id, claimed)
   }
 
   private func replace(_ temporary: String, _ path: String, _ text: [UInt8]) throws {

@@ -175,7 +175,7 @@ struct Release: Sendable {
 
   private func wait(_ transfer: Transfer, _ code: String, _ note: String) async throws {
     if transfer.state == .releasing, code == "expired" { return try await leave(transfer, code: code, note: note) }
-    _ = try await context.ledger.write { [context] tx in
+    let row = try await context.ledger.write { [context] tx in
       try tx.amend(transfer) {
         $0.attempts += 1
         // Who collects asks again by itself.
@@ -187,5 +187,6 @@ struct Release: Sendable {
     }
     // Whoever tried may have been no stage of custody.
     context.news.lane(of: transfer.peer).custody.notify()
+    try await context.tell(row, waitedFor: transfer.code)
   }
 }

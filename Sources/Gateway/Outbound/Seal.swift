@@ -188,9 +188,7 @@ struct Seal: Sendable {
         $0.note = note
       }
     }
-    guard row.code != transfer.code else { return }
-    context.logger.notice("transfer \(row.id) waits: \(note) [\(code)]")
-    try await context.pool.run { try outcomes.write(row) }
+    try await context.tell(row, waitedFor: transfer.code)
   }
 }
 

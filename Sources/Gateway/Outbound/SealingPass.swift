@@ -124,7 +124,7 @@ struct SealingPass: Sendable {
     try context.spool.putTree(.out(transfer.id), digest: body, roots: result.segmentRoots)
   }
 
-  /// Only a package that may be sealed again leaves its sender a way back to the payload.
+  /// Only a package that may be sealed again, which a sum never is, leaves its sender a way back to the payload.
   func freshKey() throws -> (
     recipients: [Recipient], made: (key: PackageKey, payloadKey: Secret, retained: PackageKey?)
   ) {
@@ -132,7 +132,8 @@ struct SealingPass: Sendable {
       context.partners[transfer.peer]?.card?.card.sealingRecipients(at: instant).filter {
         agreement.recipientKinds.contains($0.kind)
       } ?? []
-    let retains = agreement.consent.model != .none && agreement.consent.onWithdrawal == .reseal
+    let retains =
+      agreement.consent.model != .none && agreement.consent.onWithdrawal == .reseal && agreement.aggregate == nil
     return (
       recipients,
       try PackageKey.create(

@@ -42,7 +42,7 @@ final class RecordTap: SegmentSink, @unchecked Sendable {
       // A check that is over reads no more; the file is still made.
       guard outcome == nil else { return }
       var piece: [UInt8] = []
-      piece.reserveCapacity(BodyGeometry.segmentBytes)
+      piece.reserveCapacity(ranges.reduce(0) { $0 + $1.count })
       for range in ranges { piece += range }
       pieces.append(piece)
       ready += piece.count
