@@ -30,6 +30,7 @@ package struct Administration: Sendable {
     case consentRecord = "consent.record"
     case consentImport = "consent.import"
     case consentHeartbeat = "consent.heartbeat"
+    case consentSources = "consent.sources"
     case consentShow = "consent.show"
     case consentAudit = "consent.audit"
     case consentNotices = "consent.notices"
@@ -130,6 +131,7 @@ package struct Administration: Sendable {
     case .consentRecord: return try await recordConsent(&arguments)
     case .consentImport: return try await importConsent(&arguments)
     case .consentHeartbeat: return try await heartbeat(&arguments)
+    case .consentSources: return try await sources(&arguments)
     case .consentShow: return try await showConsent(&arguments)
     case .consentAudit: return try await auditConsent()
     case .consentNotices: return try await notices()

@@ -53,10 +53,10 @@ extension Administration {
     let name = try arguments.string("agreement")
     let kind = try arguments.choice("act", AgreementAct.Kind.self)
     let role = try arguments.string("role", bytesMax: 64)
-    let signer = try arguments.string("signer")
-    let reason = try arguments.optional("reason") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
+    let signer = try arguments.line("signer")
+    let reason = try arguments.optional("reason") { (r, n) throws(SealingError) in try r.line(n, bytesMax: 1024) }
     let absent = try arguments.optional("for") { (r, n) throws(SealingError) in try r.agency(n) }
-    let evidence = try arguments.optional("evidence") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
+    let evidence = try arguments.optional("evidence") { (r, n) throws(SealingError) in try r.line(n, bytesMax: 1024) }
     try arguments.finish()
     if let absent {
       guard let card = context.partners[absent]?.card?.card else {
@@ -150,7 +150,7 @@ extension Administration {
 
   func approve(_ arguments: inout DocumentReader) async throws -> [JSON] {
     let id = try arguments.transfer("id")
-    let person = try arguments.string("by")
+    let person = try arguments.line("by")
     try arguments.finish()
     guard let transfer = try await context.ledger.read({ try $0.transfer(context.agency, id) }) else {
       throw LedgerError.notFound("transfer \(id)")

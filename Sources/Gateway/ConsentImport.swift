@@ -22,6 +22,8 @@ struct ConsentImport: Sendable {
     /// Events that say no, those without effect too.
     var negatives: Int64 = 0
     var sequence: Int64 = 0
+    /// The registry was never heard of before.
+    var isNewSource = false
   }
 
   struct Options: Sendable {
@@ -114,6 +116,12 @@ struct ConsentImport: Sendable {
       let first = report.findings.prefix(5).map(\.text).joined(separator: "; ")
       throw SealingError(.documentInvalid, "\(options.file): \(report.sentence); nothing was taken. First: \(first)")
     }
+    // A feed that broke gives empty files: those are no sign of life.
+    guard report.records > 0 || options.isSnapshot else {
+      throw SealingError(
+        .documentInvalid,
+        "\(options.file) holds no events; a registry that has nothing new says so: sallyport consent heartbeat")
+    }
     let recordedAt = context.now()
     let (options, key, consents) = (options, journey.key(agreement), context.consents)
     let changes = NIOLockedValueBox<[(SubjectReference, UInt64, isNegative: Bool)]>([])
@@ -167,7 +175,7 @@ struct ConsentImport: Sendable {
         while let rows = batches.next() {
           for values in rows {
             result.rows += 1
-            let (event, row) = try Self.event(values, options, agreement, key, place: result.rows)
+            let (event, row) = try Self.event(values, options, agreement, key, place: result.rows, now: tx.at)
             if options.isSnapshot { named.insert(row.subject) }
             try take(event, row)
           }
@@ -189,6 +197,7 @@ struct ConsentImport: Sendable {
               detail: ["method": "absent from a snapshot"]))
         }
         result.absent = Int64(absent.count)
+        result.accepted -= result.absent
       }
       try tx.append(
         AuditEvent(
@@ -200,7 +209,7 @@ struct ConsentImport: Sendable {
             "confirmedBy": .array(options.confirmedBy.map { .string($0) }),
           ]))
       if result.negatives > 0 { try tx.owe(acknowledgementOf: result.sequence) }
-      try tx.heard(agreement.id, source: options.source, at: tx.at)
+      result.isNewSource = try tx.heard(agreement.id, source: options.source, at: tx.at)
       // Nothing can fail any more: what is negative counts from here.
       for (subject, word, isNegative) in changed where isNegative { consents.set(agreement.id, subject, word) }
       changes.withLockedValue { $0 = changed }
@@ -241,7 +250,7 @@ struct ConsentImport: Sendable {
   // MARK: rows
 
   private static func event(
-    _ values: [String?], _ options: Options, _ agreement: Agreement, _ key: SubjectKey, place: Int64
+    _ values: [String?], _ options: Options, _ agreement: Agreement, _ key: SubjectKey, place: Int64, now: Date
   ) throws -> (ConsentEvent, ConsentEventRow) {
     func refused(_ reason: String) -> SealingError {
       SealingError(.documentInvalid, "row \(place): \(reason); nothing was taken")
@@ -261,7 +270,12 @@ struct ConsentImport: Sendable {
       case ("rejected", _): event = .refused
       default: event = .invalidated
       }
-      at = (event == .withdrawn ? values[5] : event == .given ? Self.later(values[4], values[8]) : values[4]) ?? ""
+      // A grant is as old as the person's act; what says no counts from the latest time it names, above the grant that it corrects.
+      at = (event == .given ? values[4] : Self.latest([values[4], values[5], values[8]])) ?? ""
+      if event == .given, let start = values[8].flatMap(Subject.instant), start > now + ConsentJourney.futureSecondsMax
+      {
+        throw refused("the consent begins only on \(Timestamp.format(start)): import it then")
+      }
       until = event == .given ? values[7] : nil
       detail["method"] = "fhir"
     } else {
@@ -286,8 +300,12 @@ struct ConsentImport: Sendable {
       }
     }
     guard let subject = Subject.reference(id, key) else { throw refused("the subject's id is no id") }
+    guard sourceEvent.isOneLine else { throw refused("the event's id holds control characters") }
     guard let instant = Subject.instant(at), until == nil || Subject.instant(until!) != nil else {
       throw refused("a time cannot be read")
+    }
+    guard event.state.isNegative || instant <= now + ConsentJourney.futureSecondsMax else {
+      throw refused("a \(event.rawValue) is dated in the future: \(Timestamp.format(instant))")
     }
     return (
       event,
@@ -298,10 +316,8 @@ struct ConsentImport: Sendable {
     )
   }
 
-  /// A grant counts from when it begins.
-  private static func later(_ given: String?, _ start: String?) -> String? {
-    guard let given, let start, let a = Subject.instant(given), let b = Subject.instant(start) else { return given }
-    return b > a ? start : given
+  private static func latest(_ times: [String?]) -> String? {
+    times.compactMap { $0 }.max { (Subject.instant($0) ?? .distantPast) < (Subject.instant($1) ?? .distantPast) }
   }
 
   /// A snapshot withdraws for whoever it does not name; but a cut file must not withdraw for everybody.

@@ -17,7 +17,7 @@ extension Administration {
     let until = try arguments.optional("until") { (r, n) throws(SealingError) in try r.date(n) }
     var detail: [String: JSON] = [:]
     for name in ["method", "indicatedBy", "relation", "notice"] {
-      detail[name] = try arguments.optional(name) { (r, n) throws(SealingError) in .string(try r.string(n)) }
+      detail[name] = try arguments.optional(name) { (r, n) throws(SealingError) in .string(try r.line(n)) }
     }
     func told(_ name: String) -> String? { if case .string(let text)? = detail[name] { text } else { nil } }
     guard event.state.isNegative || told("indicatedBy") == nil || told("relation") != nil else {
@@ -28,7 +28,7 @@ extension Administration {
       throw AdminError(.badData, reason)
     }
     let sourceEvent =
-      try arguments.optional("eventId") { (r, n) throws(SealingError) in try r.string(n) } ?? TransferID().text
+      try arguments.optional("eventId") { (r, n) throws(SealingError) in try r.line(n) } ?? TransferID().text
     try arguments.finish()
     let row = ConsentEventRow(
       agreement: agreement.id, subject: subject, event: event.rawValue, at: at, validUntil: until,
@@ -47,8 +47,8 @@ extension Administration {
   private static func document(_ ack: ConsentAcknowledgement) -> JSON {
     let stopped = "\(ack.stopped.count) package\(ack.stopped.count == 1 ? " was" : "s were") stopped"
     let gone =
-      "\(ack.disclosed.count) had gone before and \(ack.notices.count) notice\(ack.notices.count == 1 ? "" : "s") went after them"
-      + (ack.notices.isEmpty && !ack.disclosed.isEmpty ? ", whose recipients were told before" : "")
+      "\(ack.disclosed.count) had gone before and \(ack.notices.count) notice\(ack.notices.count == 1 ? " goes" : "s go") after them"
+      + (ack.notices.isEmpty && !ack.disclosed.isEmpty ? ", about which there is a notice already" : "")
       + (ack.isKnown ? "" : ". Nothing was known about this person: is it the id that records have?")
     return [
       "ack": "final", "sequence": .integer(ack.sequence), "recorded": .string(Timestamp.format(ack.recordedAt)),
@@ -75,7 +75,7 @@ extension Administration {
   func importConsent(_ arguments: inout DocumentReader) async throws -> [JSON] {
     let options = ConsentImport.Options(
       file: try arguments.string("file", bytesMax: 4096), format: try arguments.choice("format"),
-      agreement: try arguments.string("agreement"), source: try arguments.string("source"),
+      agreement: try arguments.string("agreement"), source: try arguments.line("source"),
       isSnapshot: try arguments.bool("snapshot"), changePercentMax: try arguments.integer("maxChange", 0...100),
       confirmedBy: try arguments.strings("confirmedBy", countMax: 8))
     try arguments.finish()
@@ -84,6 +84,7 @@ extension Administration {
       "rows": .integer(result.rows), "accepted": .integer(result.accepted), "duplicates": .integer(result.duplicates),
       "absent": .integer(result.absent), "sequence": .integer(result.sequence),
       "known": .integer(Int64(context.consents.count(options.agreement))), "head": context.ledger.head.document,
+      "newSource": .bool(result.isNewSource),
     ]
     members["acknowledgement"] = ack.map(Self.document)
     return [.object(members)]
@@ -91,17 +92,51 @@ extension Administration {
 
   func heartbeat(_ arguments: inout DocumentReader) async throws -> [JSON] {
     let agreement = try ConsentJourney(context: context).agreement(try arguments.string("agreement"))
-    let source = try arguments.string("source")
+    let source = try arguments.line("source")
     try arguments.finish()
     let context = context
-    let at = try await context.ledger.write { tx in
-      try tx.heard(agreement.id, source: source, at: tx.at)
+    let (at, isNew) = try await context.ledger.write { tx in
+      let isNew = try tx.heard(agreement.id, source: source, at: tx.at)
       try tx.append(AuditEvent("consent.heartbeat", ["agreement": .string(agreement.id), "source": .string(source)]))
-      return tx.at
+      return (tx.at, isNew)
     }
     context.news.claimed.notify()
     context.news.notifyLanes()
-    return [["agreement": .string(agreement.id), "source": .string(source), "heard": .string(Timestamp.format(at))]]
+    return [
+      [
+        "agreement": .string(agreement.id), "source": .string(source), "heard": .string(Timestamp.format(at)),
+        "newSource": .bool(isNew),
+      ]
+    ]
+  }
+
+  /// The registries that an agreement waits for; one of them is let go where the arguments say so.
+  func sources(_ arguments: inout DocumentReader) async throws -> [JSON] {
+    let agreement = try ConsentJourney(context: context).agreement(try arguments.string("agreement"))
+    let retired = try arguments.optional("retire") { (r, n) throws(SealingError) in try r.line(n) }
+    try arguments.finish()
+    if let retired {
+      try await context.ledger.write { tx in
+        guard try tx.retire(agreement.id, source: retired) else {
+          throw AdminError(.failed, "no registry \(retired) was heard of for \(agreement.id)")
+        }
+        try tx.append(
+          AuditEvent("consent.source-retired", ["agreement": .string(agreement.id), "source": .string(retired)]))
+      }
+      context.news.claimed.notify()
+      context.news.notifyLanes()
+    }
+    let (now, age) = (context.now(), agreement.consent.stalenessMax)
+    let sources = try await context.ledger.read { try $0.consentSources(agreement.id) }
+    // What is entered by hand keeps nobody waiting, but where there is nothing else.
+    let registries = sources.filter { $0.source != Reader.byHand }
+    let awaited = registries.isEmpty ? sources : registries
+    return sources.map { source, heard in
+      [
+        "agreement": .string(agreement.id), "source": .string(source), "heard": .string(Timestamp.format(heard)),
+        "quiet": .bool(awaited.contains { $0.source == source } && age.map { now >= $0.after(heard) } ?? false),
+      ]
+    }
   }
 
   /// What is known about one person, event by event.
@@ -151,9 +186,9 @@ extension Administration {
   func answerNotice(_ arguments: inout DocumentReader) async throws -> [JSON] {
     let id = try arguments.transfer("notice")
     let state = try arguments.choice("state", NoticeAnswer.State.self)
-    let because = try arguments.optional("because") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
+    let because = try arguments.optional("because") { (r, n) throws(SealingError) in try r.line(n, bytesMax: 1024) }
     let absent = try arguments.optional("for") { (r, n) throws(SealingError) in try r.agency(n) }
-    let evidence = try arguments.optional("evidence") { (r, n) throws(SealingError) in try r.string(n, bytesMax: 1024) }
+    let evidence = try arguments.optional("evidence") { (r, n) throws(SealingError) in try r.line(n, bytesMax: 1024) }
     try arguments.finish()
     guard let absent, let evidence else {
       guard absent == nil, evidence == nil else { throw AdminError.forAndEvidence }
@@ -295,7 +330,7 @@ struct ConsentAudit: Sendable {
   /// Packages whose report period is over.
   private static func forgotten(_ reader: Reader) throws -> Set<TransferID> {
     Set(
-      try reader.audit(kind: Maintenance.forgotten, limit: .max).compactMap { entry in
+      try reader.audit(kind: Maintenance.forgotten).compactMap { entry in
         guard case .object(let members) = try entry.document(), case .object(let detail)? = members["detail"],
           case .string(let id)? = detail["package"]
         else { return nil }

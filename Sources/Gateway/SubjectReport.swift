@@ -15,6 +15,8 @@ struct SubjectReport: Sendable {
     var rows: [(at: Date, row: JSON)] = []
     let journey = ConsentJourney(context: context)
     var seen: Set<String> = []
+    var events: [AuditEvent] = []
+    var lookedUp: Set<Date> = []
     for agreement in context.policies.agreements where agreement.party(context.agency, as: .provider) != nil {
       guard seen.insert(agreement.id).inserted, agreement.subjects.identifier != nil,
         let subject = Subject.reference(id, journey.key(agreement))
@@ -38,14 +40,16 @@ struct SubjectReport: Sendable {
           )
         )
       }
-      rows += try await lookUps(agreement, subject)
-      let reference = subject
-      // One entry for each agreement, under its own pseudonym: the log must not join what the keys keep apart.
-      try await context.ledger.write { tx in
-        _ = try tx.append(
-          AuditEvent("report", ["agreement": .string(agreement.id), "subject": .string(reference.description)]))
-      }
+      // One look-up has an entry under each agreement.
+      let more = try await lookUps(agreement, subject).filter { !lookedUp.contains($0.at) }
+      lookedUp.formUnion(more.map(\.at))
+      rows += more
+      events.append(
+        AuditEvent("report", ["agreement": .string(agreement.id), "subject": .string(subject.description)]))
     }
+    // An entry for each agreement, under its own pseudonym: the log must not join what the keys keep apart.
+    let entries = events
+    try await context.ledger.write { tx in for event in entries { _ = try tx.append(event) } }
     let sorted = rows.sorted { $0.at > $1.at }.map(\.row)
     return sorted + [
       ["totalUsages": .integer(Int64(sorted.count)), "heartbeat": .string(Timestamp.format(context.now()))]
@@ -55,7 +59,7 @@ struct SubjectReport: Sendable {
   private func entry(_ agreement: Agreement, _ package: PackageRow, at: Date?, records: [Int64]?) async throws -> JSON {
     let recipient = agreement.parties.first { $0.id == package.recipient }
     let transfer = try await context.ledger.read { try $0.transfer(context.agency, package.id) }
-    let withdrawn = try await !context.ledger.read { try $0.noticed(records ?? [], of: package.id) }.isEmpty
+    let notice = try await notice(records ?? [], of: package)
     let state: String =
       switch transfer?.state {
       case .confirmed, .purged, nil: "delivered"
@@ -77,7 +81,7 @@ struct SubjectReport: Sendable {
       "onward": .string(agreement.onward.isAllowed ? agreement.onward.to.joined(separator: ", ") : "none"),
       "state": .string(
         records == nil
-          ? "added up with others" : state + (withdrawn ? "; the recipient was told of the withdrawal" : "")
+          ? "added up with others" : state + notice
       ),
       "yourChoices": [
         "withdraw": .string(agreement.consent.withdrawalMethod ?? "not possible: the law asks for it"),
@@ -90,11 +94,27 @@ struct SubjectReport: Sendable {
     return .object(members)
   }
 
+  /// What the recipient knows of a withdrawal, in words.
+  private func notice(_ records: [Int64], of package: PackageRow) async throws -> String {
+    let notices: [NoticeRow] = try await context.ledger.read { reader in
+      try reader.noticed(records, of: package.id).isEmpty
+        ? [] : reader.notices(.out).filter { $0.peer == package.recipient }
+    }
+    let about = try notices.filter {
+      try WithdrawalNotice(Envelope(parsing: $0.envelope, as: .notice).unverified()).items.contains { item in
+        item.package == package.id && !Set(records).isDisjoint(with: item.ordinals)
+      }
+    }
+    if about.isEmpty { return "" }
+    return about.allSatisfy { $0.answer != nil }
+      ? "; the recipient was told of the withdrawal" : "; a notice of the withdrawal waits for the recipient's answer"
+  }
+
   /// Who looked before.
   private func lookUps(_ agreement: Agreement, _ subject: SubjectReference) async throws -> [(at: Date, row: JSON)] {
     try await context.ledger.read { reader in
       var found: [(at: Date, row: JSON)] = []
-      for entry in try reader.audit(kind: "report", limit: 10_000) {
+      for entry in try reader.audit(kind: "report", naming: subject.description) {
         guard case .object(let members) = try entry.document(), case .object(let detail)? = members["detail"],
           detail["subject"] == .string(subject.description), case .string(let text)? = members["at"],
           let at = Timestamp.parse(text)

@@ -331,6 +331,17 @@ package enum RouteQuestion {
     }
   }
 
+  /// Whether any agreement speaks of the field, and any of the agency.
+  package static func knows(_ field: String, _ agency: String, in set: PolicySet) -> Bool {
+    set.agreements.contains { agreement in
+      let asked = steps(field, agreement)
+      return agreement.fields.contains { named in
+        let own = steps(named.name, agreement)
+        return named.category == field || own.starts(with: asked) || asked.starts(with: own)
+      }
+    } && set.agreements.contains { $0.parties.contains { $0.id.text == agency } }
+  }
+
   /// A field's name as the records' format has it: columns are flat, a pointer begins with /, elements are divided by / or a dot.
   private static func steps(_ name: String, _ agreement: Agreement) -> [String] {
     switch agreement.records?.format {

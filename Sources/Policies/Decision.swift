@@ -64,7 +64,8 @@ package enum ReasonCode: String, Sendable, CaseIterable {
     case .forbid, .forbidError: "Take the records out that the agreement forbids, see: sallyport agreements explain"
     case .limitRecords: "Split the file, or ask for a higher maxRecords in the agreement."
     case .limitWindow: "It goes by itself in the next delivery window of the agreement."
-    case .consentStale: "Bring the consent registry's feed back: sallyport consent import, or consent heartbeat"
+    case .consentStale:
+      "Bring the registry's feed back: consent import, or consent heartbeat; which one is quiet: sallyport consent sources"
     case .consentMissing: "Take out the people who have not agreed, or ask them: sallyport consent show"
     case .recordsNone: "Nothing: no record of this file may go. Why is counted: sallyport agreements explain"
     case .approvalPending:

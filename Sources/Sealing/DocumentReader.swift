@@ -36,6 +36,13 @@ package struct DocumentReader {
     return value
   }
 
+  /// A string that prints as one line: no control characters.
+  package mutating func line(_ name: String, bytesMax: Int = 256) throws(SealingError) -> String {
+    let value = try string(name, bytesMax: bytesMax)
+    guard value.isOneLine else { throw invalid(name, "expected one line, without control characters") }
+    return value
+  }
+
   package mutating func integer(_ name: String, _ range: ClosedRange<Int64>) throws(SealingError) -> Int64 {
     guard case .integer(let value) = try required(name), range.contains(value) else {
       throw invalid(name, "expected a number from \(range.lowerBound) to \(range.upperBound)")
@@ -126,5 +133,14 @@ package struct DocumentReader {
 
   package func finish() throws(SealingError) {
     if let name = members.keys.min() { throw invalid(name, "unknown member") }
+  }
+}
+
+extension String {
+  /// Neither control characters nor line ends: it cannot be taken for more than it is where it is printed.
+  package var isOneLine: Bool {
+    unicodeScalars.allSatisfy {
+      ![.control, .lineSeparator, .paragraphSeparator].contains($0.properties.generalCategory)
+    }
   }
 }

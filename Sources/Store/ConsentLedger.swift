@@ -156,12 +156,26 @@ extension Transaction {
   }
 
   /// A sign of life of a consent registry; never moved back.
-  package func heard(_ agreement: String, source: String, at instant: Date) throws {
+  ///
+  /// - Returns: whether it is the first one.
+  @discardableResult
+  package func heard(_ agreement: String, source: String, at instant: Date) throws -> Bool {
+    let isNew = try !reader.consentSources(agreement).contains { $0.source == source }
     try execute(
       """
       INSERT INTO consent_feeds (agreement, source, heard_at) VALUES (?, ?, ?)
       ON CONFLICT DO UPDATE SET heard_at = max(heard_at, excluded.heard_at)
       """, [agreement, source, Transfer.milliseconds(instant)])
+    return isNew
+  }
+
+  /// A registry is not waited for any more; what it said stands.
+  ///
+  /// - Returns: false when it was never heard of.
+  package func retire(_ agreement: String, source: String) throws -> Bool {
+    guard try reader.consentSources(agreement).contains(where: { $0.source == source }) else { return false }
+    try execute("DELETE FROM consent_feeds WHERE agreement = ? AND source = ?", [agreement, source])
+    return true
   }
 
   /// The events of an entry say no: an acknowledgement is owed.
@@ -316,6 +330,13 @@ extension Reader {
       [Self.byHand, agreement]
     )
     .flatMap { ($0["at"] as Int64?).map(Transfer.date) }
+  }
+
+  /// An agreement's registries and when each was heard last, the quietest first.
+  package func consentSources(_ agreement: String) throws -> [(source: String, heard: Date)] {
+    try fetchAll(
+      "SELECT source, heard_at FROM consent_feeds WHERE agreement = ? ORDER BY heard_at, source", [agreement]
+    ).map { ($0["source"], Transfer.date($0["heard_at"])) }
   }
 
   /// Agreements under which anything is known about anybody.

@@ -342,10 +342,10 @@ package struct Reader {
   }
 
   /// Audit entries of one kind. Reads the whole log.
-  package func audit(kind: String, limit: Int) throws -> [AuditEntry] {
+  package func audit(kind: String, naming text: String = "") throws -> [AuditEntry] {
     try fetchAll(
-      "SELECT sequence, entry FROM audit WHERE transfer IS NULL AND instr(entry, ?) > 0 ORDER BY sequence DESC LIMIT ?",
-      [Data("\"kind\":\"\(kind)\"".utf8), limit]
+      "SELECT sequence, entry FROM audit WHERE transfer IS NULL AND instr(entry, ?) > 0 AND instr(entry, ?) > 0 ORDER BY sequence DESC",
+      [Data("\"kind\":\"\(kind)\"".utf8), Data(text.utf8)]
     ).map { AuditEntry(sequence: $0["sequence"], bytes: Array($0["entry"] as Data)) }
   }
 

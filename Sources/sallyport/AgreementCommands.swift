@@ -277,7 +277,11 @@ struct AgreementsCommand: AsyncParsableCommand {
       let output = Output(asJSON: json)
       output.rows(routes.map(\.document)) { "yes: \($0.text("text"))" }
       guard routes.isEmpty else { return }
-      output.row(["reaches": false], human: "no: no agreement lets \(field) reach \(reach)")
+      let isKnown = RouteQuestion.knows(field, reach, in: set)
+      output.row(
+        ["reaches": false, "known": .bool(isKnown)],
+        human: "no: no agreement lets \(field) reach \(reach)"
+          + (isKnown ? "" : ", and none here speaks of this field, or of this agency: are they spelled so?"))
       throw ExitCode(.refused)
     }
   }
@@ -293,7 +297,7 @@ struct AgreementsCommand: AsyncParsableCommand {
       let rows = try await Session(options).perform(.agreementsSimulate, ["file": .string(Home(file).path)])
       options.output.rows(rows) { row in
         row.text("id").isEmpty
-          ? "\(row.text("packages")) packages: \(row.text("same")) as before, \(row.text("refused")) refused, \(row.text("held")) held; records are not read again: for what changes about them see agreements diff"
+          ? "\(row.text("packages")) packages: \(row.text("same")) as before; of all, \(row.text("refused")) refused and \(row.text("held")) held; records are not read again: for what changes about them see agreements diff"
           : "\(row.text("id"))  \(row.text("before")) → \(row.text("after"))  \(row.text("codes"))"
       }
     }

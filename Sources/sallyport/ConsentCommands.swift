@@ -11,7 +11,8 @@ struct ConsentCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "consent", abstract: "What people chose: import, grant, withdraw, look, prove.",
     subcommands: [
-      Import.self, Heartbeat.self, Grant.self, Withdraw.self, Show.self, Audit.self, Notices.self, Answer.self,
+      Import.self, Heartbeat.self, Sources.self, Grant.self, Withdraw.self, Show.self, Audit.self, Notices.self,
+      Answer.self,
     ])
 
   struct Import: AsyncParsableCommand {
@@ -39,7 +40,8 @@ struct ConsentCommand: AsyncParsableCommand {
         ])
       options.output.rows(rows) {
         "\($0.text("accepted")) of \($0.text("rows")) events taken, \($0.text("duplicates")) known already, \($0.text("absent")) absent; \($0.text("known")) people known"
-          + ($0.member("acknowledgement").map { "\n\($0.text("plain"))" } ?? "")
+          + ($0.member("acknowledgement").map { "\n" + ConsentCommand.told($0) } ?? "")
+          + ConsentCommand.newSource($0, source)
       }
     }
   }
@@ -54,8 +56,45 @@ struct ConsentCommand: AsyncParsableCommand {
     func run() async throws {
       let rows = try await Session(options).perform(
         .consentHeartbeat, ["agreement": .string(agreement), "source": .string(source)])
-      options.output.rows(rows) { "\($0.text("agreement"))  \($0.text("source"))  \($0.text("heard"))" }
+      options.output.rows(rows) {
+        "\($0.text("agreement"))  \($0.text("source"))  \($0.text("heard"))" + ConsentCommand.newSource($0, source)
+      }
     }
+  }
+
+  struct Sources: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+      commandName: "sources",
+      abstract:
+        "The registries that an agreement waits for, the quietest first. Exit code 75 when one is quiet too long.")
+    @OptionGroup var options: HomeOptions
+    @Option(help: "The agreement's id.") var agreement: String
+    @Option(help: "A registry that is not waited for any more; what it said stands.") var retire: String?
+
+    func run() async throws {
+      var arguments: [String: JSON] = ["agreement": .string(agreement)]
+      arguments["retire"] = retire.map { .string($0) }
+      let rows = try await Session(options).perform(.consentSources, arguments)
+      options.output.table(rows, [("SOURCE", "source"), ("HEARD", "heard"), ("QUIET", "quiet")])
+      if rows.contains(where: { $0.text("quiet") == "yes" }) { throw ExitCode(.waiting) }
+    }
+  }
+
+  /// An acknowledgement with everybody who had the records before.
+  static func told(_ acknowledgement: JSON) -> String {
+    var text = acknowledgement.text("plain")
+    if case .array(let gone)? = acknowledgement.member("alreadyDisclosed") {
+      for item in gone {
+        text += "\n  disclosed \(item.text("disclosed")) to \(item.text("recipient"))  \(item.text("package"))"
+      }
+    }
+    return text
+  }
+
+  /// A misspelled name would be waited for.
+  static func newSource(_ row: JSON, _ name: String) -> String {
+    row.text("newSource") == "yes"
+      ? "\n\(name) is new here, and waited for from now on: sallyport consent sources" : ""
   }
 
   struct Choice: ParsableArguments {
@@ -112,15 +151,7 @@ struct ConsentCommand: AsyncParsableCommand {
     func run() async throws {
       let rows = try await Session(choice.options).perform(
         .consentRecord, choice.arguments(object ? .objected : .withdrawn))
-      choice.options.output.rows(rows) { row in
-        var text = row.text("plain")
-        if case .array(let gone)? = row.member("alreadyDisclosed") {
-          for item in gone {
-            text += "\n  disclosed \(item.text("disclosed")) to \(item.text("recipient"))  \(item.text("package"))"
-          }
-        }
-        return text
-      }
+      choice.options.output.rows(rows) { ConsentCommand.told($0) }
     }
   }
 

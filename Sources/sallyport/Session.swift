@@ -82,6 +82,10 @@ struct Session: Sendable {
       reply = try await client.send(request)
     } catch let error as RelayError where error.code == 7 {
       return nil  // a socket file that a dead gateway left
+    } catch let error as RelayError where verb != .poke {
+      throw AdminError(
+        .failed,
+        "the gateway ended before it answered (\(error)): what was asked may have been done; look, or ask again")
     }
     if reply.status == 200 {
       return try reply.body.split(separator: 10).map { try JSON(canonical: Array($0), bytesMax: 1 << 24) }

@@ -59,7 +59,7 @@ import Testing
     #expect(answer.status == 0, "\(answer.errors)")
     // Who withdraws twice is told of once; whom nobody knows is asked about.
     let twice = try agencies.sender.sallyport("consent", "withdraw", "P1", "--agreement", agreement)
-    #expect(twice.text.contains("told before"), "\(twice.text)")
+    #expect(twice.text.contains("a notice already"), "\(twice.text)")
     #expect(try agencies.sender.sallyport("consent", "notices", "--json").lines.count == 1)
     let stranger = try agencies.sender.sallyport("consent", "withdraw", "P99", "--agreement", agreement)
     #expect(stranger.status == 0 && stranger.text.contains("Nothing was known"), "\(stranger.text)")
@@ -203,6 +203,33 @@ import Testing
         .replacing(#""provision":{"type":"permit"}"#, with: other)
       #expect(try take("f.ndjson", text, "--format", "fhir").status == 65, "\(other)")
     }
+    // What corrects a grant stands above it, whatever the grant's period; and a period makes no act younger.
+    func resource(_ person: String, _ version: Int, _ status: String, _ provision: String, _ acted: String) -> String {
+      #"{"resourceType":"Consent","id":"\#(person)","meta":{"versionId":"\#(version)","lastUpdated":"2026-0\#(version)-20T00:00:00Z"},"#
+        + #""status":"\#(status)","patient":{"identifier":{"value":"\#(person)"}},"dateTime":"\#(acted)","provision":\#(provision)}"#
+        + "\n"
+    }
+    let permit = #"{"type":"permit","period":{"start":"2026-01-10T00:00:00Z"}}"#
+    for (person, status, provision) in [
+      ("F1", "entered-in-error", permit), ("F2", "rejected", permit), ("F3", "active", #"{"type":"deny"}"#),
+      ("F4", "inactive", permit),
+    ] {
+      let acted = "2026-01-05T00:00:00Z"
+      for text in [resource(person, 1, "active", permit, acted), resource(person, 2, status, provision, acted)] {
+        #expect(try take("\(person).ndjson", text, "--format", "fhir").status == 0)
+      }
+      #expect(try !["granted", "unknown", ""].contains(state(person)), "\(person): \(status)")
+    }
+    let between = Self.row(8000, "F5", "ConsentWithdrawn", at: "2026-01-08T00:00:00Z")
+    #expect(try take("between.csv", header + between).status == 0)
+    #expect(
+      try take("F5.ndjson", resource("F5", 1, "active", permit, "2026-01-05T00:00:00Z"), "--format", "fhir").status == 0
+    )
+    #expect(try state("F5") == "withdrawn")
+    // Nothing is no sign of life.
+    for (name, text) in [("empty.csv", header), ("empty.ndjson", ""), ("blank.ndjson", "\n\n")] {
+      #expect(try take(name, text).status == 65, "\(name)")
+    }
     #expect(try agencies.sender.sallyport("consent", "audit").status == 0)
     // Raw ids are nowhere.
     let ledger = try Data(contentsOf: URL(fileURLWithPath: "\(agencies.sender.home)/ledger.sqlite"))
@@ -337,8 +364,17 @@ import Testing
     #expect(eventually { sender.outcome("a.ndjson", "code") == "consent.source-stale" })
     #expect(try sender.sallyport("status").text.contains("WAITING   1 for consent.source-stale"))
     let heard = try sender.sallyport("consent", "heartbeat", "--agreement", agreement, "--source", "portal")
-    #expect(heard.status == 0, "\(heard.errors)")
+    #expect(heard.status == 0 && heard.text.contains("portal is new here"), "\(heard.text)\(heard.errors)")
     #expect(eventually { sender.outcome("a.ndjson", "code") == "approval.pending" })
+    let known = try sender.sallyport("consent", "sources", "--agreement", agreement)
+    #expect(known.status == 0 && known.text.contains("portal"), "\(known.text)\(known.errors)")
+    for (name, status) in [("another", Int32(1)), ("portal", 0), ("portal", 1)] {
+      #expect(try sender.sallyport("consent", "sources", "--agreement", agreement, "--retire", name).status == status)
+    }
+    for name in ["portal", "por\ntal"] {
+      let heard = try sender.sallyport("consent", "heartbeat", "--agreement", agreement, "--source", name)
+      #expect(heard.status == (name == "portal" ? 0 : 65), "\(heard.errors)")
+    }
     let objected = try sender.sallyport("consent", "withdraw", "M4", "--object", "--agreement", agreement)
     #expect(objected.text.contains("1 package was stopped"), "\(objected.text)\(objected.errors)")
     #expect(sender.outcome("a.ndjson") == "cancelled")

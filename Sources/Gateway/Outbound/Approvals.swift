@@ -44,6 +44,10 @@ struct Approvals: Sendable {
   ///
   /// - Throws: `LedgerError.illegal` when nothing waits for one, or it waited too long; `AdminError` when this person has given theirs.
   func approve(_ transfer: Transfer, by person: String) async throws {
+    if let next = transfer.replacedBy {
+      throw AdminError(
+        .failed, "\(transfer.id) was replaced after a withdrawal, by \(next): look at that one, and approve it")
+    }
     guard transfer.state == .sealed, try await missing(for: transfer) != nil else {
       throw LedgerError.illegal("approving \(transfer.id), which waits for no approval")
     }
