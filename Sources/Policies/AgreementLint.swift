@@ -162,6 +162,22 @@ package enum AgreementDiff {
       for item in y where !x.contains(item) { add(added, "\(what): adds \(item)") }
       for item in x where !y.contains(item) { add(reverse, "\(what): drops \(item)") }
     }
+    func conditions(
+      _ what: String, _ x: [Agreement.Predicate], _ y: [Agreement.Predicate], wider: Direction
+    ) {
+      var old = x.filter { !y.contains($0) }
+      var new: [Agreement.Predicate] = []
+      for predicate in y where !x.contains(predicate) {
+        guard let place = old.firstIndex(where: { predicate.isWider(than: $0) != nil }) else {
+          new.append(predicate)
+          continue
+        }
+        let before = old.remove(at: place)
+        let narrower: Direction = wider == .more ? .less : .more
+        add(predicate.isWider(than: before)! ? wider : narrower, "\(what): \(before.text) → \(predicate.text)")
+      }
+      list(what, old.map(\.text), new.map(\.text), added: .less)
+    }
     list(
       "parties", a.parties.map { "\($0.role.rawValue) \($0.id)" }, b.parties.map { "\($0.role.rawValue) \($0.id)" },
       added: .more)
@@ -198,8 +214,8 @@ package enum AgreementDiff {
     where field.action != .drop && !b.fields.contains(where: { $0.name == field.name && $0.action != .drop }) {
       add(.less, "field \(field.name): goes no more")
     }
-    list("only records where", a.include.map(\.text), b.include.map(\.text), added: .less)
-    list("no records where", a.exclude.map(\.text), b.exclude.map(\.text), added: .less)
+    conditions("only records where", a.include, b.include, wider: .more)
+    conditions("no records where", a.exclude, b.exclude, wider: .less)
     func named(_ rule: Agreement.Forbidden) -> String { "\(rule.predicate.text) (\(rule.id))" }
     list("forbids", a.forbid.map(named), b.forbid.map(named), added: .less)
     func staying(_ agreement: Agreement) -> [String] { agreement.fields.filter { $0.action == .drop }.map(\.name) }

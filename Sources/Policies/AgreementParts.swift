@@ -237,6 +237,27 @@ extension Agreement {
       try reader.finish()
     }
 
+    /// Whether it holds for all that another one of the same field holds for, and for more; nil when that cannot be told.
+    package func isWider(than other: Predicate) -> Bool? {
+      guard field == other.field, comparison == other.comparison, self != other else { return nil }
+      func either(_ mine: Bool, _ theirs: Bool) -> Bool? { mine == theirs ? nil : mine }
+      let contains = { (all: [JSON], some: [JSON]) in some.allSatisfy { all.contains($0) } }
+      switch (comparison, values.first, other.values.first) {
+      case ("within", .string(let mine)?, .string(let theirs)?):
+        guard let mine = CalendarDuration(mine), let theirs = CalendarDuration(theirs) else { return nil }
+        let epoch = Date(timeIntervalSince1970: 0)
+        return either(mine.after(epoch) > theirs.after(epoch), mine.after(epoch) < theirs.after(epoch))
+      case ("lt", .integer(let mine)?, .integer(let theirs)?), ("le", .integer(let mine)?, .integer(let theirs)?):
+        return either(mine > theirs, mine < theirs)
+      case ("gt", .integer(let mine)?, .integer(let theirs)?), ("ge", .integer(let mine)?, .integer(let theirs)?):
+        return either(mine < theirs, mine > theirs)
+      case ("in", _, _), ("has-any", _, _):
+        return either(contains(values, other.values), contains(other.values, values))
+      case ("not-in", _, _): return either(contains(other.values, values), contains(values, other.values))
+      default: return nil
+      }
+    }
+
     package var text: String {
       let words = values.map { value in
         switch value {

@@ -166,9 +166,8 @@ struct JSONFilter: ~Copyable {
     if failed { return .withheld(WithheldCode.error) }
     guard let subject = filter.subject else { return .goes }
     // Exactly one id, whatever the record looks like.
-    let found = captured.filter { $0.slot == subject }
-    guard found.count == 1 else { return .withheld(WithheldCode.error) }
-    let node = nodes[Int(found[0].node)]
+    guard let found = only(subject) else { return .withheld(WithheldCode.error) }
+    let node = nodes[Int(found)]
     guard
       node.kindBits == JSONKind.string.rawValue || (node.kindBits == JSONKind.number.rawValue && node.isIntegerLiteral)
     else { return .withheld(WithheldCode.error) }
@@ -243,10 +242,19 @@ struct JSONFilter: ~Copyable {
     return GroupEntry(key: [], measure: Array(texts.joined(separator: [44])), distinct: [])
   }
 
+  /// The node of a field that the record has once; nil when it has none, or several.
+  private func only(_ slot: Int32) -> Int32? {
+    var node: Int32?
+    for found in captured where found.slot == slot {
+      guard node == nil else { return nil }
+      node = found.node
+    }
+    return node
+  }
+
   private func single(_ slot: Int32, _ nodes: UnsafePointer<JSONNode>) -> JSONNode? {
-    let found = captured.filter { $0.slot == slot }
-    guard found.count == 1 else { return nil }
-    let node = nodes[Int(found[0].node)]
+    guard let found = only(slot) else { return nil }
+    let node = nodes[Int(found)]
     return node.kind == .string || node.kind == .number ? node : nil
   }
 
@@ -347,29 +355,26 @@ struct JSONFilter: ~Copyable {
       if found >= 0 { predicted = found + 1 }
       let keeps = emits && found >= 0 && writer[Int(found)].isKept
       if keeps {
+        let (start, end) = (Int(nodes[value].start), Int(nodes[value].end))
+        // The most frequent case, without a call: a whole value that nobody asks about, copied with its key.
+        let field = writer + Int(found)
+        let isWhole = field.pointee.passes && field.pointee.capture < 0 && field.pointee.children == 0
         if gap || key.isEscaped {
           if !isFirst { literal(byte: 44, base, &output) }
           if key.isEscaped {
-            let inner = writer[Int(found)]
-            literal(
-              JSONText.quoted(
-                Array(UnsafeBufferPointer(start: fields.keys + Int(inner.keyStart), count: Int(inner.keyCount))))
-                + [58], base, &output)
+            let name = UnsafeBufferPointer(
+              start: fields.keys + Int(field.pointee.keyStart), count: Int(field.pointee.keyCount))
+            literal(JSONText.quoted(Array(name)) + [58], base, &output)
+            if isWhole { emit(start, end, base, &output) }
           } else {
-            emit(Int(key.start), Int(nodes[value].start), base, &output)
+            emit(Int(key.start), isWhole ? end : start, base, &output)
           }
         } else {
-          emit(lastEnd, Int(nodes[value].start), base, &output)
+          emit(lastEnd, isWhole ? end : start, base, &output)
         }
         isFirst = false
         gap = false
-        // The most frequent case, without a call: a whole value that nobody asks about.
-        let leaf = writer + Int(found)
-        if leaf.pointee.passes, leaf.pointee.capture < 0, leaf.pointee.children == 0 {
-          emit(Int(nodes[value].start), Int(nodes[value].end), base, &output)
-        } else {
-          walk(value, found, emits: true, base, nodes, &output)
-        }
+        if !isWhole { walk(value, found, emits: true, base, nodes, &output) }
         lastEnd = Int(nodes[value].end)
       } else {
         gap = true

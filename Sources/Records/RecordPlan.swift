@@ -257,11 +257,13 @@ enum SubjectID {
     while end > start, text[end - 1] == 32 { end -= 1 }
     guard (1...bytesMax).contains(end - start) else { return false }
     output.removeAll(keepingCapacity: true)
-    for index in start..<end {
-      let byte = text[index]
-      guard byte &- 32 < 95 else { return false }
-      output.append(byte &- 97 < 26 ? byte - 32 : byte)
+    output.append(contentsOf: UnsafeBufferPointer(rebasing: text[start..<end]))
+    return output.withUnsafeMutableBufferPointer { id in
+      for place in id.indices {
+        guard id[place] &- 32 < 95 else { return false }
+        if id[place] &- 97 < 26 { id[place] -= 32 }
+      }
+      return true
     }
-    return true
   }
 }

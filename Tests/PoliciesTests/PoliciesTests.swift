@@ -408,6 +408,20 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
     #expect(AgreementDiff.verdict(back) == mirrored)
   }
 
+  @Test(arguments: [
+    (#""P24M""#, #""P36M""#, "more permissive"), (#""P24M""#, #""P1Y""#, "less permissive"),
+    ("op: within", "op: ge", "incomparable"),
+  ])
+  func conditionsAreComparedWhereTheyCanBe(from: String, to: String, verdict: String) throws {
+    let path = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+      .deletingLastPathComponent().appendingPathComponent("policies/injuries-to-cover.v1.yaml")
+    let text = try String(contentsOf: path, encoding: .utf8)
+    let line = try #require(text.split(separator: "\n").first { $0.contains("op: within") })
+    let other = try Agreement(yaml: text.replacing(line, with: line.replacing(from, with: to)))
+    let changes = AgreementDiff.changes(from: try Agreement(yaml: text), to: other)
+    #expect(AgreementDiff.verdict(changes) == verdict, "\(changes)")
+  }
+
   /// Values of a document that differ by one change each.
   private static func mutations(_ value: JSON) -> [JSON] {
     switch value {
