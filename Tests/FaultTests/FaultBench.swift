@@ -56,7 +56,8 @@ final class FaultBench {
     var taken: [Data] = []
     _ = eventually(fault["FAULT_ERRNO"] == nil ? 12 : 4) { !process.isRunning || isFinished(agencies) }
     let ended: Int32? = process.isRunning ? nil : process.terminationStatus
-    let log = String(faulty.log.suffix(1000))
+    // Long enough for the stack of a crash.
+    let log = String(faulty.log.suffix(8000))
     // A consumer takes whatever is in the inbox right after the fault.
     taken += try takeInbox(agencies)
     faulty.kill()

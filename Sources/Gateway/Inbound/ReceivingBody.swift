@@ -1,6 +1,7 @@
 // One body as it arrives: appended to its part, digested segment by segment, resumable from what is durable.
 //
-// Two buffers take turns: one fills from the socket while the other is hashed and written by the pool.
+// Two buffers take turns: one fills from the socket while the other is hashed and written by the pool. What was written is made
+// durable meanwhile, so that little is left of it at the end.
 
 import Foundation
 import Glibc
@@ -12,7 +13,7 @@ import Transport
 /// The receiving side of one PATCH after another. One request at a time uses it; `Sessions` sees to that.
 final class ReceivingBody: BodySink, @unchecked Sendable {
   // Proof for @unchecked: used by one request at a time; within it, `append` and `flush` are called in turn, and the
-  // pool's task owns `writing` until `flush` awaited it.
+  // pool's tasks touch nothing but the buffer that they own until `flush` awaited them, and the file.
   private let place: Spool.Place
   private let context: GatewayContext
   private let geometry: BodyGeometry
@@ -22,6 +23,8 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   private var filled = 0
   private var spare: SealedBuffer?
   private var writing: Task<SealedBuffer, any Error>?
+  /// An fdatasync under way, and the bytes that it covers.
+  private var syncing: (task: Task<Void, any Error>, bytes: Int64)?
   private var roots: [Digest] = []
   /// Bytes handed to the pool or written; a multiple of a segment but at the end or after a cut.
   private var writtenBytes: Int64 = 0
@@ -29,7 +32,8 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   private(set) var durableBytes: Int64 = 0
   private var requestDigest: RunningDigest?
 
-  static let syncBytes: Int64 = 64 << 20
+  /// So much is written before it is made durable; up to twice as much waits for it.
+  static let syncBytes: Int64 = 16 << 20
 
   /// Opens or makes the part. Bytes beyond `durableBytes` in it are forgotten; those before are digested again.
   static func open(_ context: GatewayContext, _ transfer: Transfer) throws -> ReceivingBody {
@@ -107,11 +111,21 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   var isFull: Bool { filled == filling.storage.bytes.count && filled == BodyGeometry.sealedSegmentBytes }
 
   func flush() async throws {
+    // Before the buffer that is handed over now, everything is written.
+    let written = writtenBytes
     try await rotate()
-    if writtenBytes - durableBytes >= Self.syncBytes {
-      try await drain()
-      try await sync()
-    }
+    guard written - (syncing?.bytes ?? durableBytes) >= Self.syncBytes else { return }
+    try await synced()
+    let (file, pool) = (file, context.pool)
+    syncing = (Task { try await pool.run { try file.file.syncData() } }, written)
+  }
+
+  /// Waits for the fdatasync that is under way.
+  private func synced() async throws {
+    guard let (task, bytes) = syncing else { return }
+    syncing = nil
+    try await task.value
+    durableBytes = bytes
   }
 
   /// Hands the full buffer to the pool and takes the other one.
@@ -149,6 +163,7 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   }
 
   private func sync() async throws {
+    try await synced()
     let file = file
     try await context.pool.run { try file.file.syncData() }
     durableBytes = writtenBytes
@@ -161,6 +176,7 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   /// - Throws: `Problem` digest when the request's bytes are not those it announced; they are forgotten then.
   func settle(from start: Int64) async throws {
     try await drain()
+    try await synced()
     if let digest = requestDigest, !digest.matches {
       let context = context
       try await context.pool.run { [self] in
