@@ -128,7 +128,7 @@ package struct PartnerServer: Service {
   package func run() async throws {
     let shares = PartnerShares(limits)
     let handler = handler
-    let channel = PartnerChannel(
+    let connections = PartnerConnection(
       context: try identity.serverContext(), limits: limits, partner: partner, shares: shares,
       handler: { request in
         guard shares.mayAsk(request.partner) else {
@@ -137,7 +137,7 @@ package struct PartnerServer: Service {
         }
         return await handler(request)
       }, loops: loops)
-    let server = channel.server(
+    let server = ServedChannel { await connections.serve($0, logger: $1) }.server(
       configuration: .init(
         address: .hostname(host, port: port),
         availableConnectionsDelegate: MaximumAvailableConnections(limits.connections)),
@@ -146,15 +146,8 @@ package struct PartnerServer: Service {
   }
 }
 
-/// Sets up one connection: TLS with our verification, then HTTP/1.1 bound to the partner that the pin names.
-private struct PartnerChannel: ServerChildChannel {
-  struct Value: ServerChildChannelValue {
-    let http: HTTP1Channel.Value
-    let channel: any Channel
-    /// By which key the peer is known; whose it is is asked with each request, for a key may be replaced meanwhile.
-    let pin: NIOLockedValueBox<Sealing.Digest?>
-  }
-
+/// One connection: TLS with our verification, then HTTP/1.1 bound to the partner that the pin names.
+private struct PartnerConnection {
   let context: NIOSSLContext
   let limits: PartnerServerLimits
   let partner: @Sendable (Sealing.Digest) -> AgencyID?
@@ -162,19 +155,38 @@ private struct PartnerChannel: ServerChildChannel {
   let handler: PartnerServer.Handler
   let loops: ServerLoops
 
-  private func http1(_ responder: @escaping HTTPChannelHandler.Responder) -> HTTP1Channel {
-    HTTP1Channel(
-      responder: responder,
+  func serve(_ channel: any Channel, logger: Logger) async {
+    // By which key the peer is known; whose it is is asked with each request, for a key may be replaced meanwhile.
+    let known = NIOLockedValueBox<Sealing.Digest?>(nil)
+    let http = HTTP1Channel(
+      responder: { request, writer, _ in
+        guard let partner = try await self.partner(on: channel, known) else {
+          channel.close(promise: nil)
+          return
+        }
+        try await answer(
+          PartnerRequest(partner: partner, request), isHead: request.method == .head, writer, on: channel)
+      },
       configuration: .init(
         additionalChannelHandlers: [ContinueHandler()], idleTimeout: .seconds(limits.idleSeconds),
         httpDecoderConfiguration: .init(
           maxHeaderFieldSize: limits.headerBytes, maxHeaderListSize: limits.headerBytes,
           maxHeaderFieldCount: limits.headerCount)))
+    await withTaskExecutorPreference(loops.executor(of: channel)) {
+      await withGracefulShutdownHandler {
+        guard (try? await secure(channel, known).get()) != nil else { return }
+        await http.serve(channel, logger: logger)
+      } onGracefulShutdown: {
+        // Whoever is cut off goes on later from where it was.
+        channel.eventLoop.scheduleTask(in: .seconds(limits.drainSeconds)) { channel.close(promise: nil) }
+      }
+    }
   }
 
-  func setup(channel: any Channel, logger: Logger) -> EventLoopFuture<Value> {
-    let known = NIOLockedValueBox<Sealing.Digest?>(nil)
-    return channel.eventLoop.makeCompletedFuture {
+  private func secure(
+    _ channel: any Channel, _ known: NIOLockedValueBox<Sealing.Digest?>
+  ) -> EventLoopFuture<Void> {
+    channel.eventLoop.submit {
       let tls = NIOSSLServerHandler(context: context) { certificates, promise in
         // One answer for every unknown peer: the handshake fails, whatever the reason.
         guard let leaf = certificates.first, let pin = try? TLSIdentity.pin(of: leaf), let agency = partner(pin) else {
@@ -190,54 +202,35 @@ private struct PartnerChannel: ServerChildChannel {
       }
       try channel.pipeline.syncOperations.addHandler(tls)
       try channel.pipeline.syncOperations.addHandler(HandshakeTimeout(.seconds(limits.handshakeSeconds)))
-    }.flatMap {
-      http1 { _, _, _ in }.setup(channel: channel, logger: logger)
-    }.map { Value(http: $0, channel: channel, pin: known) }
-  }
-
-  func handle(value: Value, logger: Logger) async {
-    let handler = handler
-    let loops = loops
-    let channel = http1 { request, writer, _ in
-      guard let partner = try await self.partner(on: value) else {
-        value.channel.close(promise: nil)
-        return
-      }
-      let reply = await handler(PartnerRequest(partner: partner, request))
-      let streamed = NIOLockedValueBox<Int64>(0)
-      let bodies = reply.stream == nil ? 0 : 1
-      loops.bodies(bodies, on: value.channel)
-      defer { loops.bodies(-bodies, on: value.channel) }
-      do {
-        try await PartnerChannel.write(
-          reply, isHead: request.method == .head, to: writer, on: value.channel, streamed
-        ) { await loops.turn(of: value.channel) }
-      } catch {
-        await reply.onEnd?(streamed.withLockedValue { $0 })
-        throw error
-      }
-      await reply.onEnd?(streamed.withLockedValue { $0 })
-    }
-    await withTaskExecutorPreference(loops.executor(of: value.channel)) {
-      await withGracefulShutdownHandler {
-        await channel.handle(value: value.http, logger: logger)
-      } onGracefulShutdown: {
-        // Whoever is cut off goes on later from where it was.
-        value.channel.eventLoop.scheduleTask(in: .seconds(limits.drainSeconds)) { value.channel.close(promise: nil) }
-      }
     }
   }
 
   /// Who the peer is. A resumed TLS session brings no certificate to the callback; the session remembers it, and the pin
   /// is judged again.
-  private func partner(on value: Value) async throws -> AgencyID? {
-    if let pin = value.pin.withLockedValue({ $0 }) { return partner(pin) }
-    guard let leaf = try await value.channel.nioSSL_peerCertificate().get() else { return nil }
+  private func partner(on channel: any Channel, _ known: NIOLockedValueBox<Sealing.Digest?>) async throws -> AgencyID? {
+    if let pin = known.withLockedValue({ $0 }) { return partner(pin) }
+    guard let leaf = try await channel.nioSSL_peerCertificate().get() else { return nil }
     let pin = try TLSIdentity.pin(of: leaf)
-    guard let resumed = partner(pin), shares.open(resumed, until: value.channel.closeFuture)
-    else { return nil }
-    value.pin.withLockedValue { $0 = pin }
+    guard let resumed = partner(pin), shares.open(resumed, until: channel.closeFuture) else { return nil }
+    known.withLockedValue { $0 = pin }
     return resumed
+  }
+
+  private func answer(
+    _ request: PartnerRequest, isHead: Bool, _ writer: consuming ResponseWriter, on channel: any Channel
+  ) async throws {
+    let reply = await handler(request)
+    let streamed = NIOLockedValueBox<Int64>(0)
+    let bodies = reply.stream == nil ? 0 : 1
+    loops.bodies(bodies, on: channel)
+    defer { loops.bodies(-bodies, on: channel) }
+    do {
+      try await Self.write(reply, isHead: isHead, to: writer, on: channel, streamed) { await loops.turn(of: channel) }
+    } catch {
+      await reply.onEnd?(streamed.withLockedValue { $0 })
+      throw error
+    }
+    await reply.onEnd?(streamed.withLockedValue { $0 })
   }
 
   static func write(
@@ -352,16 +345,16 @@ package struct AdminServer: Service {
 
   package func run() async throws {
     let handler = handler
-    let channel = HTTP1Channel(
+    let http = HTTP1Channel(
       responder: { request, writer, _ in
         var request = request
         let body = try await request.collectBody(upTo: Self.requestBytesMax)
         let (method, target) = (request.method.rawValue, request.head.path ?? "")
         // What waits for lanes would wait for ever: they stop first.
         let reply = await cancelWhenGracefulShutdown { await handler(method, target, Array(body.readableBytesView)) }
-        try await PartnerChannel.write(reply, isHead: false, to: writer)
+        try await PartnerConnection.write(reply, isHead: false, to: writer)
       }, configuration: .init(idleTimeout: .seconds(600)))
-    try await channel.server(
+    try await ServedChannel { await http.serve($0, logger: $1) }.server(
       configuration: .init(address: .unixDomainSocket(path: path)), eventLoopGroup: loops.group, logger: logger
     ).run()
   }

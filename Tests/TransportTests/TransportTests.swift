@@ -38,7 +38,7 @@ private func serving(
     partner: { card.isHeld && pins.contains($0) ? peer : nil },
     handler: handler,
     loops: loops, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }, onListening: { listening.yield($0) })
-  // Stopped as the gateway is: gracefully. A cancelled NIOAsyncChannel server may drop a connection unfinished, and traps.
+  // Stopped as the gateway is: gracefully.
   let services = ServiceGroup(services: [server], logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
   try await withThrowingTaskGroup { tasks in
     tasks.addTask { try await services.run() }
@@ -112,6 +112,45 @@ private func serving(
         try Command.run("/bin/bash", ["-c", "exec 3<>/dev/tcp/127.0.0.1/\(port); timeout 10 cat <&3"])
       }.value
       #expect(result.status == 0 && ContinuousClock.now - start < .seconds(9))
+    }
+  }
+
+  /// As when another part of the gateway fails: what is accepted at that moment is dropped, and no trap.
+  @Test func connectionsThatComeAsTheServerIsCancelledAreDropped() async throws {
+    let quiet = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+    let identity = try TLSIdentity(key: TLSIdentity.generateKey(), name: "server.example.gov")
+    for _ in 0..<40 {
+      let (ports, listening) = AsyncStream<Int>.makeStream()
+      let server = PartnerServer(
+        host: "127.0.0.1", port: 0, identity: identity, partner: { _ in nil }, handler: { _ in HTTPReply(200) },
+        loops: .shared, logger: quiet, onListening: { listening.yield($0) })
+      let running = Task { try? await server.run() }
+      let port = await ports.first { _ in true }!
+      let clients = Task.detached { try await Self.connect(to: port, times: 200) }
+      try await Task.sleep(for: .milliseconds(.random(in: 1...8)))
+      running.cancel()
+      await running.value
+      for client in try await clients.value { close(client) }
+    }
+  }
+
+  private static func connect(to port: Int, times: Int) async throws -> [Int32] {
+    (0..<times).compactMap { _ in
+      let client = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+      var address = sockaddr_in()
+      address.sin_family = sa_family_t(AF_INET)
+      address.sin_port = in_port_t(port).bigEndian
+      address.sin_addr.s_addr = in_addr_t(0x7F00_0001).bigEndian
+      let isOpen = withUnsafePointer(to: &address) {
+        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+          Glibc.connect(client, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
+        }
+      }
+      guard isOpen else {
+        close(client)
+        return nil
+      }
+      return client
     }
   }
 
