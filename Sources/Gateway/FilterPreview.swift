@@ -33,6 +33,8 @@ package struct FilterPreview: Sendable {
     let digests: @Sendable (TextList) -> [SubjectDigest] = { list in
       key.references(list.bytes, ends: list.ends).map { SubjectDigest(high: $0.high, low: $0.low) }
     }
+    // Nobody is asked for consent, so nobody is looked up.
+    let gate = RecordGate(subjects: { _ in [] }, pseudonyms: digests)
     var descriptor: Int32 = -1
     if let output {
       descriptor =
@@ -44,7 +46,7 @@ package struct FilterPreview: Sendable {
     let target = descriptor
     defer { if target >= 0 { close(target) } }
     let report = try check.run(
-      input, through: enforcement.filter, RecordGate(subjects: digests, pseudonyms: digests), now: Date(),
+      input, through: enforcement.filter, gate, now: Date(),
       to: RecordSink(write: { if target >= 0 { try StreamSink.writeAll(target, $0.bytes) } }), onProgress: onProgress)
     isSound = !report.isCutShort && report.isValid && report.filtered?.forbidden == nil
     if let output, output != "-", isSound { try Directory.rename("\(output).part", output) }

@@ -294,7 +294,10 @@ extension Agreement {
       name = try reader.string("name")
       title = try reader.text("title")
       category = try reader.string("category", bytesMax: 64)
-      guard category.wholeMatch(of: /(pd|dpv|ext):[A-Za-z]+/) != nil else {
+      let parts = category.split(separator: ":", omittingEmptySubsequences: false)
+      guard parts.count == 2, ["pd", "dpv", "ext"].contains(parts[0]), !parts[1].isEmpty,
+        parts[1].utf8.allSatisfy({ (65...90).contains($0 & 0xDF) })
+      else {
         throw reader.invalid("category", "expected pd:…, dpv:… or ext:…")
       }
       isSpecial = try reader.flag("special")

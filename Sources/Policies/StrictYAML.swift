@@ -26,7 +26,8 @@ package enum StrictYAML {
     let parser: Parser
     let node: Node?
     do {
-      parser = try Parser(yaml: text)
+      // What plain scalars mean is said below; the parser's own rules would compile a regular expression each.
+      parser = try Parser(yaml: text, resolver: .basic)
       // Refuses a second document and duplicate keys.
       node = try parser.singleRoot()
     } catch {
@@ -44,7 +45,8 @@ package enum StrictYAML {
     switch node {
     case .scalar(let scalar):
       // Yams gives a quoted scalar the tag of strings.
-      try refuse(tag: scalar.style == .plain || scalar.tag != Tag(.str) ? scalar.tag : nil, anchor: scalar.anchor, node)
+      try refuse(
+        tag: scalar.style == .plain || scalar.tag != Tag(.str, .basic) ? scalar.tag : nil, anchor: scalar.anchor, node)
       return try plain(scalar, node)
     case .sequence(let sequence):
       try refuse(tag: sequence.tag, anchor: sequence.anchor, node)

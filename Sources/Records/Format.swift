@@ -83,11 +83,21 @@ struct FormatReader {
 
   /// RFC 3339 full-date.
   mutating func date() -> Bool {
-    guard let year = digits(4), take(45), let month = digits(2), take(45), let day = digits(2) else { return false }
-    guard (1...12).contains(month), day >= 1 else { return false }
+    guard index + 10 <= text.count else { return false }
+    let start = UnsafeRawPointer(text.baseAddress!) + index
+    // `dddd-dd-` at once: what should be there is taken off, so that digits leave 0 to 9 and hyphens 0; a byte above that
+    // reaches its highest bit when the rest of 127 is added.
+    let front = UInt64(littleEndian: start.loadUnaligned(as: UInt64.self)) ^ 0x2D30_302D_3030_3030
+    guard ((front &+ 0x7F76_767F_7676_7676) | front) & 0x8080_8080_8080_8080 == 0 else { return false }
+    func digit(_ place: UInt64) -> Int { Int(front &>> (place &* 8) & 15) }
+    index += 8
+    guard let day = digits(2) else { return false }
+    let month = digit(5) &* 10 &+ digit(6)
+    guard (1...12).contains(month), day > 0 else { return false }
+    if day <= 28 { return true }
+    let year = digit(0) &* 1000 &+ digit(1) &* 100 &+ digit(2) &* 10 &+ digit(3)
     let isLeap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)
-    let days = month == 2 ? (isLeap ? 29 : 28) : [4, 6, 9, 11].contains(month) ? 30 : 31
-    return day <= days
+    return day <= (month == 2 ? (isLeap ? 29 : 28) : [4, 6, 9, 11].contains(month) ? 30 : 31)
   }
 
   /// RFC 3339 full-time; 60 seconds only where a leap second can be.
@@ -205,11 +215,13 @@ struct FormatReader {
 
   /// RFC 5321 §4.1.2 Mailbox; RFC 6531 with `international`.
   static func email(_ text: UnsafeBufferPointer<UInt8>, international: Bool) -> Bool {
-    guard let at = text.lastIndex(of: 64), at > 0 else { return false }
-    let local = text[..<at]
+    let isQuoted = text.first == 34
+    guard let at = isQuoted ? text.lastIndex(of: 64) : dotAtomEnd(text, international: international) else {
+      return false
+    }
     let domain = UnsafeBufferPointer(rebasing: text[(at + 1)...])
-    if local.first == 34 {
-      guard local.count >= 2, local.last == 34 else { return false }
+    if isQuoted {
+      guard at >= 2, text[at - 1] == 34 else { return false }
       var index = 1
       while index < at - 1 {
         if text[index] == 92 { index += 1 }
@@ -219,18 +231,6 @@ struct FormatReader {
         if text[index] == 34, text[index - 1] != 92 { return false }
         index += 1
       }
-    } else {
-      var wasDot = true
-      for byte in local {
-        if byte == 46 {
-          if wasDot { return false }
-          wasDot = true
-          continue
-        }
-        wasDot = false
-        guard isAtomText(byte) || (international && byte >= 128) else { return false }
-      }
-      if wasDot { return false }
     }
     if domain.first == 91 {
       guard domain.last == 93 else { return false }
@@ -242,11 +242,25 @@ struct FormatReader {
     return international ? Hostname.isInternational(domain) : Hostname.isASCII(domain)
   }
 
-  private static func isAtomText(_ byte: UInt8) -> Bool {
-    switch byte {
-    case 48...57, 65...90, 97...122: true
-    default: "!#$%&'*+-/=?^_`{|}~".utf8.contains(byte)
+  /// Where the Dot-string ends that a mailbox begins with: at its "@".
+  private static func dotAtomEnd(_ text: UnsafeBufferPointer<UInt8>, international: Bool) -> Int? {
+    var wasDot = true
+    for place in 0..<text.count {
+      let byte = text[place]
+      if isLetter(byte) || byte &- 48 <= 9 {
+        wasDot = false
+        continue
+      }
+      if byte == 64 { return wasDot ? nil : place }
+      if byte == 46 {
+        if wasDot { return nil }
+        wasDot = true
+        continue
+      }
+      wasDot = false
+      guard "!#$%&'*+-/=?^_`{|}~".utf8.contains(byte) || (international && byte >= 128) else { return nil }
     }
+    return nil
   }
 
   /// RFC 3986, RFC 3987 with `international`.

@@ -8,20 +8,21 @@ enum Hostname {
   static func isASCII(_ text: UnsafeBufferPointer<UInt8>) -> Bool {
     guard (1...253).contains(text.count) else { return false }
     var start = 0
-    for place in 0...text.count where place == text.count || text[place] == 46 {
-      let label = text[start..<place]
-      guard isPlainLabel(label) else { return false }
-      if label.count >= 4, text[start + 2] == 45, text[start + 3] == 45 {
-        guard isALabel(label) else { return false }
-      }
+    for place in 0..<text.count {
+      let byte = text[place]
+      if (byte | 32) &- 97 < 26 || byte &- 48 <= 9 || byte == 45 { continue }
+      guard byte == 46, isLabel(text, start, place) else { return false }
       start = place + 1
     }
-    return true
+    return isLabel(text, start, text.count)
   }
 
-  private static func isPlainLabel(_ label: Slice<UnsafeBufferPointer<UInt8>>) -> Bool {
-    (1...63).contains(label.count) && label.first != 45 && label.last != 45
-      && label.allSatisfy { ($0 | 32) &- 97 < 26 || $0 &- 48 <= 9 || $0 == 45 }
+  /// Whether letters, digits and hyphens are a label.
+  @inline(__always)
+  private static func isLabel(_ text: UnsafeBufferPointer<UInt8>, _ start: Int, _ end: Int) -> Bool {
+    guard (1...63).contains(end - start), text[start] != 45, text[end - 1] != 45 else { return false }
+    guard end - start >= 4, text[start + 2] == 45, text[start + 3] == 45 else { return true }
+    return isALabel(text[start..<end])
   }
 
   private static func isALabel(_ label: Slice<UnsafeBufferPointer<UInt8>>) -> Bool {

@@ -19,11 +19,17 @@ final class JSONFields: @unchecked Sendable {
     var passes = false
     /// Index of the value for conditions and the subject; -1: nobody asks.
     var capture: Int32 = -1
+    /// Something of it is captured.
+    var isAsked = false
     var keyStart: Int32 = 0
     var keyCount: Int32 = 0
+
+    /// Goes as it stands, without a look into it.
+    var isWhole: Bool { passes && !isAsked }
   }
 
   let nodes: UnsafePointer<Node>
+  let nodeCount: Int
   let slots: UnsafePointer<Int32>
   /// Unescaped.
   let keys: UnsafePointer<UInt8>
@@ -63,6 +69,12 @@ final class JSONFields: @unchecked Sendable {
         nodes.append(node)
       }
     }
+    // Children stand behind their parents.
+    for place in nodes.indices.reversed() {
+      let children = Int(nodes[place].firstChild)..<Int(nodes[place].firstChild + nodes[place].children)
+      nodes[place].isAsked = nodes[place].capture >= 0 || nodes[children].contains(where: \.isAsked)
+    }
+    nodeCount = nodes.count
     self.nodes = rawTable(nodes)
     self.slots = rawTable(slots)
     self.keys = rawTable(keys)
@@ -83,6 +95,8 @@ struct JSONFilter: ~Copyable {
   private let filter: CompiledFilter
   private let fields: JSONFields
   private let writer: UnsafePointer<JSONFields.Node>
+  /// By field: the one that came behind it last time, among its siblings. Records mostly have their members in one order.
+  private let following: UnsafeMutablePointer<Int32>
   private let isArray: Bool
   private var captured: [(slot: Int32, node: Int32)] = []
   private var pending = 0..<0
@@ -95,7 +109,11 @@ struct JSONFilter: ~Copyable {
     self.fields = fields
     self.isArray = isArray
     writer = fields.nodes
+    following = .allocate(capacity: fields.nodeCount)
+    following.initialize(repeating: -1, count: fields.nodeCount)
   }
+
+  deinit { following.deallocate() }
 
   /// Decides about a valid record, and writes what goes.
   mutating func take(
@@ -340,72 +358,78 @@ struct JSONFilter: ~Copyable {
     _ index: Int, _ rule: JSONFields.Node, emits: Bool, _ base: UnsafePointer<UInt8>,
     _ nodes: UnsafePointer<JSONNode>, _ output: inout BatchWriter
   ) {
+    let (writer, keys, following) = (writer, fields.keys, following)
     let node = nodes[index]
-    if emits { emit(Int(node.start), Int(node.start) + 1, base, &output) }
-    var child = index + 1
-    var predicted = rule.firstChild
-    let end = rule.firstChild + rule.children
-    // Where the last kept member ended: while that is the one before, what stands between is copied along.
-    var lastEnd = Int(node.start) + 1
+    // What is copied along and not yet emitted: while kept members are neighbours, what stands between them belongs to it.
+    var run = Int(node.start)
+    var runEnd = run &+ 1
     var isFirst = true
     var gap = false
+    var child = index &+ 1
+    var predicted = rule.firstChild
+    var last: Int32 = -1
     for _ in 0..<node.count {
-      let (key, value) = (nodes[child], child + 1)
-      let found = member(rule, key, predicted, end, base)
-      if found >= 0 { predicted = found + 1 }
-      let keeps = emits && found >= 0 && writer[Int(found)].isKept
-      if keeps {
-        let (start, end) = (Int(nodes[value].start), Int(nodes[value].end))
-        // The most frequent case, without a call: a whole value that nobody asks about, copied with its key.
-        let field = writer + Int(found)
-        let isWhole = field.pointee.passes && field.pointee.capture < 0 && field.pointee.children == 0
-        if gap || key.isEscaped {
-          if !isFirst { literal(byte: 44, base, &output) }
-          if key.isEscaped {
-            let name = UnsafeBufferPointer(
-              start: fields.keys + Int(field.pointee.keyStart), count: Int(field.pointee.keyCount))
-            literal(JSONText.quoted(Array(name)) + [58], base, &output)
-            if isWhole { emit(start, end, base, &output) }
-          } else {
-            emit(Int(key.start), isWhole ? end : start, base, &output)
-          }
-        } else {
-          emit(lastEnd, isWhole ? end : start, base, &output)
-        }
-        isFirst = false
-        gap = false
-        if !isWhole { walk(value, found, emits: true, base, nodes, &output) }
-        lastEnd = Int(nodes[value].end)
-      } else {
-        gap = true
-        if found >= 0 { walk(value, found, emits: false, base, nodes, &output) }
-      }
+      let key = nodes[child]
+      let value = child &+ 1
       child = Int(nodes[value].next)
-    }
-    if emits {
-      if gap || isFirst {
-        literal(byte: 125, base, &output)
-      } else {
-        emit(lastEnd, Int(node.end), base, &output)
+      let name = base + (Int(key.start) &+ 1)
+      let count = Int(key.end &- key.start) &- 2
+      var found = predicted
+      if found < 0 || Int(writer[Int(found)].keyCount) != count || key.isEscaped
+        || !isEqual(keys + Int(writer[Int(found)].keyStart), name, count)
+      {
+        found = member(rule, key, base)
+        if found >= 0, last >= 0 { following[Int(last)] = found }
       }
+      if found >= 0 {
+        last = found
+        predicted = following[Int(found)]
+      }
+      let field = writer + max(0, Int(found))
+      guard emits, found >= 0, field.pointee.isKept else {
+        if emits, !gap {
+          emit(run, runEnd, base, &output)
+          gap = true
+        }
+        if found >= 0, field.pointee.isAsked { walk(value, found, emits: false, base, nodes, &output) }
+        continue
+      }
+      if gap || key.isEscaped {
+        if !gap { emit(run, runEnd, base, &output) }
+        if !isFirst { literal(byte: 44, base, &output) }
+        run = Int(key.start)
+        if key.isEscaped {
+          let name = UnsafeBufferPointer(start: keys + Int(field.pointee.keyStart), count: Int(field.pointee.keyCount))
+          literal(JSONText.quoted(Array(name)) + [58], base, &output)
+          run = Int(nodes[value].start)
+        }
+        gap = false
+      }
+      isFirst = false
+      // The most frequent case, without a call: a whole value that nobody asks about.
+      if !field.pointee.isWhole {
+        if run < Int(nodes[value].start) { emit(run, Int(nodes[value].start), base, &output) }
+        walk(value, found, emits: true, base, nodes, &output)
+        run = Int(nodes[value].end)
+      }
+      runEnd = Int(nodes[value].end)
+    }
+    guard emits else { return }
+    if gap || isFirst {
+      if !gap { emit(run, runEnd, base, &output) }
+      literal(byte: 125, base, &output)
+    } else {
+      emit(run, Int(node.end), base, &output)
     }
   }
 
-  @inline(__always)
-  private mutating func member(
-    _ rule: JSONFields.Node, _ key: JSONNode, _ predicted: Int32, _ end: Int32, _ base: UnsafePointer<UInt8>
-  ) -> Int32 {
+  /// The field that a key names, or -1.
+  private mutating func member(_ rule: JSONFields.Node, _ key: JSONNode, _ base: UnsafePointer<UInt8>) -> Int32 {
     let (bytes, count) = (base + Int(key.start) + 1, Int(key.end - key.start) - 2)
-    guard !key.isEscaped else {
-      unescapeJSON(UnsafeBufferPointer(start: bytes, count: count), into: &unescaped)
-      let (fields, rule) = (fields, rule)
-      return unescaped.withUnsafeBufferPointer { Self.lookUp(fields, rule, $0.baseAddress ?? bytes, $0.count) }
-    }
-    if predicted < end {
-      let guess = writer[Int(predicted)]
-      if Int(guess.keyCount) == count, isEqual(fields.keys + Int(guess.keyStart), bytes, count) { return predicted }
-    }
-    return Self.lookUp(fields, rule, bytes, count)
+    guard key.isEscaped else { return Self.lookUp(fields, rule, bytes, count) }
+    unescapeJSON(UnsafeBufferPointer(start: bytes, count: count), into: &unescaped)
+    let (fields, rule) = (fields, rule)
+    return unescaped.withUnsafeBufferPointer { Self.lookUp(fields, rule, $0.baseAddress ?? bytes, $0.count) }
   }
 
   private static func lookUp(

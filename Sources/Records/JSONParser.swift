@@ -137,7 +137,7 @@ struct JSONParser: ~Copyable {
   ///
   /// A filter of 4,096 bits finds the pairs worth comparing; most objects have none.
   private mutating func checkKeys(_ object: Int, _ count: Int) throws(JSONFault) {
-    guard count > 4 else { return try checkFewKeys(object, count) }
+    guard count > 2 else { return try checkFewKeys(object, count) }
     var filter = InlineArray<64, UInt64>(repeating: 0)
     let (base, nodes) = (base, nodes)
     var child = object + 1

@@ -15,7 +15,7 @@ struct SchemaFailure {
 /// One per thread. The record's bytes and nodes are lent for the time of one call.
 ///
 /// Bounds: node indexes come from the parser's own links; table indexes from the compiler. Both are checked in debug builds only.
-struct SchemaEvaluator {
+struct SchemaEvaluator: ~Copyable {
   /// Schemas within schemas, all levels of the record together: bounds the thread's stack.
   static let depthMax = 2_000
   /// Schemas applied to values of one record: a schema can ask for exponential work.
@@ -27,6 +27,8 @@ struct SchemaEvaluator {
   private let properties: UnsafePointer<PropertyRule>
   private let slots: UnsafePointer<Int32>
   private let keys: UnsafePointer<UInt8>
+  /// By property: the one of the same object that came behind it last time. Members mostly come in one order.
+  private let following: UnsafeMutablePointer<Int32>
   private let arrays: UnsafePointer<ArrayRule>
   private let strings: UnsafePointer<StringRule>
   private let numberRules: UnsafePointer<NumberRule>
@@ -63,7 +65,11 @@ struct SchemaEvaluator {
     tracksScope = program.tracksScope
     base = keys
     nodes = UnsafePointer(bitPattern: 16)!
+    following = .allocate(capacity: program.propertyCount)
+    following.initialize(repeating: -1, count: program.propertyCount)
   }
+
+  deinit { following.deallocate() }
 
   /// Whether the value at node 0 satisfies the schema.
   mutating func isValid(_ base: UnsafePointer<UInt8>, _ nodes: UnsafePointer<JSONNode>) -> Bool {
@@ -295,7 +301,7 @@ struct SchemaEvaluator {
     _ rule: ObjectRule, _ schema: Int32, _ index: Int, _ node: JSONNode, _ marks: Marks?
   ) -> Bool {
     // Of its own: a call could change those of `self`.
-    let (base, nodes, properties, keys, quick) = (base, nodes, properties, keys, quick)
+    let (base, nodes, properties, keys, quick, following) = (base, nodes, properties, keys, quick, following)
     var isValid = true
     let count = node.count
     if count < rule.membersMin {
@@ -308,24 +314,26 @@ struct SchemaEvaluator {
     }
     var missing = rule.requiredCount
     var predicted = rule.properties.start
-    let end = rule.properties.start + rule.properties.count
-    var child = index + 1
+    var last: Int32 = -1
+    var child = index &+ 1
     for ordinal in 0..<count {
       let key = nodes[child]
-      let value = child + 1
+      let value = child &+ 1
       var isSeen = false
       if rule.slotMask >= 0 {
-        // Members mostly come in the order of the schema: that one is tried first.
-        let guess = properties + Int(predicted)
-        let keyBytes = Int(key.end - key.start) - 2
-        let isNext =
-          predicted < end && Int(guess.pointee.keyCount) == keyBytes && !key.isEscaped
-          && isEqual(keys + Int(guess.pointee.keyStart), base + Int(key.start) + 1, keyBytes)
-        let found = isNext ? predicted : property(rule, key)
+        let keyBytes = Int(key.end &- key.start) &- 2
+        var found = predicted
+        if found < 0 || Int(properties[Int(found)].keyCount) != keyBytes || key.isEscaped
+          || !isEqual(keys + Int(properties[Int(found)].keyStart), base + (Int(key.start) &+ 1), keyBytes)
+        {
+          found = property(rule, key)
+          if found >= 0, last >= 0 { following[Int(last)] = found }
+        }
         if found >= 0 {
-          predicted = found + 1
+          last = found
+          predicted = following[Int(found)]
           let entry = properties + Int(found)
-          if entry.pointee.isRequired { missing -= 1 }
+          if entry.pointee.isRequired { missing &-= 1 }
           let schema = entry.pointee.schema
           if schema >= 0 {
             isSeen = true

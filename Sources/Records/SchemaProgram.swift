@@ -127,6 +127,7 @@ package final class SchemaProgram: @unchecked Sendable {
   let rules: UnsafePointer<SchemaRule>
   let objects: UnsafePointer<ObjectRule>
   let properties: UnsafePointer<PropertyRule>
+  let propertyCount: Int
   let slots: UnsafePointer<Int32>
   let keys: UnsafePointer<UInt8>
   let arrays: UnsafePointer<ArrayRule>
@@ -161,6 +162,7 @@ package final class SchemaProgram: @unchecked Sendable {
     rules = rawTable(builder.rules)
     objects = rawTable(builder.objects)
     properties = rawTable(builder.properties)
+    propertyCount = builder.properties.count
     slots = rawTable(builder.slots)
     keys = rawTable(builder.keys)
     arrays = rawTable(builder.arrays)
