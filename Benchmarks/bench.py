@@ -2,7 +2,8 @@
 """Measures the release binary beside age, gpg, openssl, cp, curl and nginx: the same work, interleaved, as ratios.
 
 Usage: bench.py [seal] [open] [relay] [small] [queued] [collect] [crowd] [records] [consent] [--size MIB] [--rounds N] [--count N] [--dir DIR]
-Each line: what, best seconds, CPU seconds (user+system), peak memory, and the ratio to the named peer (above 1: faster).
+Each line: what, best seconds, CPU seconds (user+system), peak memory, and the ratios to the named peer (above 1: faster): of the best
+times, and in brackets the median of the rounds' own.
 """
 import argparse
 import csv
@@ -13,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import socket
 import subprocess
 import sys
@@ -47,22 +49,25 @@ def cpu(pid):
 
 
 def interleave(cases, rounds, before=lambda name: None):
-    """Runs every case once a round; keeps the best time, the least CPU and the highest memory of each."""
-    best = {}
+    """Runs every case once a round: for each its (seconds, CPU seconds, peak KiB) by round."""
+    runs = {name: [] for name in cases}
     for _ in range(rounds):
         for name, command in cases.items():
             before(name)
-            seconds, cpu, peak = command() if callable(command) else run(command)
-            old = best.get(name, (1e9, 1e9, 0))
-            best[name] = (min(old[0], seconds), min(old[1], cpu), max(old[2], peak))
-    return best
+            runs[name].append(command() if callable(command) else run(command))
+    return runs
 
 
-def report(title, best, peers, size=None):
+def report(title, runs, peers, size=None):
+    """The best time, the least CPU and the highest memory of each case, and its ratios: of the best times, and in brackets the median of
+    the rounds' own, which a machine that is slow now and then disturbs least."""
     print(f"\n{title}")
-    for name, (seconds, cpu, peak) in best.items():
+    for name, own in runs.items():
+        seconds, cpu, peak = min(r[0] for r in own), min(r[1] for r in own), max(r[2] for r in own)
         rate = f"{size / seconds / 1e9:6.2f} GB/s" if size else ""
-        ratios = "  ".join(f"{best[p][0] / seconds:.2f}x {p}" for p in peers if p in best and p != name)
+        ratios = "  ".join(
+            f"{min(r[0] for r in runs[p]) / seconds:.2f}x [{statistics.median(r[0] / o[0] for r, o in zip(runs[p], own)):.2f}x] {p}"
+            for p in peers if p in runs and p != name)
         print(f"  {name:34} {seconds:8.3f} s {rate}  CPU {cpu:7.3f} s  {peak / 1024:6.1f} MiB   {ratios}", flush=True)
 
 
@@ -369,6 +374,8 @@ def bench_records(directory, count, rounds):
     check = lambda file, schema, *rest: [SALLYPORT, "schemas", "check", place(file), "--schema", place(schema), *rest]
     with open(place("few.csv"), "w", newline="") as few, open(place("visits.csv"), newline="") as rows:
         csv.writer(few).writerows(itertools.islice(csv.reader(rows), 5000))
+    with open(place("one.ndjson"), "w") as one_record, open(place("visits.ndjson")) as lines:
+        one_record.write(next(lines))
     with open(place("libcsv.c"), "w") as source:
         source.write(LIBCSV)
     subprocess.run(["gcc", "-O2", "-w", "-o", place("libcsv"), place("libcsv.c"), "-lcsv"], check=True)
@@ -385,6 +392,7 @@ def bench_records(directory, count, rounds):
         "sallyport, 1 core, filtered, written": [SALLYPORT, "schemas", "check", place("visits.ndjson"), "--agreement", visit_agreement(directory),
                                                  "--output", place("filtered.ndjson"), *one],
         "orjson + jsonschema-rs": [sys.executable, "-c", ORJSON, place("visits.ndjson"), place("visit.schema.json")]}, rounds, anew)
+    report("check one record: what the program itself takes", interleave({"sallyport": check("one.ndjson", "visit.schema.json", *one)}, rounds), [])
     report("check NDJSON", ndjson, ["orjson + jsonschema-rs", "sallyport, 1 core"], os.path.getsize(place("visits.ndjson")))
     report("check CSV", interleave({
         "sallyport, 1 core": check("visits.csv", "visit.table.json", *one),

@@ -16,6 +16,7 @@ final class JSONDocument: Sendable {
       do throws(JSONFault) {
         try parser.scan(buffer)
         guard try parser.parse(from: 0, limit: buffer.count) else { throw JSONFault(code: .empty, offset: 0) }
+        try parser.checkKeys()
         nodes = Array(UnsafeBufferPointer(start: parser.nodes, count: Int(parser.nodes[0].next)))
       } catch {
         failure = error

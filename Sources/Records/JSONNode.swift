@@ -15,7 +15,8 @@ struct JSONNode {
   var end: UInt32
   /// Index of the node after this value and all that is in it.
   var next: UInt32
-  /// Bits 0-2 the kind; bit 3: a string with escapes, or a number with a fraction or exponent; bits 4-31 the count of children.
+  /// Bits 0-2 the kind; bit 3: a string with escapes, a number with a fraction or exponent, an object whose keys are known to
+  /// differ; bits 4-31 the count of children.
   var word: UInt32
 
   init(_ kind: JSONKind, start: UInt32, end: UInt32 = 0, next: UInt32 = 0, flag: Bool = false) {
@@ -31,6 +32,10 @@ struct JSONNode {
   var count: Int { Int(word >> 4) }
   var isEscaped: Bool { word & 8 != 0 }
   var isIntegerLiteral: Bool { word & 8 == 0 }
+  var hasDistinctKeys: Bool {
+    get { word & 8 != 0 }
+    set { word = newValue ? word | 8 : word & ~8 }
+  }
 }
 
 /// Why a text is not JSON.

@@ -18,6 +18,8 @@ struct JSONParser: ~Copyable {
   private(set) var nodes: UnsafeMutablePointer<JSONNode>
   private var capacity = 1 << 12
   private(set) var base: UnsafePointer<UInt8>
+  /// Objects of the last value with more than one member.
+  private(set) var objects = 0
   private var offsets: UnsafePointer<UInt32>
   private var offsetCount = 0
   private var cursor = 0
@@ -74,9 +76,13 @@ struct JSONParser: ~Copyable {
 
   /// Parses the value between `start` and `limit` of the scanned batch; false when there is none. Its root is node 0.
   ///
+  /// It is no value yet: `checkKeys` has to follow, unless something else shows that the keys of its `objects` differ.
+  ///
   /// - Throws: why it is not one JSON value.
   mutating func parse(from start: Int, limit: Int) throws(JSONFault) -> Bool {
     let end = UInt32(limit)
+    var objects = 0
+    defer { self.objects = objects }
     skip(to: start)
     guard cursor < offsetCount, offsets[cursor] < end else { return false }
     var tokens = JSONTokens(
@@ -124,7 +130,7 @@ struct JSONParser: ~Copyable {
         node.pointee.end = next &+ 1
         node.pointee.next = tokens.used
         node.pointee.word |= top.count << 4
-        if top.isObject, top.count > 1 { try checkKeys(Int(top.node), Int(top.count)) }
+        if top.isObject, top.count > 1 { objects &+= 1 }
         depth &-= 1
         top = open[depth]
       }
@@ -133,8 +139,17 @@ struct JSONParser: ~Copyable {
 
   // MARK: keys
 
-  /// No two keys of an object may say the same once unescaped.
-  ///
+  /// No two keys of an object may say the same once unescaped; objects that are known to keep this are left out.
+  mutating func checkKeys() throws(JSONFault) {
+    guard objects > 0 else { return }
+    for place in 0..<Int(nodes[0].next) {
+      let node = nodes[place]
+      if node.kindBits == JSONKind.object.rawValue, node.count > 1, !node.hasDistinctKeys {
+        try checkKeys(place, node.count)
+      }
+    }
+  }
+
   /// A filter of 4,096 bits finds the pairs worth comparing; most objects have none.
   private mutating func checkKeys(_ object: Int, _ count: Int) throws(JSONFault) {
     guard count > 2 else { return try checkFewKeys(object, count) }

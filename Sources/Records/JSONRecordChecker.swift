@@ -86,9 +86,11 @@ struct JSONRecordChecker: ~Copyable, RecordChecker {
           isRecord = try parseAlone(UnsafeBufferPointer(rebasing: whole[span.start..<span.end]))
         }
         guard isRecord else { continue }
+        let isValid = evaluator.isValid(parser.base, parser.nodes)
+        if evaluator.distinct < parser.objects { try parser.checkKeys() }
         outcome.report.records += 1
         // Cut short, a verdict is none: inside a `not` it would be the wrong one.
-        if evaluator.isValid(parser.base, parser.nodes), !evaluator.isExhausted {
+        if isValid, !evaluator.isExhausted {
           filter?.take(parser.base, parser.nodes, &writer, &outcome)
           if outcome.isFatal { break }
           continue

@@ -37,7 +37,7 @@ struct SchemaEvaluator: ~Copyable {
   private let tracksScope: Bool
 
   private var base: UnsafePointer<UInt8>
-  private var nodes: UnsafePointer<JSONNode>
+  private var nodes: UnsafeMutablePointer<JSONNode>
   private var depth = 0
   private var scope: [Int32] = []
   private var scratch: [UInt8] = []
@@ -48,6 +48,8 @@ struct SchemaEvaluator: ~Copyable {
   private(set) var failures: [SchemaFailure] = []
   /// The record asked for more than `depthMax` or `stepsMax`: the verdict is none.
   private(set) var isExhausted = false
+  /// Objects with more than one member that were seen to have distinct keys.
+  private(set) var distinct = 0
   private var steps = 0
 
   init(_ program: SchemaProgram) {
@@ -64,26 +66,28 @@ struct SchemaEvaluator: ~Copyable {
     quick = UnsafePointer(program.quick)
     tracksScope = program.tracksScope
     base = keys
-    nodes = UnsafePointer(bitPattern: 16)!
+    nodes = UnsafeMutablePointer(bitPattern: 16)!
     following = .allocate(capacity: program.propertyCount)
     following.initialize(repeating: -1, count: program.propertyCount)
   }
 
   deinit { following.deallocate() }
 
-  /// Whether the value at node 0 satisfies the schema.
-  mutating func isValid(_ base: UnsafePointer<UInt8>, _ nodes: UnsafePointer<JSONNode>) -> Bool {
+  /// Whether the value at node 0 satisfies the schema. Objects whose keys are seen to differ on the way are marked so in their
+  /// nodes, and counted in `distinct`.
+  mutating func isValid(_ base: UnsafePointer<UInt8>, _ nodes: UnsafeMutablePointer<JSONNode>) -> Bool {
     self.base = base
     self.nodes = nodes
     depth = 0
     isExhausted = false
     steps = 0
+    distinct = 0
     return check(program.root, 0, nil)
   }
 
   /// All failures of the value at node 0, at most `countMax`.
   mutating func explain(
-    _ base: UnsafePointer<UInt8>, _ nodes: UnsafePointer<JSONNode>, countMax: Int
+    _ base: UnsafePointer<UInt8>, _ nodes: UnsafeMutablePointer<JSONNode>, countMax: Int
   ) -> [SchemaFailure] {
     explaining = true
     failures = []
@@ -315,6 +319,8 @@ struct SchemaEvaluator: ~Copyable {
     var missing = rule.requiredCount
     var predicted = rule.properties.start
     var last: Int32 = -1
+    // Bit: a property's place, modulo 64. As many bits as members: all are properties, and no two the same.
+    var seen: UInt64 = 0
     var child = index &+ 1
     for ordinal in 0..<count {
       let key = nodes[child]
@@ -331,6 +337,7 @@ struct SchemaEvaluator: ~Copyable {
         }
         if found >= 0 {
           last = found
+          seen |= 1 &<< UInt64(truncatingIfNeeded: found)
           predicted = following[Int(found)]
           let entry = properties + Int(found)
           if entry.pointee.isRequired { missing &-= 1 }
@@ -371,6 +378,10 @@ struct SchemaEvaluator: ~Copyable {
       }
       if isSeen, let marks { marks[ordinal >> 6] |= 1 << UInt64(ordinal & 63) }
       child = Int(nodes[value].next)
+    }
+    if count > 1, seen.nonzeroBitCount == count, !node.hasDistinctKeys {
+      nodes[index].hasDistinctKeys = true
+      distinct &+= 1
     }
     if missing > 0 {
       isValid = false

@@ -66,6 +66,32 @@ private let person = """
     #expect(report.findings.first?.line == 2)
   }
 
+  /// Members that are properties tell by themselves that keys differ; whatever else an object has, its keys are compared.
+  @Test func twoKeysThatSayTheSameAreFoundWhateverTheSchemaLooksAt() throws {
+    let many = (0..<70).map { "\"p\($0)\":{}" }.joined(separator: ",")
+    let schema = try schema(
+      """
+      {"properties":{\(many),"deep":{"allOf":[{"properties":{"a":{},"b":{}}},{"properties":{"b":{},"c":{}}}]},
+      "other":{"not":{"required":["x"]}}},"anyOf":[{"required":["p0"]},{"properties":{"p1":{"type":"integer"}}}]}
+      """)
+    let sound = [
+      #"{"p0":1,"p64":2}"#, #"{"p5":1,"new":2,"p69":3}"#, #"{"deep":{"a":1,"b":2,"c":3}}"#,
+      #"{"other":{"y":1,"z":{"v":1,"w":2}}}"#,
+      "{" + (0..<70).map { "\"p\($0)\":1" }.joined(separator: ",") + "}",
+    ]
+    let broken = [
+      #"{"p1":1,"p1":2}"#, #"{"p1":1,"p2":2,"\u00701":3}"#, #"{"new":1,"p1":2,"new":3}"#, #"{"p69":1,"p5":2,"p69":1}"#,
+      #"{"deep":{"a":1,"b":2,"a":3}}"#, #"{"deep":{"b":1,"b":2}}"#, #"{"other":{"z":{"v":1,"v":2}}}"#,
+      #"{"p1":{"k":1,"k":2}}"#,
+      #"{"p0":[{"k":1},{"k":1,"l":[{"m":1,"m":2}]}],"p1":1}"#, #"{"p1":"none","p1":"none"}"#,
+      "{" + (0..<70).map { "\"p\($0)\":1" }.joined(separator: ",") + ",\"p3\":1}",
+    ]
+    #expect(try check(.ndjson(schema), sound.joined(separator: "\n")).invalidRecords == 0)
+    let report = try check(.ndjson(schema), broken.joined(separator: "\n"))
+    #expect(report.records == Int64(broken.count))
+    #expect(report.findings.map { "\($0.line) \($0.keyword)" } == broken.indices.map { "\($0 + 1) json.duplicate-key" })
+  }
+
   @Test func aLineThatIsNoUTF8IsNamed() throws {
     let bytes = Array("{\"id\":\"1\"}\n{\"id\":\"".utf8) + [0xC3, 0x28] + Array("\"}\n{\"id\":\"3\"}".utf8)
     let report = try RecordCheck(.ndjson(schema(person)), workers: 1).run(input(bytes))

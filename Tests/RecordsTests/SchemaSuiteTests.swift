@@ -57,8 +57,9 @@ private func run(
     for test in tests {
       let text = Array(test["data"]!.text.utf8)
       let document = try JSONDocument(text)
+      var nodes = document.nodes
       let (isValid, explained) = document.bytes.withUnsafeBufferPointer { bytes in
-        document.nodes.withUnsafeBufferPointer { nodes in
+        nodes.withUnsafeMutableBufferPointer { nodes in
           (
             evaluator.isValid(bytes.baseAddress!, nodes.baseAddress!),
             evaluator.explain(bytes.baseAddress!, nodes.baseAddress!, countMax: 100)
