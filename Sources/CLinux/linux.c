@@ -10,6 +10,7 @@
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/statfs.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 int sp_rename_noreplace(int old_dir, const char *old_name, int new_dir, const char *new_name) {
@@ -59,4 +60,17 @@ int sp_copy(int from, int to) {
     if (moved == 0) return 0;
     if (moved < 0 && errno != EINTR) return -1;
   }
+}
+
+// Younger than Debian's headers.
+#ifndef RWF_DONTCACHE
+#define RWF_DONTCACHE 0x80
+#endif
+
+long long sp_preadv_passing(int fd, const void *parts, int count, long long offset) {
+  return preadv2(fd, parts, count, offset, RWF_DONTCACHE);
+}
+
+long long sp_pwritev_passing(int fd, const void *parts, int count, long long offset) {
+  return pwritev2(fd, parts, count, offset, RWF_DONTCACHE);
 }

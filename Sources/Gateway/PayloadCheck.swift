@@ -10,10 +10,10 @@ import Store
 extension File {
   /// The whole file as the input of a check; it must stay open until that is over.
   var input: RecordInput {
-    let (descriptor, path) = (descriptor, path)
+    let access = access
     let offset = NIOLockedValueBox(0)
     return { buffer in
-      let got = try File.read(descriptor, path, into: buffer, at: Int64(offset.withLockedValue { $0 }))
+      let got = try access.read(into: [buffer], at: Int64(offset.withLockedValue { $0 }))
       offset.withLockedValue { $0 += got }
       return got
     }
@@ -21,8 +21,8 @@ extension File {
 
   /// What is wrong with a payload that nobody looks into; nil when nothing is.
   func opaqueReport(mediaType: String, bytes: Int64) throws -> RecordReport? {
-    let (descriptor, path) = (descriptor, path)
-    let check = OpaqueCheck(mediaType: mediaType, bytes: bytes) { try File.read(descriptor, path, into: $0, at: $1) }
+    let access = access
+    let check = OpaqueCheck(mediaType: mediaType, bytes: bytes) { try access.read(into: [$0], at: $1) }
     return try check.fault().map { RecordReport(fault: $0, bytes: bytes) }
   }
 }

@@ -5,21 +5,23 @@ import Glibc
 
 /// An open file descriptor, closed when it goes. Owned by one task at a time; positional calls may run concurrently.
 package struct File: ~Copyable, Sendable {
-  package let descriptor: Int32
-  package let path: String
+  package let access: FileAccess
+  package var descriptor: Int32 { access.descriptor }
+  package var path: String { access.path }
 
   /// open(2) with O_CLOEXEC and O_NOFOLLOW. A new file (O_EXCL) has just `mode`, whatever the umask.
-  package init(_ path: String, _ flags: Int32, mode: mode_t = 0o600) throws(DiskError) {
-    self.path = path
-    descriptor = Glibc.open(path, flags | O_CLOEXEC | O_NOFOLLOW, mode)
+  ///
+  /// - Parameter isPassing: what is read and written is not to stay in the page cache.
+  package init(_ path: String, _ flags: Int32, mode: mode_t = 0o600, isPassing: Bool = false) throws(DiskError) {
+    access = FileAccess(
+      descriptor: Glibc.open(path, flags | O_CLOEXEC | O_NOFOLLOW, mode), path: path, isPassing: isPassing)
     if descriptor < 0 { throw DiskError("open", path) }
     if flags & O_EXCL != 0, mode & 0o077 != 0, fchmod(descriptor, mode) != 0 { throw DiskError("fchmod", path) }
   }
 
   /// Takes over a descriptor.
   package init(owning descriptor: Int32, path: String) {
-    self.descriptor = descriptor
-    self.path = path
+    access = FileAccess(descriptor: descriptor, path: path, isPassing: false)
   }
 
   deinit { Glibc.close(descriptor) }
@@ -42,24 +44,9 @@ package struct File: ~Copyable, Sendable {
     throw DiskError("fallocate", path)
   }
 
-  /// pread(2) until `buffer` is full or the file ends; how many bytes came.
+  /// Fills `buffer` unless the file ends before; how many bytes came.
   package func read(into buffer: UnsafeMutableRawBufferPointer, at offset: Int64) throws(DiskError) -> Int {
-    try Self.read(descriptor, path, into: buffer, at: offset)
-  }
-
-  /// The same for who can hold only the descriptor; its file must stay open.
-  package static func read(
-    _ descriptor: Int32, _ path: String, into buffer: UnsafeMutableRawBufferPointer, at offset: Int64
-  ) throws(DiskError) -> Int {
-    var done = 0
-    while done < buffer.count {
-      let count = pread(descriptor, buffer.baseAddress! + done, buffer.count - done, Int(offset) + done)
-      if count < 0, errno == EINTR { continue }
-      guard count >= 0 else { throw DiskError("read", path) }
-      if count == 0 { break }
-      done += count
-    }
-    return done
+    try access.read(into: [buffer], at: offset)
   }
 
   /// Just `count` bytes from `offset` on; ENODATA where the file ends before.
@@ -70,20 +57,9 @@ package struct File: ~Copyable, Sendable {
     return Array(buffer)
   }
 
-  /// Bytes of one write. Longer ones are held up by each other at the lock of the inode, and get large new pages, which
-  /// a virtual machine may have to fetch from its host first (two threads, 2 GiB: 5.5 s with 1 MiB, 1.3 s with this).
-  package static let pieceBytesMax = 32 << 10
-
-  /// pwrite(2) until all of `buffer` is written.
+  /// Writes all of `buffer`.
   package func write(_ buffer: UnsafeRawBufferPointer, at offset: Int64) throws(DiskError) {
-    var done = 0
-    while done < buffer.count {
-      let count = pwrite(
-        descriptor, buffer.baseAddress! + done, min(buffer.count - done, Self.pieceBytesMax), Int(offset) + done)
-      if count < 0, errno == EINTR { continue }
-      guard count > 0 else { throw DiskError("write", path) }
-      done += count
-    }
+    try access.write([UnsafeMutableRawBufferPointer(mutating: buffer)], at: offset)
   }
 
   /// Writes all of `bytes`.

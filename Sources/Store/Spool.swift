@@ -79,7 +79,7 @@ package final class Spool: Sendable {
   package func create(_ place: Place, bytes: Int64) throws(DiskError) -> File {
     if case .incoming = place { try Directory.make(directory(place)) }
     try Directory.remove(part(place))
-    let file = try File(part(place), O_RDWR | O_CREAT | O_EXCL)
+    let file = try File(part(place), O_RDWR | O_CREAT | O_EXCL, isPassing: true)
     try file.reserve(bytes)
     return file
   }
@@ -87,7 +87,7 @@ package final class Spool: Sendable {
   /// An existing part, to be continued; nil when there is none.
   package func reopen(_ place: Place) throws(DiskError) -> File? {
     do throws(DiskError) {
-      return try File(part(place), O_RDWR)
+      return try File(part(place), O_RDWR, isPassing: true)
     } catch  where error.errno == ENOENT {
       return nil
     }
@@ -102,7 +102,7 @@ package final class Spool: Sendable {
     }
   }
 
-  package func open(_ place: Place) throws(DiskError) -> File { try File(body(place), O_RDONLY) }
+  package func open(_ place: Place) throws(DiskError) -> File { try File(body(place), O_RDONLY, isPassing: true) }
 
   /// Removes body, part and side file. Called only after the commit of a state that needs none of them.
   package func remove(_ place: Place) throws(DiskError) {

@@ -12,8 +12,8 @@ package struct RelayRequest: Sendable {
   package enum Body: Sendable {
     case none
     case bytes([UInt8])
-    /// `length` bytes of an open file from `offset`; the descriptor stays the caller's, open until the reply.
-    case file(descriptor: Int32, offset: Int64, length: Int64)
+    /// `length` bytes of a file from `offset`: `read` fills a buffer from there on, and says with how many bytes, or that it cannot.
+    case file(offset: Int64, length: Int64, read: @Sendable (UnsafeMutableRawBufferPointer, Int64) throws -> Int)
   }
 
   package var method: String
@@ -268,7 +268,7 @@ private final class Exchange: @unchecked Sendable {
     self.continuation = continuation
     let isBulk =
       switch request.body {
-      case .file(_, _, let length): length >= RelayClient.bulkBytesMin
+      case .file(_, let length, _): length >= RelayClient.bulkBytesMin
       case .none, .bytes: request.take != nil
       }
     line = Line(
@@ -314,7 +314,7 @@ private final class Exchange: @unchecked Sendable {
     switch request.body {
     case .none: break
     case .bytes(let bytes): prepareUpload(easy, me, Int64(bytes.count))
-    case .file(_, _, let length): prepareUpload(easy, me, length)
+    case .file(_, let length, _): prepareUpload(easy, me, length)
     }
     sp_curl_set_io(easy, CURLOPT_WRITEFUNCTION) { data, size, count, me in
       Unmanaged<Exchange>.fromOpaque(me!).takeUnretainedValue().take(
@@ -397,12 +397,12 @@ private final class Exchange: @unchecked Sendable {
       buffer.copyBytes(from: bytes[sent..<(sent + count)])
       sent += count
       return count
-    case .file(let descriptor, let offset, let length):
+    case .file(let offset, let length, let read):
       let count = min(buffer.count, Int(length) - sent)
       guard count > 0 else { return 0 }
-      let got = pread(descriptor, buffer.baseAddress, count, Int(offset) + sent)
+      let room = UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
       // A short file would end the request early and lie about its length.
-      guard got > 0 else { return Int(CURL_READFUNC_ABORT) }
+      guard let got = try? read(room, offset + Int64(sent)), got > 0 else { return Int(CURL_READFUNC_ABORT) }
       sent += got
       return got
     }

@@ -20,8 +20,16 @@ final class AcceptedConnection: ServerChildChannelValue {
 struct ServedChannel: ServerChildChannel {
   let serve: @Sendable (any Channel, Logger) async -> Void
 
+  /// Bytes of one read from a socket that is always full; others get less room. As many as NIO's four reads in a row, in one: what is read
+  /// in a row is decrypted into one buffer, which must stay small enough for the allocator to keep its pages.
+  static let receiveBytesMax = 256 << 10
+
   func setup(channel: any Channel, logger: Logger) -> EventLoopFuture<AcceptedConnection> {
-    channel.setOption(.autoRead, value: false).map { AcceptedConnection(channel) }
+    let buffers = AdaptiveRecvByteBufferAllocator(minimum: 1024, initial: 2048, maximum: Self.receiveBytesMax)
+    return channel.setOption(.autoRead, value: false)
+      .and(channel.setOption(.maxMessagesPerRead, value: 1))
+      .and(channel.setOption(.recvAllocator, value: buffers))
+      .map { _ in AcceptedConnection(channel) }
   }
 
   func handle(value accepted: AcceptedConnection, logger: Logger) async {

@@ -189,6 +189,9 @@ import Testing
     try FileManager.default.moveItem(atPath: "\(outbox).away", toPath: outbox)
     try agencies.sender.drop("back.txt", Data("x".utf8))
     #expect(eventually { agencies.sender.outcome("back.txt") == "delivered" })
+    // The log names what changes, not every look.
+    #expect(agencies.sender.log.contains("is back"))
+    #expect(agencies.sender.log.components(separatedBy: "is down").count <= 3)
   }
 
   @Test func holdResumeAndCancelBeforeTheKeyGoes() throws {

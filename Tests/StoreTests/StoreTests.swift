@@ -282,6 +282,28 @@ private final class Counter: Sendable {
     try spool.remove(place)  // again is no error
   }
 
+  /// On a disk, and on tmpfs, which knows no RWF_DONTCACHE.
+  @Test(arguments: ["/dev/shm", nil])
+  func whatPassesTheCacheIsWrittenAndReadLikeAnything(_ folder: String?) throws {
+    let path = "\(folder ?? scratch.path)/passing-\(TransferID().text)"
+    defer { unlink(path) }
+    let file = try File(path, O_RDWR | O_CREAT | O_EXCL, isPassing: true)
+    let count = 3 * FileAccess.passingBytesMin + 4097
+    let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ ($0 >> 12)) }
+    try file.write(bytes, at: 7)
+    // Scattered, over the end, long and short.
+    let read = UnsafeMutableRawBufferPointer.allocate(byteCount: count + 100, alignment: 16)
+    defer { read.deallocate() }
+    let cuts = [0, 0, 1, 65_537, count, count + 100]
+    let parts = zip(cuts, cuts.dropFirst()).map { UnsafeMutableRawBufferPointer(rebasing: read[$0..<$1]) }
+    #expect(try file.access.read(into: parts, at: 7) == count)
+    #expect(read.prefix(count).elementsEqual(bytes))
+    #expect(try file.bytes(at: 7 + 4096, count: 100) == Array(bytes[4096..<4196]))
+    // As the page cache sees it.
+    let plain = try File(path, O_RDONLY)
+    #expect(try plain.bytes(at: 7, count: count) == bytes)
+  }
+
   @Test func aDurableFileIsReplacedWhole() throws {
     let path = "\(scratch.path)/f"
     try DurableFile.write([1], to: path, mode: 0o640)

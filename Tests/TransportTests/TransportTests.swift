@@ -183,8 +183,6 @@ private func serving(
   @Test func aKeyWaitsBehindNoBody() async throws {
     let relay = RelayClient(identity: client)
     defer { relay.stop() }
-    let zeros = open("/dev/zero", O_RDONLY)
-    defer { close(zeros) }
     let stuck = NIOLockedValueBox(0)
     try await serving(pins: [client.pin]) { [most = RelayClient.bulkConnectionsPerHostMax] request in
       guard request.target == "/bulk" else { return HTTPReply(200) }
@@ -195,7 +193,10 @@ private func serving(
       try await withThrowingTaskGroup { tasks in
         for _ in 0..<(RelayClient.smallConnectionsPerHostMax * 2) {
           tasks.addTask {
-            let body = RelayRequest.Body.file(descriptor: zeros, offset: 0, length: RelayClient.bulkBytesMin)
+            let body = RelayRequest.Body.file(offset: 0, length: RelayClient.bulkBytesMin) { zeros, _ in
+              zeros.initializeMemory(as: UInt8.self, repeating: 0)
+              return zeros.count
+            }
             _ = try? await relay.send(
               RelayRequest("PUT", "https://127.0.0.1:\(port)/bulk", body: body, pins: [server.pin]))
           }

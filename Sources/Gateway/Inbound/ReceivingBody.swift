@@ -1,6 +1,6 @@
 // One body as it arrives: appended to its part, digested segment by segment, resumable from what is durable.
 //
-// Two buffers take turns: one fills from the socket while the other is hashed and written by the pool. What was written is made
+// Buffers take turns: one fills from the socket while others are hashed and written by the pool. What was written is made
 // durable meanwhile, so that little is left of it at the end.
 
 import Foundation
@@ -22,7 +22,8 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   private var filling: SealedBuffer
   private var filled = 0
   private var spare: SealedBuffer?
-  private var writing: Task<SealedBuffer, any Error>?
+  /// Segments that are being hashed and written, by their offsets. One that failed stays, and fails all that comes.
+  private var writing: [(offset: Int64, task: Task<SealedBuffer, any Error>)] = []
   /// An fdatasync under way, and the bytes that it covers.
   private var syncing: (task: Task<Void, any Error>, bytes: Int64)?
   private var roots: [Digest] = []
@@ -34,6 +35,9 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
 
   /// So much is written before it is made durable; up to twice as much waits for it.
   static let syncBytes: Int64 = 16 << 20
+
+  /// Segments that are hashed and written while the next one fills.
+  static let writesMax = 3
 
   /// Opens or makes the part. Bytes beyond `durableBytes` in it are forgotten; those before are digested again.
   static func open(_ context: GatewayContext, _ transfer: Transfer) throws -> ReceivingBody {
@@ -111,9 +115,9 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   var isFull: Bool { filled == filling.storage.bytes.count && filled == BodyGeometry.sealedSegmentBytes }
 
   func flush() async throws {
-    // Before the buffer that is handed over now, everything is written.
-    let written = writtenBytes
     try await rotate()
+    // Everything before the oldest segment under way.
+    let written = writing[0].offset
     guard written - (syncing?.bytes ?? durableBytes) >= Self.syncBytes else { return }
     try await synced()
     let (file, pool) = (file, context.pool)
@@ -132,9 +136,9 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   private func rotate() async throws {
     let (full, count, offset) = (filling, filled, writtenBytes)
     let next: SealedBuffer
-    if let writing {
-      next = try await writing.value
-      self.writing = nil
+    if writing.count == Self.writesMax {
+      next = try await writing[0].task.value
+      writing.removeFirst()
     } else {
       next = spare ?? SealedBuffer(geometry.sealedSegmentBytesMax)
       spare = nil
@@ -142,24 +146,28 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     let file = file
     let pool = context.pool
     let index = Int(offset / Int64(BodyGeometry.sealedSegmentBytes))
-    writing = Task { [self] in
+    let before = writing.last?.task
+    let task = Task { [self] in
       let root = try await pool.run {
         let root = SegmentDigest.root(full.storage, sealedBytes: count)
         try file.file.write(UnsafeRawBufferPointer(rebasing: full.storage.bytes[..<count]), at: offset)
         return root
       }
+      _ = try await before?.value
       if roots.count == index { roots.append(root) }
       return full
     }
+    writing.append((offset, task))
     filling = next
     filled = 0
     writtenBytes += Int64(count)
   }
 
   private func drain() async throws {
-    guard let writing else { return }
-    spare = try await writing.value
-    self.writing = nil
+    while let (_, task) = writing.first {
+      spare = try await task.value
+      writing.removeFirst()
+    }
   }
 
   private func sync() async throws {

@@ -35,6 +35,7 @@ struct Intake: Service {
     try await untilShutdown {
       var memories: [String: StabilityMemory] = [:]
       var watched: Set<String> = []
+      var down: [String: String] = [:]
       while !Task.isCancelled {
         let seen = context.news.folders.generation
         var isFull = false
@@ -48,11 +49,17 @@ struct Intake: Service {
             var memory = memories[folder.agreement] ?? StabilityMemory()
             isFull = try await scan(folder, &memory) >= Self.claimsMax || isFull
             memories[folder.agreement] = memory
+            if down.removeValue(forKey: folder.agreement) != nil {
+              context.logger.notice("folder \(folder.agreement) is back")
+            }
           } catch let error where StoreFailure(error) == .unknown {
             throw FatalFailure(cause: error)
           } catch let error as DiskError {
             watched.remove(folder.path)
-            context.logger.error("folder \(folder.agreement) is down: \(error)")
+            // Said when it comes, not with every scan.
+            if down.updateValue("\(error)", forKey: folder.agreement) != "\(error)" {
+              context.logger.error("folder \(folder.agreement) is down: \(error)")
+            }
           }
         }
         if !isFull {

@@ -92,10 +92,9 @@ struct Relay: Sendable {
       let (from, fields) = (offset, headers)
       let reply = try await links.send(transfer.link, "PATCH", "\(path)/body") {
         $0.headers = fields
-        $0.body = .file(descriptor: file.file.descriptor, offset: from, length: length)
+        $0.body = .file(offset: from, length: length) { try file.file.read(into: $0, at: $1) }
         $0.stallSeconds = 60
       }
-      withExtendedLifetime(file) {}
       switch reply.status {
       case 200: return try ReceiptList.parse(reply).receipts
       case 409:

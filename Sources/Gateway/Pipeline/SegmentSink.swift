@@ -15,28 +15,17 @@ package protocol SegmentSink: Sendable {
 
 /// A file; workers write at offsets, without waiting for each other.
 package final class FileSink: SegmentSink {
-  private let descriptor: Int32
-  private let path: String
+  private let file: FileAccess
   private let base: Int64
 
   /// Writes from `offset` on; the file stays open, and the caller's, until the pass is over.
   package init(_ file: borrowing File, offset: Int64 = 0) {
-    descriptor = file.descriptor
-    path = file.path
+    self.file = file.access
     base = offset
   }
 
   package func write(_ ranges: [UnsafeMutableRawBufferPointer], segment index: Int64, at offset: Int64) throws {
-    var vectors = [iovec](ranges.filter { !$0.isEmpty })
-    var place = Int(base + offset)
-    while !vectors.isEmpty {
-      let piece = vectors.prefix(bytes: File.pieceBytesMax)
-      let put = pwritev(descriptor, piece, Int32(piece.count), place)
-      if put < 0, errno == EINTR { continue }
-      guard put > 0 else { throw DiskError("write", path) }
-      place += put
-      vectors.drop(put)
-    }
+    try file.write(ranges, at: base + offset)
   }
 
   package func abandon() {}

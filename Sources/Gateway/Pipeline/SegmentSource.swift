@@ -41,8 +41,7 @@ package protocol SegmentSource: Sendable {
 
 /// A file of known size. Workers claim numbers and read at offsets, without waiting for each other.
 package final class FileSource: SegmentSource {
-  private let descriptor: Int32
-  private let path: String
+  private let file: FileAccess
   private let offset: Int64
   private let bytes: Int64
   private let layout: SegmentLayout
@@ -52,8 +51,7 @@ package final class FileSource: SegmentSource {
 
   /// `bytes` bytes of `file` from `offset`; the file stays open, and the caller's, until the pass is over.
   package init(_ file: borrowing File, offset: Int64 = 0, bytes: Int64, layout: SegmentLayout) throws(SealingError) {
-    descriptor = file.descriptor
-    path = file.path
+    self.file = file.access
     self.offset = offset
     self.bytes = bytes
     self.layout = layout
@@ -74,24 +72,11 @@ package final class FileSource: SegmentSource {
     guard index < segments else { return nil }
     let start = index * Int64(layout.segmentBytes)
     let count = Int(min(Int64(layout.segmentBytes), bytes - start))
-    try readScattered(layout.ranges(buffer, count), count: count, at: offset + start)
-    return ReadSegment(index: index, bytes: count, isLast: index == segments - 1)
-  }
-
-  /// One preadv(2) for the whole segment in the usual case.
-  private func readScattered(_ ranges: [UnsafeMutableRawBufferPointer], count: Int, at offset: Int64) throws {
-    guard count > 0 else { return }
-    var vectors = [iovec](ranges)
-    var done = 0
-    while done < count {
-      let got = preadv(descriptor, vectors, Int32(vectors.count), Int(offset) + done)
-      if got < 0, errno == EINTR { continue }
-      guard got >= 0 else { throw DiskError("read", path) }
-      // A file that shrank while it was read is not the file that was accepted.
-      guard got > 0 else { throw DiskError("read", path, errno: ENODATA) }
-      done += got
-      vectors.drop(got)
+    // A file that shrank while it was read is not the file that was accepted.
+    guard try file.read(into: layout.ranges(buffer, count), at: offset + start) == count else {
+      throw DiskError("read", file.path, errno: ENODATA)
     }
+    return ReadSegment(index: index, bytes: count, isLast: index == segments - 1)
   }
 }
 

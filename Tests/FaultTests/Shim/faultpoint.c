@@ -159,6 +159,8 @@ WRITER(pwrite, (int fd, const void *data, size_t count, off_t at), real(fd, data
 WRITER(pwrite64, (int fd, const void *data, size_t count, off64_t at), real(fd, data, count, at), real(fd, data, count / 2, at))
 WRITER(pwritev, (int fd, const struct iovec *vectors, int count, off_t at), real(fd, vectors, count, at), real(fd, vectors, (count + 1) / 2, at))
 WRITER(pwritev64, (int fd, const struct iovec *vectors, int count, off64_t at), real(fd, vectors, count, at), real(fd, vectors, (count + 1) / 2, at))
+WRITER(pwritev2, (int fd, const struct iovec *vectors, int count, off_t at, int flags), real(fd, vectors, count, at, flags), real(fd, vectors, (count + 1) / 2, at, flags))
+WRITER(pwritev64v2, (int fd, const struct iovec *vectors, int count, off64_t at, int flags), real(fd, vectors, count, at, flags), real(fd, vectors, (count + 1) / 2, at, flags))
 
 #define SYNCER(name) \
   int name(int fd) { \
