@@ -1,5 +1,6 @@
 """Partners that collect with stock tools: one gateway, any number of partners known by certificate and age recipient."""
 import asyncio
+import atexit
 import os
 import re
 import signal
@@ -52,13 +53,14 @@ class Mailbox:
 
     def start(self):
         self.process = subprocess.Popen([self.sallyport, "run", "--home", self.home], stdout=subprocess.PIPE)
+        atexit.register(self.process.kill)
         self.process.stdout.readline()
 
     def files(self, number):
         return os.path.join(self.directory, f"p{number}.pem"), os.path.join(self.directory, f"p{number}.key")
 
     def command(self, *arguments):
-        return subprocess.run([self.sallyport, *arguments, "--home", self.home], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([self.sallyport, *arguments, "--home", self.home], check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def curl(self, number=0):
         certificate, key = self.files(number)
