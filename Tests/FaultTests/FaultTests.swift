@@ -21,9 +21,16 @@ import Testing
   /// Another one tries other points.
   static var seed: Int { max(1, Int(ProcessInfo.processInfo.environment["FAULT_SEED_NUMBER"] ?? "1") ?? 1) }
 
+  /// "2/4" is the second of four parts of all points: a sweep mostly waits, so that its parts run side by side.
+  static var part: (number: Int, of: Int) {
+    let text = ProcessInfo.processInfo.environment["FAULT_PART"] ?? "1/1"
+    let numbers = text.split(separator: "/").compactMap { Int($0) }
+    return (numbers[0], numbers[1])
+  }
+
   /// Points spread over the run, the same for the same seed.
   static func points(_ count: Int) -> [Int] {
-    guard sample < count else { return Array(1...count) }
+    guard sample < count else { return Array(stride(from: part.number, through: count, by: part.of)) }
     return (0..<sample).map { 1 + ($0 * count / sample + seed * 7919) % count }.sorted()
   }
 
