@@ -21,11 +21,14 @@ package struct PartnerRequest: Sendable {
   package let partner: AgencyID
   package let method: String
   package let target: String
+  /// The loop of the connection. A task that drains the body runs there: elsewhere each piece would change threads.
+  package let executor: (any TaskExecutor)?
   private let fields: HTTPFields
   private let stream: RequestBody
 
-  init(partner: AgencyID, _ request: Request) {
+  init(partner: AgencyID, _ request: Request, on executor: (any TaskExecutor)?) {
     self.partner = partner
+    self.executor = executor
     method = request.method.rawValue
     target = request.head.path ?? ""
     fields = request.headers
@@ -165,7 +168,8 @@ private struct PartnerConnection {
           return
         }
         try await answer(
-          PartnerRequest(partner: partner, request), isHead: request.method == .head, writer, on: channel)
+          PartnerRequest(partner: partner, request, on: loops.executor(of: channel)), isHead: request.method == .head,
+          writer, on: channel)
       },
       configuration: .init(
         additionalChannelHandlers: [ContinueHandler()], idleTimeout: .seconds(limits.idleSeconds),

@@ -115,7 +115,7 @@ struct Receive: Sendable {
     // The request itself runs in a task of its own, so that a newer one can stop it.
     let work = Work()
     let (ticket, open) = await sessions.take(first) { work.cancel() }
-    let task = Task { () async throws -> HTTPReply in
+    let task = Task(executorPreference: request.executor) { () async throws -> HTTPReply in
       try await append(first, request, offset, expected, ticket, open)
     }
     work.set(task)

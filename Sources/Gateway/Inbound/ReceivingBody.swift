@@ -6,6 +6,7 @@
 import Foundation
 import Glibc
 import NIOConcurrencyHelpers
+import NIOCore
 import Sealing
 import Store
 import Transport
@@ -13,7 +14,7 @@ import Transport
 /// The receiving side of one PATCH after another. One request at a time uses it; `Sessions` sees to that.
 final class ReceivingBody: BodySink, @unchecked Sendable {
   // Proof for @unchecked: used by one request at a time; within it, `append` and `flush` are called in turn, and the
-  // pool's tasks touch nothing but the buffer that they own until `flush` awaited them, and the file.
+  // pool's work touches nothing but the buffer that it owns until it was awaited, and the file.
   private let place: Spool.Place
   private let context: GatewayContext
   private let geometry: BodyGeometry
@@ -22,10 +23,10 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   private var filling: SealedBuffer
   private var filled = 0
   private var spare: SealedBuffer?
-  /// Segments that are being hashed and written, by their offsets. One that failed stays, and fails all that comes.
-  private var writing: [(offset: Int64, task: Task<SealedBuffer, any Error>)] = []
+  /// Segments that are being hashed and written, in order. One that failed stays, and fails all that comes.
+  private var writing: [(offset: Int64, buffer: SealedBuffer, root: EventLoopFuture<Digest>)] = []
   /// An fdatasync under way, and the bytes that it covers.
-  private var syncing: (task: Task<Void, any Error>, bytes: Int64)?
+  private var syncing: (end: EventLoopFuture<Void>, bytes: Int64)?
   private var roots: [Digest] = []
   /// Bytes handed to the pool or written; a multiple of a segment but at the end or after a cut.
   private var writtenBytes: Int64 = 0
@@ -120,54 +121,45 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     let written = writing[0].offset
     guard written - (syncing?.bytes ?? durableBytes) >= Self.syncBytes else { return }
     try await synced()
-    let (file, pool) = (file, context.pool)
-    syncing = (Task { try await pool.run { try file.file.syncData() } }, written)
+    let file = file
+    syncing = (context.pool.start { try file.file.syncData() }, written)
   }
 
   /// Waits for the fdatasync that is under way.
   private func synced() async throws {
-    guard let (task, bytes) = syncing else { return }
+    guard let (end, bytes) = syncing else { return }
     syncing = nil
-    try await task.value
+    try await end.get()
     durableBytes = bytes
   }
 
-  /// Hands the full buffer to the pool and takes the other one.
+  /// Hands the full buffer to the pool and takes a free one.
   private func rotate() async throws {
-    let (full, count, offset) = (filling, filled, writtenBytes)
-    let next: SealedBuffer
-    if writing.count == Self.writesMax {
-      next = try await writing[0].task.value
-      writing.removeFirst()
-    } else {
-      next = spare ?? SealedBuffer(geometry.sealedSegmentBytesMax)
-      spare = nil
-    }
-    let file = file
-    let pool = context.pool
-    let index = Int(offset / Int64(BodyGeometry.sealedSegmentBytes))
-    let before = writing.last?.task
-    let task = Task { [self] in
-      let root = try await pool.run {
-        let root = SegmentDigest.root(full.storage, sealedBytes: count)
-        try file.file.write(UnsafeRawBufferPointer(rebasing: full.storage.bytes[..<count]), at: offset)
-        return root
+    let next =
+      if writing.count == Self.writesMax { try await written() } else {
+        spare ?? SealedBuffer(geometry.sealedSegmentBytesMax)
       }
-      _ = try await before?.value
-      if roots.count == index { roots.append(root) }
-      return full
+    spare = nil
+    let (file, full, count, offset) = (file, filling, filled, writtenBytes)
+    let root = context.pool.start {
+      let root = SegmentDigest.root(full.storage, sealedBytes: count)
+      try file.file.write(UnsafeRawBufferPointer(rebasing: full.storage.bytes[..<count]), at: offset)
+      return root
     }
-    writing.append((offset, task))
+    writing.append((offset, full, root))
     filling = next
     filled = 0
     writtenBytes += Int64(count)
   }
 
+  /// Waits for the oldest segment under way; its buffer is free then.
+  private func written() async throws -> SealedBuffer {
+    roots.append(try await writing[0].root.get())
+    return writing.removeFirst().buffer
+  }
+
   private func drain() async throws {
-    while let (_, task) = writing.first {
-      spare = try await task.value
-      writing.removeFirst()
-    }
+    while !writing.isEmpty { spare = try await written() }
   }
 
   private func sync() async throws {

@@ -1,7 +1,9 @@
 // Threads for work that blocks: fsync, sealing, directory scans. The default pool has one thread a core and no more,
 // so one slow disk or partner would stop the server.
 
+import NIOCore
 import NIOPosix
+import Transport
 
 /// A bounded pool of threads. Callable concurrently.
 package final class BlockingPool: Sendable {
@@ -18,6 +20,12 @@ package final class BlockingPool: Sendable {
   /// - Throws: what `body` throws; CancellationError when cancelled before it began.
   package func run<Value: Sendable>(_ body: @escaping @Sendable () throws -> Value) async throws -> Value {
     try await threads.runIfActive(body)
+  }
+
+  /// As `run`, for work that goes on beside its caller. What ends it comes to the caller's own loop when it has one: a task would go
+  /// through two more threads.
+  package func start<Value: Sendable>(_ body: @escaping @Sendable () throws -> Value) -> EventLoopFuture<Value> {
+    threads.runIfActive(eventLoop: ServerLoops.shared.group.any(), body)
   }
 
   package func shutDown() async throws { try await threads.shutdownGracefully() }
