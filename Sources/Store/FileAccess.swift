@@ -1,8 +1,8 @@
 // Positional reads and writes of an open file, by any number of workers at once.
 //
 // A body passes once. It need not push out of the page cache what the machine keeps there, nor take new pages, which a virtual machine
-// may have to fetch from its host first: long pieces of a passing file are read and written with RWF_DONTCACHE where the kernel has it
-// (Linux 6.14).
+// may have to fetch from its host first: long pieces of a passing file are read and written with RWF_DONTCACHE where kernel and file
+// system have it.
 
 import CLinux
 import Glibc

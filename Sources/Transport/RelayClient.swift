@@ -12,7 +12,8 @@ package struct RelayRequest: Sendable {
   package enum Body: Sendable {
     case none
     case bytes([UInt8])
-    /// `length` bytes of a file from `offset`: `read` fills a buffer from there on, and says with how many bytes, or that it cannot.
+    /// `length` bytes of a file from `offset`: `read` fills a buffer from there on, and says with how many bytes. It runs
+    /// on the client's own thread: all requests wait for it. What it throws ends the request, and is what the caller gets.
     case file(offset: Int64, length: Int64, read: @Sendable (UnsafeMutableRawBufferPointer, Int64) throws -> Int)
   }
 
@@ -253,6 +254,8 @@ private final class Exchange: @unchecked Sendable {
   /// A signed ledger head with a post-quantum signature has some 5 KB.
   private static let headerBytesMax = 8192
   private var isOverLimit = false
+  /// Why the body could not be read.
+  private var failure: (any Error)?
 
   /// What shares connections.
   struct Line: Hashable {
@@ -402,14 +405,21 @@ private final class Exchange: @unchecked Sendable {
       guard count > 0 else { return 0 }
       let room = UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
       // A short file would end the request early and lie about its length.
-      guard let got = try? read(room, offset + Int64(sent)), got > 0 else { return Int(CURL_READFUNC_ABORT) }
-      sent += got
-      return got
+      do {
+        let got = try read(room, offset + Int64(sent))
+        guard got > 0 else { return Int(CURL_READFUNC_ABORT) }
+        sent += got
+        return got
+      } catch {
+        failure = error
+        return Int(CURL_READFUNC_ABORT)
+      }
     }
   }
 
   func outcome(_ easy: UnsafeMutableRawPointer, _ result: CURLcode) -> Result<HTTPReply, any Error> {
     guard result == CURLE_OK else {
+      if let failure { return .failure(failure) }
       let detail =
         isOverLimit ? "the reply is over \(request.replyBytesMax) bytes" : String(cString: curl_easy_strerror(result))
       return .failure(RelayError(code: Int(result.rawValue), detail: detail))

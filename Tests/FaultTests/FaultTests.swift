@@ -30,8 +30,9 @@ import Testing
 
   /// Points spread over the run, the same for the same seed.
   static func points(_ count: Int) -> [Int] {
-    guard sample < count else { return Array(stride(from: part.number, through: count, by: part.of)) }
-    return (0..<sample).map { 1 + ($0 * count / sample + seed * 7919) % count }.sorted()
+    let all =
+      sample < count ? (0..<sample).map { 1 + ($0 * count / sample + seed * 7919) % count }.sorted() : Array(1...count)
+    return stride(from: part.number - 1, to: all.count, by: part.of).map { all[$0] }
   }
 
   /// What takes an hour says how far it is.
@@ -74,6 +75,16 @@ import Testing
         }
       }
     }
+  }
+
+  /// The kernel tells of a failed writeback once: a second fdatasync succeeds, and what it covers may be lost.
+  @Test func aBodyIsNotDurableAfterASyncThatFailedOnce() throws {
+    let bench = try FaultBench()
+    let (verdict, ended, log) = try bench.experiment(
+      \TestAgencies.recipient,
+      ["FAULT_OPS": "sync", "FAULT_MATCH": ".part", "FAULT_AT": "1", "FAULT_ERRNO": "\(EIO)"])
+    #expect(ended == 74, "\(log)")
+    #expect(verdict.isSound, "\(verdict)")
   }
 
   /// A sweep that cannot fail shows nothing: two seeded faults must be found.

@@ -23,8 +23,8 @@ long long sp_filesystem_type(const char *path);
 int sp_eventfd(void);
 /// Appends everything from one open file to another (sendfile(2)). 0, or -1 with errno.
 int sp_copy(int from, int to);
-/// preadv2(2) and pwritev2(2) with RWF_DONTCACHE: what is read or written does not stay in the page cache. -1 with EOPNOTSUPP where kernel
-/// (before Linux 6.14) or file system cannot.
+/// preadv2(2) and pwritev2(2) with RWF_DONTCACHE: what is read or written does not stay in the page cache. -1 with EOPNOTSUPP where kernel or file
+/// system cannot.
 /// `parts` are `count` struct iovec.
 long long sp_preadv_passing(int fd, const void *parts, int count, long long offset);
 long long sp_pwritev_passing(int fd, const void *parts, int count, long long offset);

@@ -136,8 +136,8 @@ struct Receive: Sendable {
     guard transfer.state == .receiving else { return try await standing(transfer) }
     let context = context
     let body = if let open { open } else { try await context.pool.run { try ReceivingBody.open(context, transfer) } }
-    keep = body
     guard offset == body.durableBytes else {
+      keep = body
       return HTTPReply.problem(
         Problem(.offset, "this body goes on at \(body.durableBytes)"),
         headers: ["upload-offset": String(body.durableBytes)])
@@ -149,16 +149,23 @@ struct Receive: Sendable {
     } catch {
       // The connection was cut, or a newer request came: what is here is made durable for the next one.
       let cause = error
-      if !(cause is Problem) { try await Task { try await body.settle(from: offset) }.value }
-      try await remember(transfer, body)
+      do {
+        if !(cause is Problem) { try await Task { try await body.settle(from: offset) }.value }
+        try await remember(transfer, body)
+      } catch {
+        // The disk failed, or the transfer has ended meanwhile: what comes next opens the part anew.
+        await body.abandon()
+        throw error
+      }
+      keep = body
       throw Task.isCancelled ? Problem(.superseded, "a newer request took over") : cause
     }
     guard body.isComplete else {
       try await remember(transfer, body)
+      keep = body
       return HTTPReply(204, headers: ["upload-offset": String(body.durableBytes)])
     }
     // Whole: nothing goes on from it, whatever it is.
-    keep = nil
     return try await complete(transfer, body)
   }
 

@@ -25,7 +25,7 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   private var spare: SealedBuffer?
   /// Segments that are being hashed and written, in order. One that failed stays, and fails all that comes.
   private var writing: [(offset: Int64, buffer: SealedBuffer, root: EventLoopFuture<Digest>)] = []
-  /// An fdatasync under way, and the bytes that it covers.
+  /// An fdatasync under way, and the bytes that it covers. One that failed stays: the next one would succeed, and bytes be lost.
   private var syncing: (end: EventLoopFuture<Void>, bytes: Int64)?
   private var roots: [Digest] = []
   /// Bytes handed to the pool or written; a multiple of a segment but at the end or after a cut.
@@ -92,7 +92,10 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   var isComplete: Bool { writtenBytes + Int64(filled) == geometry.sealedBytes }
 
   /// Expects RFC 9530 `digest` over the bytes of this request.
-  func begin(expecting digest: Digest?) { requestDigest = digest.map(RunningDigest.init) }
+  func begin(expecting digest: Digest?) {
+    requestDigest = digest.map(RunningDigest.init)
+    isOverlong = false
+  }
 
   // MARK: BodySink
 
@@ -121,15 +124,19 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     let written = writing[0].offset
     guard written - (syncing?.bytes ?? durableBytes) >= Self.syncBytes else { return }
     try await synced()
+    startSync(covering: written)
+  }
+
+  private func startSync(covering bytes: Int64) {
     let file = file
-    syncing = (context.pool.start { try file.file.syncData() }, written)
+    syncing = (context.pool.start { try file.file.syncData() }, bytes)
   }
 
   /// Waits for the fdatasync that is under way.
   private func synced() async throws {
     guard let (end, bytes) = syncing else { return }
-    syncing = nil
     try await end.get()
+    syncing = nil
     durableBytes = bytes
   }
 
@@ -162,11 +169,17 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     while !writing.isEmpty { spare = try await written() }
   }
 
-  private func sync() async throws {
+  private func sync(covering bytes: Int64) async throws {
     try await synced()
-    let file = file
-    try await context.pool.run { try file.file.syncData() }
-    durableBytes = writtenBytes
+    startSync(covering: bytes)
+    try await synced()
+  }
+
+  /// Waits until nobody writes to the part any more, whatever came of it.
+  func abandon() async {
+    for (_, _, root) in writing {
+      await withCheckedContinuation { ended in root.whenComplete { _ in ended.resume() } }
+    }
   }
 
   // MARK: the end of a request
@@ -189,16 +202,15 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
       // rotate's root goes to its place; the buffer is not needed again.
       try await rotate()
       try await drain()
-      try await sync()
+      try await sync(covering: writtenBytes)
     } else if filled > 0 {
       let (file, buffer, count, offset) = (file, filling, filled, writtenBytes)
       try await context.pool.run {
         try file.file.write(UnsafeRawBufferPointer(rebasing: buffer.storage.bytes[..<count]), at: offset)
-        try file.file.syncData()
       }
-      durableBytes = writtenBytes + Int64(count)
+      try await sync(covering: offset + Int64(count))
     } else if durableBytes < writtenBytes {
-      try await sync()
+      try await sync(covering: writtenBytes)
     }
     if isOverlong { throw Problem(.tooLarge, "more bytes came than the manifest names") }
   }

@@ -26,6 +26,7 @@ package final class BlockingPool: Sendable {
   /// through two more threads.
   package func start<Value: Sendable>(_ body: @escaping @Sendable () throws -> Value) -> EventLoopFuture<Value> {
     threads.runIfActive(eventLoop: ServerLoops.shared.group.any(), body)
+      .flatMapErrorThrowing { throw $0 is NIOThreadPoolError.ThreadPoolInactive ? CancellationError() : $0 }
   }
 
   package func shutDown() async throws { try await threads.shutdownGracefully() }
