@@ -54,7 +54,8 @@ final class FaultBench {
     try healthy.start()
     let process = try faulty.start()
     var taken: [Data] = []
-    _ = eventually(fault["FAULT_ERRNO"] == nil ? 12 : 4) { !process.isRunning || isFinished(agencies) }
+    // What fails for good retries for ever; anything else ends, or kills, or stops once its connections had their time to drain.
+    _ = eventually(fault["FAULT_STICKY"] == nil ? 20 : 4) { !process.isRunning || isFinished(agencies) }
     let ended: Int32? = process.isRunning ? nil : process.terminationStatus
     // Long enough for the stack of a crash.
     let log = String(faulty.log.suffix(8000))
