@@ -30,6 +30,8 @@ package final class GatewayContext: Sendable {
   /// Cores that one large pass may use.
   package let workers: Int
   let stagingSync: DirectorySync
+  /// Bodies that partners bring now.
+  let sessions = Sessions()
   let inboxSyncs = DirectorySyncs()
   let news = News()
 
@@ -328,6 +330,12 @@ package final class GatewayContext: Sendable {
       throw SpoolDamage(detail: "the body in the spool has \(bytes) of \(transfer.bodyBytes) bytes")
     }
     return file
+  }
+
+  /// Removes what came of a transfer that has ended, and ends the request that still brings it.
+  func discardBody(of transfer: Transfer) async throws {
+    sessions.end(transfer)
+    try await pool.run { [spool] in try spool.remove(transfer.place) }
   }
 
   /// A transfer waits: says so once for each reason, in the log and in its outcome file.

@@ -144,7 +144,7 @@ struct Hub: Sendable {
       try tx.offer(row)
       return row
     }
-    try await context.pool.run { [context] in try context.spool.remove(row.place) }
+    try await context.discardBody(of: row)
     let lane = context.news.lane(of: row.peer)
     (row.isCollected ? lane.mail : lane.takeBacks).notify()
   }

@@ -30,7 +30,7 @@ package struct RunningGateway: Service {
     let fatal = FatalStop(logger: context.logger)
     defer { fatal.end() }
     let port = PartnerPort(
-      context: context, receive: Receive(context: context, sessions: Sessions()),
+      context: context, receive: Receive(context: context),
       mailbox: Mailbox(context: context, onFatal: { fatal.raise($0) }), onFatal: { fatal.raise($0) })
     let context = context
     // The server reports every cancelled connection as an error; what matters is logged here.

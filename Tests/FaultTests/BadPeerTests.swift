@@ -129,6 +129,31 @@ import Testing
     #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
   }
 
+  /// A body that never comes to its end keeps no file open, and no room on the disk.
+  @Test func anExpiredBodyIsLetGoOf() async throws {
+    let agencies = try TestAgencies()
+    let gateway = try agencies.recipient.start()
+    let attacker = try Attacker(agencies)
+    defer { attacker.relay.stop() }
+    let id = TransferID()
+    let package = try attacker.package([UInt8](repeating: 65, count: 100), id: id) {
+      $0["expiresAt"] = .string(Timestamp.format(Date() + 4))
+    }
+    #expect(try await attacker.send("PUT", "/v1/transfers/\(id)/manifest", package.manifest.bytes).status == 201)
+    let reply = try await attacker.send(
+      "PATCH", "/v1/transfers/\(id)/body", Array(package.body.prefix(50)), ["Upload-Offset: 0"])
+    #expect(reply.status == 204)
+    func isHeld() throws -> Bool {
+      let open = "/proc/\(gateway.processIdentifier)/fd"
+      return try FileManager.default.contentsOfDirectory(atPath: open).contains {
+        (try? FileManager.default.destinationOfSymbolicLink(atPath: "\(open)/\($0)"))?.contains("\(id).part") == true
+      }
+    }
+    #expect(try isHeld())
+    #expect(try eventually { try agencies.recipient.sallyport("trace", id.text).text.contains("expired") })
+    #expect(try eventually { try !isHeld() })
+  }
+
   /// What a manifest may not say, and the code of the answer.
   static let lies: [(String, String, JSON, Int, String)] = [
     ("another recipient", "recipient", "other.example.gov", 403, "manifest.recipient"),

@@ -22,8 +22,10 @@ final class FaultBench {
   }()
 
   let template: TestAgencies
+  private let payloads: [String: Data]
 
-  init() throws {
+  init(payloads: [String: Data] = FaultBench.payloads) throws {
+    self.payloads = payloads
     template = try TestAgencies()
     // One start makes folders and databases, so that each experiment counts a transfer and not a first start.
     try template.start()
@@ -31,17 +33,22 @@ final class FaultBench {
   }
 
   /// Payloads of one experiment: one chunk, and more than one segment.
-  static let payloads: [String: Data] = {
+  static let payloads = ["small.txt": payload(of: 1), "large.txt": payload(of: 1_200_000)]
+
+  /// Lines with the canary, of at least `bytes`.
+  static func payload(of bytes: Int) -> Data {
     let line = Data("\(canary)\n".utf8)
-    var large = Data()
-    while large.count < 1_200_000 { large.append(line) }
-    return ["small.txt": line, "large.txt": large]
-  }()
+    var payload = line
+    while payload.count < bytes { payload.append(payload.prefix(bytes - payload.count + line.count)) }
+    return payload
+  }
 
   /// Runs one experiment on fresh copies: drop, run with the fault on one side, restart without, let it finish.
-  func experiment(_ side: KeyPath<TestAgencies, TestAgency>, _ fault: [String: String]) throws -> (
-    verdict: Verdict, ended: Int32?, log: String
-  ) {
+  ///
+  /// - Parameter restartLog: where the shim logs the restarted side's calls.
+  func experiment(
+    _ side: KeyPath<TestAgencies, TestAgency>, _ fault: [String: String], restartLog: String? = nil
+  ) throws -> (verdict: Verdict, ended: Int32?, log: String) {
     let agencies = try reset()
     defer {
       agencies.sender.kill()
@@ -49,8 +56,9 @@ final class FaultBench {
     }
     let faulty = agencies[keyPath: side]
     let healthy = side == \TestAgencies.sender ? agencies.recipient : agencies.sender
-    faulty.environment = ["LD_PRELOAD": Self.shim, "FAULT_PREFIX": "\(faulty.home)/"].merging(fault) { _, new in new }
-    for (name, bytes) in Self.payloads { try agencies.sender.drop(name, bytes) }
+    let shim = ["LD_PRELOAD": Self.shim, "FAULT_PREFIX": "\(faulty.home)/"]
+    faulty.environment = shim.merging(fault) { _, new in new }
+    for (name, bytes) in payloads { try agencies.sender.drop(name, bytes) }
     try healthy.start()
     let process = try faulty.start()
     var taken: [Data] = []
@@ -62,7 +70,7 @@ final class FaultBench {
     // A consumer takes whatever is in the inbox right after the fault.
     taken += try takeInbox(agencies)
     faulty.kill()
-    faulty.environment = [:]
+    faulty.environment = restartLog.map { shim.merging(["FAULT_LOG": $0]) { $1 } } ?? [:]
     try faulty.start()
     let isLive = eventually(40) { isFinished(agencies) }
     taken += try takeInbox(agencies)
@@ -77,11 +85,11 @@ final class FaultBench {
       verdict.faults.append("\(agency.id) does not stop well: \(agency.log.suffix(400))")
     }
     verdict.faults += try agencies.findings()
-    for (name, bytes) in Self.payloads {
+    for (name, bytes) in payloads {
       let count = taken.filter { $0 == bytes }.count
       if count != 1 { verdict.faults.append("\(name) arrived \(count) times") }
     }
-    let halves = taken.filter { bytes in !Self.payloads.values.contains(bytes) }
+    let halves = taken.filter { bytes in !payloads.values.contains(bytes) }
     if !halves.isEmpty { verdict.faults.append("\(halves.count) files arrived that nobody sent") }
     verdict.faults += try plaintext(agencies)
     return (verdict, ended, log)
@@ -98,7 +106,7 @@ final class FaultBench {
   }
 
   private func isFinished(_ agencies: TestAgencies) -> Bool {
-    Self.payloads.keys.allSatisfy { agencies.sender.outcome($0) == "delivered" }
+    payloads.keys.allSatisfy { agencies.sender.outcome($0) == "delivered" }
   }
 
   /// Puts the template's homes back to how they were first.

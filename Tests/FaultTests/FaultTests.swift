@@ -25,6 +25,9 @@ import Testing
   static var part: (number: Int, of: Int) {
     let text = ProcessInfo.processInfo.environment["FAULT_PART"] ?? "1/1"
     let numbers = text.split(separator: "/").compactMap { Int($0) }
+    guard numbers.count == 2, numbers[0] > 0, numbers[0] <= numbers[1] else {
+      fatalError("FAULT_PART: expected K/N, not \(text)")
+    }
     return (numbers[0], numbers[1])
   }
 
@@ -85,6 +88,29 @@ import Testing
       ["FAULT_OPS": "sync", "FAULT_MATCH": ".part", "FAULT_AT": "1", "FAULT_ERRNO": "\(EIO)"])
     #expect(ended == 74, "\(log)")
     #expect(verdict.isSound, "\(verdict)")
+  }
+
+  /// Three segments are under way when one of them cannot be written.
+  @Test func aWriteThatFailsAmidALargeBodyStopsTheGateway() throws {
+    let bench = try FaultBench(payloads: ["large.txt": FaultBench.payload(of: 40 << 20)])
+    let (verdict, ended, log) = try bench.experiment(
+      \TestAgencies.recipient,
+      ["FAULT_OPS": "write", "FAULT_MATCH": ".part", "FAULT_AT": "20", "FAULT_ERRNO": "\(EIO)"])
+    #expect(ended == 74, "\(log)")
+    #expect(verdict.isSound, "\(verdict)")
+  }
+
+  @Test func afterACrashALargeBodyGoesOnWhereTheLedgerWasTold() throws {
+    let bench = try FaultBench(payloads: ["large.txt": FaultBench.payload(of: 200 << 20)])
+    let calls = "\(bench.template.scratch.path)/restarted"
+    let (verdict, _, log) = try bench.experiment(
+      \TestAgencies.recipient, ["FAULT_OPS": "sync", "FAULT_MATCH": ".part", "FAULT_AT": "11"], restartLog: calls)
+    #expect(verdict.isSound, "\(verdict): \(log)")
+    let written = try String(contentsOfFile: calls, encoding: .utf8).split(separator: "\n").filter {
+      $0.contains(" write ") && $0.hasSuffix(".part")
+    }
+    // Of its 201 segments, the first 128 were durable and known to be.
+    #expect((40...80).contains(written.count), "\(written.count) segments came again")
   }
 
   /// A sweep that cannot fail shows nothing: two seeded faults must be found.

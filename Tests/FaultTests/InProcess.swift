@@ -24,7 +24,7 @@ struct OwnGateway {
       home: home, configuration: .load(home), keys: keys, engine: .openssl, workers: 1,
       logger: Logger(label: "hub") { _ in SwiftLogNoOpLogHandler() }, now: { Date() }, passphrase: unlock)
     port = PartnerPort(
-      context: context, receive: Receive(context: context, sessions: Sessions()),
+      context: context, receive: Receive(context: context),
       mailbox: Mailbox(context: context, onFatal: { _ in }), onFatal: { _ in })
   }
 }

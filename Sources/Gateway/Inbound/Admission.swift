@@ -255,7 +255,7 @@ struct Admission: Sendable {
       try tx.add(document: envelope, sender: transfer.sender, id: transfer.id)
       try tx.add(document: signed, sender: transfer.sender, id: transfer.id)
     }
-    if stops { try await context.pool.run { [context] in try context.spool.remove(transfer.place) } }
+    if stops { try await context.discardBody(of: transfer) }
     return signed
   }
 }

@@ -17,8 +17,8 @@ import Transport
 
 struct Receive: Sendable {
   let context: GatewayContext
-  let sessions: Sessions
 
+  private var sessions: Sessions { context.sessions }
   private var hub: Hub { Hub(context: context) }
   private var admission: Admission { Admission(context: context) }
 
@@ -151,7 +151,7 @@ struct Receive: Sendable {
       let cause = error
       do {
         if !(cause is Problem) { try await Task { try await body.settle(from: offset) }.value }
-        try await remember(transfer, body)
+        try await body.remember()
       } catch {
         // The disk failed, or the transfer has ended meanwhile: what comes next opens the part anew.
         await body.abandon()
@@ -161,16 +161,12 @@ struct Receive: Sendable {
       throw Task.isCancelled ? Problem(.superseded, "a newer request took over") : cause
     }
     guard body.isComplete else {
-      try await remember(transfer, body)
+      try await body.remember()
       keep = body
       return HTTPReply(204, headers: ["upload-offset": String(body.durableBytes)])
     }
     // Whole: nothing goes on from it, whatever it is.
     return try await complete(transfer, body)
-  }
-
-  private func remember(_ transfer: Transfer, _ body: ReceivingBody) async throws {
-    _ = try await context.ledger.write { try $0.amend(transfer) { $0.durableBytes = body.durableBytes } }
   }
 
   private func complete(_ transfer: Transfer, _ body: ReceivingBody) async throws -> HTTPReply {
@@ -232,12 +228,10 @@ struct Receive: Sendable {
     let (takeBack, envelope) = try admission.takeBack(bytes, of: transfer)
     guard transfer.direction == .in else {
       try await hub.stop(transfer, takeBack, envelope)
-      sessions.end(transfer)
       // Only the recipient can answer it: its answer comes with the list.
       return HTTPReply(202)
     }
     let signed = try await admission.stop(transfer, takeBack, envelope)
-    sessions.end(transfer)
     return HTTPReply(200, headers: ["content-type": "application/json"], body: signed.bytes)
   }
 }

@@ -15,7 +15,8 @@ import Transport
 final class ReceivingBody: BodySink, @unchecked Sendable {
   // Proof for @unchecked: used by one request at a time; within it, `append` and `flush` are called in turn, and the
   // pool's work touches nothing but the buffer that it owns until it was awaited, and the file.
-  private let place: Spool.Place
+  private let sender: AgencyID
+  private let id: TransferID
   private let context: GatewayContext
   private let geometry: BodyGeometry
   private let file: OpenFile
@@ -30,8 +31,9 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   private var roots: [Digest] = []
   /// Bytes handed to the pool or written; a multiple of a segment but at the end or after a cut.
   private var writtenBytes: Int64 = 0
-  /// Bytes that an fdatasync covered.
-  private(set) var durableBytes: Int64 = 0
+  private let durable = NIOLockedValueBox<Int64>(0)
+  /// What the ledger knows of that.
+  private var rememberedBytes: Int64 = 0
   private var requestDigest: RunningDigest?
 
   /// So much is written before it is made durable; up to twice as much waits for it.
@@ -39,6 +41,9 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
 
   /// Segments that are hashed and written while the next one fills.
   static let writesMax = 3
+
+  /// So much of a body is durable before the ledger is told: what a crash costs at most, beside what was not durable.
+  static let rememberBytes: Int64 = 128 << 20
 
   /// Opens or makes the part. Bytes beyond `durableBytes` in it are forgotten; those before are digested again.
   static func open(_ context: GatewayContext, _ transfer: Transfer) throws -> ReceivingBody {
@@ -50,7 +55,9 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
 
   private init(_ context: GatewayContext, _ transfer: Transfer) throws {
     self.context = context
-    place = transfer.place
+    sender = transfer.sender
+    id = transfer.id
+    rememberedBytes = transfer.durableBytes
     geometry = try BodyGeometry(sealedBytes: transfer.bodyBytes)
     if transfer.durableBytes > 0, let part = try context.spool.reopen(transfer.place) {
       file = OpenFile(part)
@@ -89,6 +96,12 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     durableBytes = 0
   }
 
+  /// Bytes that an fdatasync covered. Callable at any time.
+  private(set) var durableBytes: Int64 {
+    get { durable.withLockedValue { $0 } }
+    set { durable.withLockedValue { $0 = newValue } }
+  }
+
   var isComplete: Bool { writtenBytes + Int64(filled) == geometry.sealedBytes }
 
   /// Expects RFC 9530 `digest` over the bytes of this request.
@@ -124,7 +137,23 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     let written = writing[0].offset
     guard written - (syncing?.bytes ?? durableBytes) >= Self.syncBytes else { return }
     try await synced()
+    // What a digest covers counts only when all of it came.
+    if requestDigest == nil, durableBytes - rememberedBytes >= Self.rememberBytes { try await remember() }
     startSync(covering: written)
+  }
+
+  /// Tells the ledger what is durable.
+  ///
+  /// - Throws: `LedgerError.stale` when the transfer is not being received any more.
+  func remember() async throws {
+    let (sender, id, bytes) = (sender, id, durableBytes)
+    try await context.ledger.write { tx in
+      guard let row = try tx.reader.transfer(sender, id), row.state == .receiving else {
+        throw LedgerError.stale("transfer \(id)")
+      }
+      try tx.amend(row) { $0.durableBytes = bytes }
+    }
+    rememberedBytes = bytes
   }
 
   private func startSync(covering bytes: Int64) {
@@ -198,7 +227,7 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
       }
       throw Problem(.digest, "the body of this request does not have the Content-Digest that it announces")
     }
-    if isComplete, filled > 0 || geometry.sealedBytes == 0 {
+    if isComplete, filled > 0 {
       // rotate's root goes to its place; the buffer is not needed again.
       try await rotate()
       try await drain()
@@ -297,7 +326,7 @@ final class Sessions: Sendable {
     freed?.notify()
   }
 
-  /// Forgets a transfer that ended: its request is stopped, its part closed.
+  /// Forgets a transfer whose body is not wanted any more: its request is stopped, its part closed.
   func end(_ transfer: Transfer) {
     let key = transfer.place
     let stop = entries.withLockedValue { all -> (@Sendable () -> Void)? in

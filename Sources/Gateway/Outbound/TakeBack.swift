@@ -39,7 +39,7 @@ struct TakeBackStage: Sendable {
             $0.nextAt = nil
           }
         }
-        try await context.pool.run { try context.spool.remove(transfer.place) }
+        try await context.discardBody(of: transfer)
       }
     } catch LedgerError.stale {
       return
