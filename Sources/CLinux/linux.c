@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
@@ -41,6 +42,8 @@ int sp_raise_descriptor_limit(void) {
   limit.rlim_cur = limit.rlim_max;
   return setrlimit(RLIMIT_NOFILE, &limit);
 }
+
+void sp_return_large_memory(void) { mallopt(M_MMAP_THRESHOLD, 4 << 20); }
 
 void sp_ignore_write_signals(void) {
   signal(SIGPIPE, SIG_IGN);

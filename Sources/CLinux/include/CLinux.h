@@ -15,6 +15,9 @@ int sp_no_writer(int fd);
 int sp_forbid_dumps(void);
 /// RLIMIT_NOFILE as high as it may be: a shell gives 1024, and partners hold more connections. 0, or -1 with errno.
 int sp_raise_descriptor_limit(void);
+/// mallopt(3) M_MMAP_THRESHOLD, 4 MiB: larger pieces go back to the system when they are freed. By itself glibc raises the threshold to
+/// what was freed, up to 32 MiB, and keeps such pieces in the arenas of its threads (a gateway that checks records: 85 MiB, 23 so).
+void sp_return_large_memory(void);
 /// Ignore SIGPIPE and SIGXFSZ, so that both come back as errno.
 void sp_ignore_write_signals(void);
 /// statfs(2) f_type of the file system that holds path; -1 with errno.
