@@ -320,3 +320,13 @@ void sp_sha256_prefixed(int kernel, uint8_t prefix, const uint8_t *const *messag
 #endif
   for (size_t i = 0; i < count; i++) hash_portable(prefix, messages[i], length, digests + 32 * i);
 }
+
+#if defined(__x86_64__)
+__attribute__((target("avx"))) static void zero_upper(void) { _mm256_zeroupper(); }
+#endif
+
+void sp_leave_vectors(void) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx")) zero_upper();
+#endif
+}

@@ -2,6 +2,7 @@
 //
 // The nonce of chunk n is n as 11 big-endian bytes, then 1 for the last chunk, else 0 (C2SP age.md, STREAM).
 
+import CKernels
 import COpenSSL
 import CSodium
 
@@ -59,6 +60,7 @@ struct ChunkCipher: ~Copyable {
           && EVP_EncryptUpdate(encrypting, bytes, &written, bytes, Int32(plainBytes)) == 1
           && EVP_EncryptFinal_ex(encrypting, bytes + plainBytes, &written) == 1
           && EVP_CIPHER_CTX_ctrl(encrypting, EVP_CTRL_AEAD_GET_TAG, 16, bytes + plainBytes) == 1
+        sp_leave_vectors()
         precondition(done, "OpenSSL failed to seal a chunk")
       }
     }
@@ -87,6 +89,7 @@ struct ChunkCipher: ~Copyable {
   private func openOpenSSL(
     _ bytes: UnsafeMutablePointer<UInt8>, _ plainBytes: Int, _ nonce: UnsafePointer<UInt8>
   ) -> Bool {
+    defer { sp_leave_vectors() }
     var written: Int32 = 0
     return EVP_DecryptInit_ex(decrypting, nil, nil, nil, nonce) == 1
       && EVP_CIPHER_CTX_ctrl(decrypting, EVP_CTRL_AEAD_SET_TAG, 16, bytes + plainBytes) == 1

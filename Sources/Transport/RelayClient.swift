@@ -271,8 +271,9 @@ private final class Exchange: @unchecked Sendable {
     self.continuation = continuation
     let isBulk =
       switch request.body {
+      case .bytes(let bytes): bytes.count >= RelayClient.bulkBytesMin
       case .file(_, let length, _): length >= RelayClient.bulkBytesMin
-      case .none, .bytes: request.take != nil
+      case .none: request.take != nil
       }
     line = Line(
       origin: request.url.split(separator: "/", maxSplits: 3).prefix(2).joined(separator: "//"), isBulk: isBulk)

@@ -17,3 +17,7 @@ int sp_sha256_kernel(void);
 /// `kernel` is one of the values above, at most sp_sha256_kernel(). count 1 ... 16; messages do not overlap digests.
 void sp_sha256_prefixed(int kernel, uint8_t prefix, const uint8_t *const *messages, size_t count, size_t length,
                         uint8_t *digests);
+
+/// Ends the use of the wide vector registers (VZEROUPPER). To be called after code that leaves them in use, as OpenSSL 3.0 does with
+/// AVX-512: until then the processor merges every SSE result with what is left (SHA-NI at half its speed, AMD Zen 5).
+void sp_leave_vectors(void);

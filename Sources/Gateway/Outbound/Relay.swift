@@ -23,6 +23,9 @@ struct Relay: Sendable {
   /// How often the sender looks whether the hub still has what it was given.
   static let hubLookSeconds: TimeInterval = 3600
 
+  /// What is left of a body is sent with its digest up to this: the bytes wait in memory for their turn.
+  static let digestedBytesMax: Int64 = 256 << 10
+
   let context: GatewayContext
   let links: PartnerLinks
   let receipts: ReceiptBook
@@ -81,18 +84,21 @@ struct Relay: Sendable {
     var offset = start
     // A peer that lies about offsets costs a few rounds, not an endless loop.
     for _ in 0..<4 {
-      let length = transfer.bodyBytes - offset
-      var headers = ["Upload-Offset: \(offset)", "Content-Type: application/octet-stream"]
-      // Small bodies carry their digest; a large one is covered by the tree root, and hashing it first would cost a pass.
-      if length <= Int64(BodyGeometry.sealedSegmentBytes), length > 0 {
-        let start = offset
-        let bytes = try await context.pool.run { try file.file.bytes(at: start, count: Int(length)) }
+      let (from, length) = (offset, transfer.bodyBytes - offset)
+      var headers = ["Upload-Offset: \(from)", "Content-Type: application/octet-stream"]
+      let body: RelayRequest.Body
+      // A small body carries its digest; a large one is covered by the tree root, and hashing it first would cost a pass.
+      if length > 0, length <= Self.digestedBytesMax {
+        let bytes = try await context.pool.run { try file.file.bytes(at: from, count: Int(length)) }
         headers.append("Content-Digest: \(ContentDigest.header(Digest(of: bytes)))")
+        body = .bytes(bytes)
+      } else {
+        body = .file(offset: from, length: length) { try file.file.read(into: $0, at: $1) }
       }
-      let (from, fields) = (offset, headers)
+      let fields = headers
       let reply = try await links.send(transfer.link, "PATCH", "\(path)/body") {
         $0.headers = fields
-        $0.body = .file(offset: from, length: length) { try file.file.read(into: $0, at: $1) }
+        $0.body = body
         $0.stallSeconds = 60
       }
       switch reply.status {
