@@ -188,12 +188,13 @@ V5 static inline void load_transposed(__m512i w[16], const uint8_t *const p[16])
 #define XOR3(a, b, c) _mm512_ternarylogic_epi32(a, b, c, 0x96)
 #define S(x, n) _mm512_ror_epi32(x, n)
 
-// One round; the names of the working variables rotate instead of their contents.
+// One round; the names of the working variables rotate instead of their contents. What is known last is added last: rounds wait for
+// each other through e (AMD Zen 5: 5.4 against 4.7 GB/s).
 #define ROUND(i, a, b, c, d, e, f, g, h)                                                                        \
   {                                                                                                             \
     __m512i t = _mm512_add_epi32(_mm512_add_epi32(h, w[i]), _mm512_set1_epi32((int)k[i]));                      \
-    t = _mm512_add_epi32(t, XOR3(S(e, 6), S(e, 11), S(e, 25)));                                                 \
     t = _mm512_add_epi32(t, _mm512_ternarylogic_epi32(e, f, g, 0xCA));                                          \
+    t = _mm512_add_epi32(t, XOR3(S(e, 6), S(e, 11), S(e, 25)));                                                 \
     d = _mm512_add_epi32(d, t);                                                                                 \
     h = _mm512_add_epi32(t, _mm512_add_epi32(XOR3(S(a, 2), S(a, 13), S(a, 22)),                                 \
                                              _mm512_ternarylogic_epi32(a, b, c, 0xE8)));                        \
