@@ -14,7 +14,6 @@ struct Maintenance: Service {
   let context: GatewayContext
 
   func run() async throws {
-    try await rewriteOutcomes()
     try await untilShutdown {
       var warned: [String: Int] = [:]
       var told: [TransferID: Double] = [:]
@@ -65,15 +64,33 @@ struct Maintenance: Service {
     try await context.pool.run { for id in strays { try context.spool.removeSubjects(id) } }
   }
 
-  /// Outcome files are not synced when they are written; those of the last minutes before a stop are written again.
-  private func rewriteOutcomes() async throws {
+  /// Outcome files are not synced when they are written; those of the last minute before a stop are seen to.
+  ///
+  /// Before any stage runs: what a stage writes meanwhile would be newer.
+  func restoreOutcomes() async throws {
     guard let last = try await context.ledger.read({ try $0.lastInstant() }) else { return }
-    let recent = try await context.ledger.read { try $0.changed(.out, since: last - 60) }
     let outcomes = Outcomes(context: context)
-    for transfer in recent where transfer.state != .claimed && transfer.state != .purged {
-      try await context.pool.run { try outcomes.write(transfer) }
+    let page = { @Sendable [context] (id: TransferID?) in
+      try await context.ledger.read {
+        try $0.changed(by: context.agency, since: last - 60, after: id, limit: Self.outcomesPage)
+      }
+    }
+    do {
+      var recent = try await page(nil)
+      while let end = recent.last {
+        async let next = page(end.id)
+        try await context.pool.run { [recent] in
+          for transfer in recent where transfer.state != .claimed { try outcomes.restore(transfer) }
+        }
+        recent = try await next
+      }
+    } catch {
+      if let trouble = try Disposition.survived(error) { context.logger.warning("outcome files: \(trouble.note)") }
     }
   }
+
+  /// Rows of a page while outcome files are seen to; two pages are in memory at once.
+  private static let outcomesPage = 500
 
   private func purge() async throws {
     let before = context.now() - Double(context.configuration.retentionSeconds)

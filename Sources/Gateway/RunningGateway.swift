@@ -41,6 +41,7 @@ package struct RunningGateway: Service {
     try Directory.remove(context.home.adminSocket)
     let maintenance = Maintenance(context: context)
     try await maintenance.sweep()
+    try await maintenance.restoreOutcomes()
     try await ConsentJourney(context: context).settleAfterCrash()
     let services: [any Service] =
       [

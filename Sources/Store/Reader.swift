@@ -106,11 +106,15 @@ package struct Reader {
     ).map(Transfer.init)
   }
 
-  /// Transfers touched since `instant`.
-  package func changed(_ direction: Direction, since instant: Date) throws -> [Transfer] {
+  /// Transfers that `sender` sends and that were touched since `instant`, without the purged ones, in order of their ids after `id`.
+  package func changed(
+    by sender: AgencyID, since instant: Date, after id: TransferID?, limit: Int
+  ) throws -> [Transfer] {
     try fetchAll(
-      "SELECT \(Transfer.columns) FROM transfers WHERE direction = ? AND updated_at >= ? ORDER BY created_at, id",
-      [direction.rawValue, Transfer.milliseconds(instant)]
+      """
+      SELECT \(Transfer.columns) FROM transfers
+      WHERE sender = ? AND id > ? AND direction = 'out' AND state <> 'purged' AND updated_at >= ? ORDER BY id LIMIT ?
+      """, [sender.text, id?.text ?? "", Transfer.milliseconds(instant), limit]
     ).map(Transfer.init)
   }
 

@@ -163,6 +163,13 @@ enum Schema {
         }
       }
     }
+    migrator.registerMigration("8 what is to be purged") { db in
+      try db.execute(
+        sql: """
+          CREATE INDEX transfers_ended ON transfers (updated_at) WHERE state IN
+            ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined');
+          """)
+    }
     return migrator
   }
 }

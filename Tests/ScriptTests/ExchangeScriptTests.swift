@@ -78,6 +78,33 @@ import Testing
     #expect(try agencies.findings() == [])
   }
 
+  /// Outcome files are not synced: a power cut may take the last ones.
+  @Test func outcomesThatAPowerCutTookAreWrittenAgain() throws {
+    let agencies = try TestAgencies()
+    let (sender, names) = (agencies.sender, ["kept.txt", "lost.txt", "empty.txt", "other.txt"])
+    try sender.startSending()
+    for name in names { try sender.drop(name, Data(name.utf8)) }
+    #expect(eventually { names.allSatisfy { sender.outcome($0) == "accepted" } })
+    #expect(sender.stop() == 0)
+    let path = { (name: String) in "\(sender.home)/returned/\(TestAgencies.agreement)/\(name).outcome.json" }
+    let file = { (name: String) in
+      try FileManager.default.attributesOfItem(atPath: path(name))[.systemFileNumber] as? Int
+    }
+    let kept = try file("kept.txt")
+    try FileManager.default.removeItem(atPath: path("lost.txt"))
+    try Data().write(to: URL(fileURLWithPath: path("empty.txt")))
+    try Data(contentsOf: URL(fileURLWithPath: path("kept.txt"))).write(to: URL(fileURLWithPath: path("other.txt")))
+    let ids = names.map { sender.outcome($0, "id") }
+    try sender.start()
+    #expect(eventually { names.allSatisfy { sender.outcome($0) == "accepted" } })
+    #expect(sender.outcome("other.txt", "id") != ids[0])
+    #expect(try file("kept.txt") == kept)
+    try agencies.recipient.start()
+    #expect(eventually { names.allSatisfy { sender.outcome($0) == "delivered" } })
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
   @Test func whatIsNotAPayloadIsReturnedWithAReason() throws {
     var options = TestAgencies.Options()
     options.namePattern = "*.csv"

@@ -20,7 +20,7 @@ struct Outcomes: Sendable {
     guard transfer.direction == .out else { return }
     let directory = context.home.returned(transfer.agreement)
     try Directory.make(directory, mode: 0o750)
-    var path = "\(directory)/\(transfer.name).outcome.json"
+    var path = path(transfer)
     let older = { (id: String) in "\(directory)/\(Self.older(transfer.name, id)).outcome.json" }
     if transfer.replacedBy != nil {
       // The name belongs to what took its place.
@@ -34,6 +34,20 @@ struct Outcomes: Sendable {
       }
     }
     try replace("\(directory)/.\(transfer.id).outcome", path, Self.document(transfer).canonical + [10])
+  }
+
+  /// Writes again what a power cut may have taken: an outcome that its file does not tell.
+  func restore(_ transfer: Transfer) throws {
+    if case .object(let due) = Self.document(transfer), let told = try contents(path(transfer)),
+      ["id", "outcome", "code"].allSatisfy({ told[$0] == due[$0] })
+    {
+      return
+    }
+    try write(transfer)
+  }
+
+  private func path(_ transfer: Transfer) -> String {
+    "\(context.home.returned(transfer.agreement))/\(transfer.name).outcome.json"
   }
 
   static func document(_ transfer: Transfer) -> JSON {
@@ -84,13 +98,21 @@ struct Outcomes: Sendable {
 
   private static func older(_ name: String, _ id: String) -> String { "\(name)~\(id.prefix(8))" }
 
+  /// What an outcome file of ours says; nil when there is none: a batch job takes its outcomes when it likes.
+  private func contents(_ path: String) throws -> [String: JSON]? {
+    do {
+      let text = try File.contents(path, bytesMax: 65536).dropLast()
+      guard case .object(let members)? = try? JSON(canonical: Array(text), bytesMax: 65536) else { return nil }
+      return members
+    } catch {
+      guard error.errno == ENOENT else { throw error }
+      return nil
+    }
+  }
+
   /// Whose outcome lies under a name, and since when its file is known; nil when nothing of ours does.
   private func holder(of path: String) throws -> (id: String, claimed: String)? {
-    guard Directory.exists(path) else { return nil }
-    let bytes = try File.contents(path, bytesMax: 65536)
-    guard let document = try? JSON(canonical: bytes.last == 10 ? Array(bytes.dropLast()) : bytes, bytesMax: 65536),
-      case .object(let members) = document, case .string(let id)? = members["id"]
-    else { return nil }
+    guard let members = try contents(path), case .string(let id)? = members["id"] else { return nil }
     guard case .string(let claimed)? = members["claimed"] else { return (id, "") }
     return (id, claimed)
   }
