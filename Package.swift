@@ -126,7 +126,10 @@ let package = Package(
       ],
       exclude: ["Cases"], swiftSettings: strict),
     .testTarget(name: "PoliciesTests", dependencies: ["Policies"], swiftSettings: strict),
-    .testTarget(name: "StoreTests", dependencies: ["Store", "TestSupport"], swiftSettings: strict),
+    .testTarget(
+      name: "StoreTests",
+      dependencies: ["Store", "TestSupport", .product(name: "NIOConcurrencyHelpers", package: "swift-nio")],
+      swiftSettings: strict),
     .testTarget(
       name: "TransportTests",
       dependencies: [

@@ -16,6 +16,7 @@ import shutil
 import signal
 import statistics
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -232,6 +233,12 @@ def bench_relay(directory, size, rounds):
     with open(payload, "wb") as file:
         for _ in range(size >> 20):
             file.write(os.urandom(1 << 20))
+    ledger = sqlite3.connect(f"file:{pair.homes['sender']}/ledger.sqlite?mode=ro", uri=True)
+
+    def received(name):
+        return ledger.execute(
+            "SELECT 1 FROM receipts JOIN transfers USING (sender, id) WHERE name = ? AND kind = 'received'", [name]).fetchone()
+
     try:
         def upload():
             start = time.monotonic()
@@ -251,20 +258,15 @@ def bench_relay(directory, size, rounds):
             with open(os.path.join(directory, name), "rb") as copy:
                 os.fsync(copy.fileno())
             os.rename(os.path.join(directory, name), os.path.join(pair.outbox, name))
-            # From spool to the verified receipt: the audit entries of this transfer say when each began and ended.
+            # From the first byte in the recipient's spool until the sender has verified and committed the `received` receipt.
             outcome = os.path.join(pair.homes["sender"], "returned", "demo-files", f"{name}.outcome.json")
-            part = None
-            start = end = None
             spool_in = os.path.join(pair.homes["recipient"], "spool", "in", "sender.example.gov")
-            while end is None:
-                names = os.listdir(spool_in) if os.path.isdir(spool_in) else []
-                if start is None and any(n.endswith(".part") for n in names):
-                    start = time.monotonic()
-                if start is not None and part is None and any(n.endswith(".body") for n in names):
-                    part = end = time.monotonic()
-                if os.path.exists(outcome) and '"delivered"' in open(outcome).read() and end is None:
-                    end = time.monotonic()
+            while not os.path.isdir(spool_in) or not any(n.endswith(".part") for n in os.listdir(spool_in)):
                 time.sleep(0.001)
+            start = time.monotonic()
+            while not received(name):
+                time.sleep(0.002)
+            end = time.monotonic()
             while '"delivered"' not in (open(outcome).read() if os.path.exists(outcome) else ""):
                 time.sleep(0.01)
             for arrived in os.listdir(pair.inbox):

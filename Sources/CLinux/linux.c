@@ -43,7 +43,10 @@ int sp_raise_descriptor_limit(void) {
   return setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-void sp_return_large_memory(void) { mallopt(M_MMAP_THRESHOLD, 4 << 20); }
+void sp_return_large_memory(void) {
+  mallopt(M_MMAP_THRESHOLD, 4 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 20);
+}
 
 void sp_ignore_write_signals(void) {
   signal(SIGPIPE, SIG_IGN);

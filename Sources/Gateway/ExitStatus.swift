@@ -42,6 +42,7 @@ package enum ExitStatus: Int32, Sendable, CaseIterable {
       case .stale: self = .waiting
       case .notFound, .illegal: self = .failed
       case .rolledBack, .notDurable, .damaged: self = .disk
+      case .newer: self = .configuration
       }
     case let error as FatalFailure: self = ExitStatus(error.cause)
     case let error as DiskError:

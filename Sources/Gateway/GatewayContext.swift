@@ -41,6 +41,8 @@ package final class GatewayContext: Sendable {
   private let actBook = NIOLockedValueBox(ActBook())
   let consents = ConsentBook()
   let downloads = Downloads()
+  /// Held by whoever writes an outcome file.
+  let outcomeLock = NIOLock()
   let arriving = Arriving()
   private let lock: HomeLock
   /// Fetches the passphrase again, for `reload`.
@@ -343,6 +345,11 @@ package final class GatewayContext: Sendable {
     guard waiting.code != earlier else { return }
     logger.notice("transfer \(waiting.id) waits: \(waiting.note) [\(waiting.code)]")
     try await pool.run { try Outcomes(context: self).write(waiting) }
+  }
+
+  /// Where a pass over so many plain bytes runs: what is over within one segment is no longer than other work that blocks.
+  func threads(for payloadBytes: Int64) -> BlockingPool {
+    payloadBytes <= Int64(BodyGeometry.segmentBytes) ? pool : passes
   }
 
   /// Whether there is room to take more. Below the low-water mark nothing new is taken; what is here still flows.

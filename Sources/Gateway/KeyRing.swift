@@ -3,7 +3,8 @@
 //   keys/keyring    WrappedKey over records of 33 bytes: kind (1 ed25519, 2 ml-dsa-65, 3 x25519, 4 mlkem768x25519, 5 tls) || seed
 //   keys/card.json  the newest card's envelope
 //
-// Rotation overlaps: the new key becomes active, the old one retiring (still accepted) until it is revoked or expires.
+// Rotation overlaps: the new key becomes active, the old one retiring (still accepted) until it is revoked or expires. For a day the
+// retiring signing key goes on signing.
 
 import Foundation
 import Sealing
@@ -129,11 +130,20 @@ package struct KeyRing: Sendable {
 
   // MARK: in use
 
-  /// The keys that sign documents now: active and in their time.
+  /// How long a retiring key signs on in place of the active one: partners learn a new card within the hour, and what they receive until
+  /// then is signed by a key that either card has.
+  package static let overlapSeconds: TimeInterval = 86400
+
+  /// The keys that sign documents now, one of each algorithm: the active one, or for a day after a rotation the one before it.
   package func signers(at instant: Date) -> [SigningKey] {
-    signing.filter { key in
-      card.card.signingKeys.contains { $0.key == key.verifying && $0.state == .active && $0.isValid(at: instant) }
+    let valid = card.card.signingKeys.filter { $0.isValid(at: instant) }
+    let chosen = SigningAlgorithm.allCases.compactMap { algorithm -> VerifyingKey? in
+      let keys = valid.filter { $0.key.algorithm == algorithm }
+      guard let active = keys.last(where: { $0.state == .active }) else { return nil }
+      let before = keys.last { $0.state == .retiring && $0.notBefore <= active.notBefore }
+      return instant < active.notBefore + Self.overlapSeconds ? (before ?? active).key : active.key
     }
+    return signing.filter { chosen.contains($0.verifying) }
   }
 
   package func sign(_ document: JSON, as kind: DocumentKind, at instant: Date) -> Envelope {
@@ -163,7 +173,7 @@ package struct KeyRing: Sendable {
   package mutating func rotate(_ use: Use, kind: RecipientKind? = nil, postQuantum: Bool = false, at instant: Date)
     throws
   {
-    var signingKeys = card.card.signingKeys
+    var signingKeys = Self.withRoom(card.card.signingKeys, at: instant)
     var recipients = card.card.recipients
     var pins = card.card.tlsPins
     switch use {
@@ -202,6 +212,7 @@ package struct KeyRing: Sendable {
   private mutating func addRecipient(
     _ identity: Identity, to recipients: inout [CardKey<Recipient>], at instant: Date
   ) throws {
+    recipients = Self.withRoom(recipients, at: instant)
     for index in recipients.indices
     where recipients[index].state == .active && recipients[index].key.kind == identity.recipient.kind {
       recipients[index].state = .retiring
@@ -239,7 +250,19 @@ package struct KeyRing: Sendable {
     try reissue(card.card.signingKeys, card.card.recipients, card.card.tlsPins, endpoint, at: instant)
   }
 
-  /// The next card, signed by every key that may: the new one and those that the held card knows.
+  /// A card's keys with room for one more: a full card lets go of one that has expired, else of a revoked one, else of the one that
+  /// retired first.
+  private static func withRoom<Key>(_ keys: [CardKey<Key>], at instant: Date) -> [CardKey<Key>] {
+    guard keys.count >= Card.keysMax else { return keys }
+    let place =
+      keys.firstIndex { $0.notAfter < instant } ?? keys.firstIndex { $0.state == .revoked }
+      ?? keys.firstIndex { $0.state == .retiring }
+    var keys = keys
+    if let place { keys.remove(at: place) }
+    return keys
+  }
+
+  /// The next card, signed by the newest keys that may, of each algorithm: the new one and those that the held card knows.
   private mutating func reissue(
     _ signingKeys: [CardKey<VerifyingKey>], _ recipients: [CardKey<Recipient>], _ pins: [Digest], _ endpoint: String?,
     at instant: Date
@@ -248,8 +271,11 @@ package struct KeyRing: Sendable {
       agency: card.card.agency, serial: card.card.serial + 1, previous: card.digest,
       issuedAt: Timestamp.parse(Timestamp.format(instant))!, signingKeys: signingKeys, recipients: recipients,
       tlsPins: pins, endpoint: endpoint)
-    let valid = Set(signingKeys.filter { $0.isValid(at: instant) }.map(\.key))
-    card = SignedCard(signing: next, with: signing.filter { valid.contains($0.verifying) })
+    let valid = signingKeys.filter { $0.isValid(at: instant) }.map(\.key)
+    let newest = SigningAlgorithm.allCases.flatMap { algorithm in
+      valid.filter { $0.algorithm == algorithm }.suffix(Envelope.signaturesMax / 2)
+    }
+    card = SignedCard(signing: next, with: signing.filter { newest.contains($0.verifying) })
     // What is written must be readable by everybody else.
     _ = try SignedCard(selfSigned: card.envelope.bytes, at: instant)
   }

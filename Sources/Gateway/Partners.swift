@@ -51,12 +51,7 @@ package struct Partners: Sendable {
     let agency = card.card.agency
     guard agency != context.agency else { throw SealingError(.cardSuccession, "that is this agency's own card") }
     let outcome = try await context.ledger.write { tx -> CardOutcome in
-      for other in try tx.reader.partners() where other.agency != agency {
-        let held = try SignedCard(own: other.card)
-        guard Set(held.card.tlsPins).isDisjoint(with: card.card.tlsPins) else {
-          throw SealingError(.keyInvalid, "a TLS key of this card is on the card of \(other.agency) too")
-        }
-      }
+      try requireOwnPins(card.card, tx)
       guard var record = try tx.reader.partner(agency) else {
         try tx.put(PartnerRecord(agency: agency, state: .pending, card: card.envelope.bytes))
         try tx.append(AuditEvent("partner-added", ["partner": .string(agency.text), "card": .string(card.digest.hex)]))
@@ -103,6 +98,19 @@ package struct Partners: Sendable {
     return (agency, outcome)
   }
 
+  /// By a TLS key one partner is known, and no other.
+  ///
+  /// - Throws: `key.invalid` for one that stands on another partner's card, held or waiting.
+  private func requireOwnPins(_ card: Card, _ tx: Transaction) throws {
+    for other in try tx.reader.partners() where other.agency != card.agency {
+      for bytes in [other.card, other.pendingCard].compactMap({ $0 }) {
+        guard try Set(SignedCard(own: bytes).card.tlsPins).isDisjoint(with: card.tlsPins) else {
+          throw SealingError(.keyInvalid, "a TLS key of this card is on the card of \(other.agency) too")
+        }
+      }
+    }
+  }
+
   /// Activates the pending card whose fingerprint a person compared.
   ///
   /// - Throws: `key.invalid` when it is another fingerprint; `LedgerError.notFound`, `illegal`.
@@ -118,6 +126,7 @@ package struct Partners: Sendable {
         throw SealingError(
           .keyInvalid, "the fingerprint of \(agency) is another: do not approve it, ask again by telephone")
       }
+      try requireOwnPins(card.card, tx)
       record.card = waiting
       record.pendingCard = nil
       record.pendingReason = nil

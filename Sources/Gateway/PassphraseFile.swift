@@ -28,8 +28,11 @@ package enum PassphraseFile {
   package static func create(_ path: String) throws -> Secret {
     var random = [UInt8](repeating: 0, count: 32)
     random.withUnsafeMutableBytes { systemRandom($0) }
-    var text = Array(Hex.encode(random).utf8)
-    try DurableFile.write(text + [10], to: path)
+    let secret = Secret(wiping: &random)
+    var text = secret.withBytes { Hex.letters($0) }
+    text.append(10)
+    try DurableFile.write(text, to: path)
+    text.removeLast()
     return Secret(wiping: &text)
   }
 }

@@ -57,7 +57,7 @@ struct Stage: Service {
           }
           if Task.isCancelled || notBefore().map({ $0 > context.now() }) == true { break }
           busy.withLockedValue { _ = $0.insert(transfer.place) }
-          group.addTask {
+          group.addTask(executorPreference: context.pool) {
             do {
               try await perform(transfer)
             } catch {
@@ -92,17 +92,30 @@ struct Stage: Service {
     do {
       try await work(transfer)
     } catch {
-      switch Disposition(error) {
-      case .ignore: break
-      case .stop:
-        context.logger.critical("\(error)")
-        throw FatalFailure(cause: error)
-      case .retry(let code, let note): try await postpone(transfer, code, note)
-      case .halt where error is SpoolDamage && direction == .hub:
-        try await Hub(context: context).lost(transfer)
-      case .halt(let code, let note):
-        try await setAside(transfer, code, note, error is SpoolDamage ? [.corrupt] : [.held, .quarantined])
+      let failure = error
+      do {
+        try await settle(transfer, after: failure)
+      } catch {
+        // The ledger cannot take it now, a full disk above all: the row is as it was, and is looked at again.
+        guard let trouble = try Disposition.survived(error) else { return }
+        context.logger.error("transfer \(transfer.id): \(trouble.note) [\(trouble.code)], after: \(failure)")
+        await Signal().wait(after: 0, for: Self.idle)
       }
+    }
+  }
+
+  private func settle(_ transfer: Transfer, after error: any Error) async throws {
+    switch Disposition(error) {
+    case .ignore: break
+    case .stop:
+      context.logger.critical("\(error)")
+      throw error
+    case .retry(let code, let note): try await postpone(transfer, code, note)
+    case .halt where error is SpoolDamage && direction == .hub:
+      try await Hub(context: context).lost(transfer)
+    case .halt(let code, let note):
+      // A key that may be with the recipient already is not sent again by itself: `unconfirmed`.
+      try await setAside(transfer, code, note, error is SpoolDamage ? [.corrupt] : [.held, .quarantined, .unconfirmed])
     }
   }
 
@@ -167,7 +180,7 @@ struct Stage: Service {
           }
         }
       }
-      if moved.state.isEnd { try await context.pool.run { [context] in try Outcomes(context: context).write(moved) } }
+      if moved.state.isEnd || moved.state == .unconfirmed { try await context.pool.run { [context] in try Outcomes(context: context).write(moved) } }
     } catch LedgerError.stale {
       return
     }

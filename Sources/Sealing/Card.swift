@@ -11,7 +11,7 @@ public struct CardKey<Key: Hashable & Sendable>: Hashable, Sendable {
   public enum State: String, Sendable, CaseIterable {
     /// Used for producing.
     case active
-    /// Still accepted, no longer used for producing.
+    /// Still accepted; used for producing only until partners know its successor.
     case retiring
     /// Not accepted any more, whatever its dates say.
     case revoked
@@ -256,7 +256,7 @@ public struct SignedCard: Equatable, Sendable {
     }
     let revoked = Set(successor.card.signingKeys.filter { $0.state == .revoked }.map(\.key))
     let heldKeys = card.signingKeys.filter { $0.isValid(at: instant) }.map(\.key)
-    if heldKeys.contains(where: { $0.algorithm == .ed25519 && revoked.contains($0) }) {
+    if heldKeys.contains(where: revoked.contains) {
       return .needsApproval(reason: "a signing key of the held card is revoked")
     }
     guard successor.card.previous == digest else { throw refused("it does not follow the held card") }

@@ -5,13 +5,18 @@ public enum Hex {
   private static let digits = Array("0123456789abcdef".utf8)
 
   public static func encode(_ bytes: some Sequence<UInt8>) -> String {
+    String(decoding: letters(bytes), as: UTF8.self)
+  }
+
+  /// The same as bytes, for what must not be in a String.
+  public static func letters(_ bytes: some Sequence<UInt8>) -> [UInt8] {
     var text: [UInt8] = []
     text.reserveCapacity(bytes.underestimatedCount * 2)
     for byte in bytes {
       text.append(digits[Int(byte >> 4)])
       text.append(digits[Int(byte & 15)])
     }
-    return String(decoding: text, as: UTF8.self)
+    return text
   }
 
   /// nil unless `text` is lower-case hexadecimal of even length.

@@ -43,7 +43,7 @@ public struct Envelope: Equatable, Sendable {
   /// A manifest's 64 KiB in base64 and room for signatures.
   public static let bytesMax = 131_072
   public static let payloadBytesMax = 65536
-  static let signaturesMax = 8
+  public static let signaturesMax = 8
 
   public let kind: DocumentKind
   public let bytes: [UInt8]

@@ -55,10 +55,13 @@ public enum JSON: Hashable, Sendable {
     text.append(34)
     defer { text.append(34) }
     // Almost every string needs no escape, and is copied whole.
-    guard string.utf8.contains(where: { $0 < 32 || $0 == 34 || $0 == 92 }) else {
-      text.append(contentsOf: string.utf8)
-      return
+    let isCopied = string.utf8.withContiguousStorageIfAvailable { bytes in
+      var escapes = false
+      for byte in bytes { escapes = escapes || byte < 32 || byte == 34 || byte == 92 }
+      if !escapes { text.append(contentsOf: bytes) }
+      return !escapes
     }
+    if isCopied == true { return }
     for byte in string.utf8 {
       switch byte {
       case 34: text += [92, 34]

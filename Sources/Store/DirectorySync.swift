@@ -16,7 +16,8 @@ package final class DirectorySync: @unchecked Sendable {
 
   package init(_ path: String) { self.path = path }
 
-  /// - Throws: DiskError; after one failure every later call fails the same way, since what it covered is unknown.
+  /// - Throws: DiskError. After a sync that failed every later call fails the same way, since what it covered is unknown; a directory
+  ///   that could not be opened is tried again.
   package func sync() throws(DiskError) {
     condition.lock()
     defer { condition.unlock() }
@@ -35,8 +36,10 @@ package final class DirectorySync: @unchecked Sendable {
       do throws(DiskError) { try Directory.sync(path) } catch { outcome = error }
       condition.lock()
       isSyncing = false
-      if let outcome { failure = outcome } else { completed = covered }
+      if outcome == nil { completed = covered }
+      if let outcome, outcome.operation == Directory.syncOperation { failure = outcome }
       condition.broadcast()
+      if let outcome { throw outcome }
     }
   }
 }

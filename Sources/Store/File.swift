@@ -86,7 +86,9 @@ package struct File: ~Copyable, Sendable {
     }
     if let failure { throw failure }
     guard count <= bytesMax else { throw DiskError("read", path, errno: EFBIG) }
-    return Array(bytes[..<count])
+    // In place: what it holds may be secret, and a copy would be left behind.
+    bytes.removeSubrange(count...)
+    return bytes
   }
 }
 
@@ -117,10 +119,13 @@ package enum Directory {
     return slash == path.startIndex ? "/" : String(path[..<slash])
   }
 
+  /// The `operation` of a DiskError when fsync(2) itself failed, and not the opening before it.
+  static let syncOperation = "fsync"
+
   /// fsync(2) of the directory itself: names in it are durable afterwards.
   package static func sync(_ path: String) throws(DiskError) {
     let directory = try File(path, O_RDONLY | O_DIRECTORY)
-    guard fsync(directory.descriptor) == 0 else { throw DiskError("fsync", path) }
+    guard fsync(directory.descriptor) == 0 else { throw DiskError(syncOperation, path) }
   }
 
   /// rename(2), replacing.
@@ -155,7 +160,7 @@ package enum Directory {
       let name = withUnsafePointer(to: &entry.pointee.d_name) {
         $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(validatingCString: $0) }
       }
-      // A name that is not UTF-8 cannot travel; it is reported by `Directory.hasForeignNames`.
+      // A name that is not UTF-8 cannot travel, and stays where it is.
       if let name, name != ".", name != ".." { names.append(name) }
     }
     guard errno == 0 || names.count >= countMax else { throw DiskError("readdir", path) }

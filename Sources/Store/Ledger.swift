@@ -12,10 +12,13 @@ import Sealing
 /// The database of one home. Callable concurrently.
 package final class Ledger: Sendable {
   package static let groupMax = 64
+  /// Reads at once; `readNow` has connections of its own.
+  static let readers = 3
 
   package let path: String
   let pool: DatabasePool
   private let queue: CommitQueue
+  private let readers: ReadQueue
 
   /// Opens, migrates and checks the ledger in `home`.
   ///
@@ -28,15 +31,21 @@ package final class Ledger: Sendable {
     var configuration = Configuration()
     configuration.label = "ledger"
     configuration.busyMode = .timeout(10)
-    configuration.maximumReaderCount = 4
+    configuration.maximumReaderCount = Self.readers + 4
     pool = try DatabasePool(path: path, configuration: configuration)
+    guard try !pool.read(Schema.migrator.hasBeenSuperseded) else { throw LedgerError.newer }
     try Schema.migrator.migrate(pool)
+    let heads = "\(home)/heads.log"
+    // Made with the ledger, and left by a restore: one that is gone says nothing of what was signed.
+    let isFresh = try pool.read { try Int.fetchOne($0, sql: "SELECT 1 FROM audit LIMIT 1") == nil }
+    guard isFresh || Directory.exists(heads) else { throw LedgerError.rolledBack("heads.log is missing") }
     // GRDB sets NORMAL in WAL mode after every hook that a configuration offers, so FULL is set here.
     try pool.writeWithoutTransaction { db in
       try db.execute(sql: "PRAGMA synchronous = FULL")
     }
     try Self.assertDurable(pool)
-    queue = try CommitQueue(pool: pool, heads: HeadsLog("\(home)/heads.log"), now: now, sign: sign)
+    queue = try CommitQueue(pool: pool, heads: HeadsLog(heads), now: now, sign: sign)
+    readers = ReadQueue(pool)
   }
 
   /// Reads the settings back from the writing connection.
@@ -51,7 +60,8 @@ package final class Ledger: Sendable {
   /// Runs `body` in the next group commit; returns once that is on disk.
   ///
   /// `body` may run on any thread and must only use the transaction it is given. Cancelling the caller does not undo it.
-  /// - Throws: what `body` throws, having changed nothing; DatabaseError when the commit fails.
+  /// - Throws: what `body` throws, having changed nothing (of a `RecordedRefusal` its cause, with its entry committed); DatabaseError when
+  ///   the commit fails.
   package func write<Value: Sendable>(_ body: @escaping @Sendable (Transaction) throws -> Value) async throws -> Value {
     try await withCheckedThrowingContinuation { continuation in
       queue.add(CommitJob(body, continuation))
@@ -59,12 +69,9 @@ package final class Ledger: Sendable {
   }
 
   /// Reads a snapshot. Cancelling the caller does not end it.
-  ///
-  /// The connection is given back by GRDB's thread that read. GRDB's own `async` read gives it back on the caller's executor, and when
-  /// all of that executor's threads wait for a connection in `readNow`, never.
   package func read<Value: Sendable>(_ body: @escaping @Sendable (Reader) throws -> Value) async throws -> Value {
     try await withCheckedThrowingContinuation { continuation in
-      pool.asyncRead { db in continuation.resume(with: Result { try body(Reader(db: db.get())) }) }
+      readers.add { db in continuation.resume(with: Result { try db.get().snapshot(body) }) }
     }
   }
 
@@ -78,6 +85,7 @@ package final class Ledger: Sendable {
 
   /// Writes the last head durably and closes the database. No call may follow.
   package func close() throws {
+    readers.stop()
     try queue.stop()
     try pool.close()
   }
@@ -107,6 +115,93 @@ private struct CommitJob: Sendable {
       return { continuation.resume(returning: value) }
     }
     fail = { continuation.resume(throwing: $0) }
+  }
+}
+
+/// Threads that read, each with its connection for as long as the ledger is open.
+///
+/// Not GRDB's own asynchronous reads: each prepares three statements anew and changes threads twice, and its `async` form gives
+/// the connection back on the caller's executor: when all of that executor's threads wait for one in `readNow`, never.
+private final class ReadQueue: @unchecked Sendable {
+  // Proof for @unchecked: everything is touched only under `condition`.
+  typealias Job = @Sendable (Result<Database, any Error>) -> Void
+
+  private let condition = NSCondition()
+  private var jobs: [Job] = []
+  private var isStopping = false
+  private var running = Ledger.readers
+
+  init(_ pool: DatabasePool) {
+    for _ in 0..<Ledger.readers {
+      Thread.detachNewThread { [self] in
+        do {
+          try pool.unsafeRead { db in
+            while let job = next() { job(.success(db)) }
+          }
+        } catch {
+          // No connection: whoever asks is told why.
+          while let job = next() { job(.failure(error)) }
+        }
+        condition.withLock {
+          running -= 1
+          condition.broadcast()
+        }
+      }
+    }
+  }
+
+  func add(_ job: @escaping Job) {
+    let isLate = condition.withLock {
+      guard !isStopping else { return true }
+      jobs.append(job)
+      condition.signal()
+      return false
+    }
+    if isLate { job(.failure(CancellationError())) }
+  }
+
+  /// Returns when all that was asked has been answered.
+  func stop() {
+    condition.withLock {
+      isStopping = true
+      condition.broadcast()
+      while running > 0 { condition.wait() }
+    }
+  }
+
+  /// The oldest job, once there is one; nil when there will be none.
+  private func next() -> Job? {
+    condition.withLock {
+      while jobs.isEmpty, !isStopping { condition.wait() }
+      return jobs.isEmpty ? nil : jobs.removeFirst()
+    }
+  }
+}
+
+extension Database {
+  /// Runs `body` in a transaction that reads, with statements that are prepared once.
+  fileprivate func snapshot<Value>(_ body: (Reader) throws -> Value) throws -> Value {
+    try cachedStatement(sql: "BEGIN").execute()
+    let value = Result { try body(Reader(db: self)) }
+    try cachedStatement(sql: "COMMIT").execute()
+    return try value.get()
+  }
+
+  /// Runs `body` in a savepoint: when it throws, nothing of what it did is left. GRDB's own would be prepared anew each time.
+  fileprivate func isolated<Value>(_ body: () throws -> Value) throws -> Value {
+    try cachedStatement(sql: "SAVEPOINT job").execute()
+    do {
+      let value = try body()
+      try cachedStatement(sql: "RELEASE job").execute()
+      return value
+    } catch {
+      // A disk that fails may have rolled back the whole transaction.
+      if isInsideTransaction {
+        try cachedStatement(sql: "ROLLBACK TO job").execute()
+        try cachedStatement(sql: "RELEASE job").execute()
+      }
+      throw error
+    }
   }
 }
 
@@ -210,15 +305,16 @@ private final class CommitQueue: @unchecked Sendable {
             let transaction = Transaction(db: db, frontier: edge, at: instant, head: committedHead)
             defer { hasRoom = hasRoom || transaction.hasRoom }
             do {
-              var answer: (@Sendable () -> Void)?
-              try db.inSavepoint {
-                answer = try job.run(transaction)
-                return .commit
-              }
+              let answer = try db.isolated { try job.run(transaction) }
               edge = transaction.frontier
-              accepted.append((job, answer!))
-            } catch let error as DatabaseError where error.isDiskFailure {
+              accepted.append((job, answer))
+            } catch let error as DatabaseError where error.isDiskFailure || !db.isInsideTransaction {
               throw error
+            } catch let refusal as RecordedRefusal {
+              let record = Transaction(db: db, frontier: edge, at: instant, head: committedHead)
+              try record.append(refusal.event)
+              edge = record.frontier
+              accepted.append((job, { job.fail(refusal.cause) }))
             } catch {
               job.fail(error)
             }
@@ -231,8 +327,10 @@ private final class CommitQueue: @unchecked Sendable {
       let head = LedgerHead(epoch: epoch, size: Int64(edge.size), root: edge.root)
       frontier = edge
       condition.withLock { committedHead = head }
-      try heads.write(head, at: instant, always: false, sign: sign)
       for (_, answer) in accepted { answer() }
+      accepted = []
+      // What is committed is, whatever becomes of its head's line.
+      try heads.write(head, at: instant, always: false, sign: sign)
     } catch {
       // A full disk may empty again. After any other failure what is on disk is unknown: nothing more is written.
       let isFull = (error as? DatabaseError)?.resultCode == .SQLITE_FULL || (error as? DiskError)?.isFull == true

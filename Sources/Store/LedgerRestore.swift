@@ -39,8 +39,10 @@ extension Ledger {
     for suffix in ["", "-wal", "-shm"] where Directory.exists(path + suffix) {
       try Directory.rename(path + suffix, "\(path).before-restore\(suffix)")
     }
-    if Directory.exists(heads) { try Directory.rename(heads, "\(heads).before-restore") }
     try Directory.rename(fresh, path)
+    // Last: until then a start refuses what the old heads do not fit.
+    if Directory.exists(heads) { try Directory.rename(heads, "\(heads).before-restore") }
+    try DurableFile.write([], to: heads)
     try Directory.sync(Directory.parent(of: path))
   }
 

@@ -9,23 +9,23 @@ package struct Reader {
   let db: Database
 
   package func transfer(_ sender: AgencyID, _ id: TransferID) throws -> Transfer? {
-    try fetchOne("SELECT \(Transfer.columns) FROM transfers WHERE sender = ? AND id = ?", [sender.text, id.text])
-      .map(Transfer.init)
+    try fetchOne("SELECT \(Transfer.columns) FROM whole_transfers WHERE sender = ? AND id = ?", [sender.text, id.text])
+      .map { try Transfer($0) }
   }
 
   /// Transfers called `id`, by whichever sender.
   package func transfers(called id: TransferID) throws -> [Transfer] {
-    try fetchAll("SELECT \(Transfer.columns) FROM transfers WHERE id = ?", [id.text]).map(Transfer.init)
+    try fetchAll("SELECT \(Transfer.columns) FROM whole_transfers WHERE id = ?", [id.text]).map { try Transfer($0) }
   }
 
   /// The transfer called `id` that `sender` sends, and any that passes through a hub under that id.
   package func transfers(called id: TransferID, of sender: AgencyID) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers WHERE sender = ? AND id = ? AND via IS NULL
-      UNION ALL SELECT \(Transfer.columns) FROM transfers WHERE id = ? AND via IS NOT NULL
+      SELECT \(Transfer.columns) FROM whole_transfers WHERE sender = ? AND id = ? AND via IS NULL
+      UNION ALL SELECT \(Transfer.columns) FROM whole_transfers WHERE id = ? AND via IS NOT NULL
       """, [sender.text, id.text, id.text]
-    ).map(Transfer.init)
+    ).map { try Transfer($0) }
   }
 
   /// Transfers in `state` that are due, oldest first, at most `limit`; of one peer, and with or without a key, where that is given.
@@ -35,14 +35,19 @@ package struct Reader {
   ) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers
-      WHERE direction = ? AND state = ? \(peer == nil ? "" : "AND peer = ?") AND next_at <= ?
+      SELECT \(Transfer.columns) FROM whole_transfers
+      WHERE direction = ? AND state = ? \(Self.peer(peer)) AND next_at <= ?
         \(Self.key(hasKey))
       ORDER BY next_at LIMIT ?
       """,
       StatementArguments([direction.rawValue, state.rawValue]) + (peer.map { [$0.text] } ?? [])
         + [Transfer.milliseconds(instant), limit]
-    ).map(Transfer.init)
+    ).map { try Transfer($0) }
+  }
+
+  /// Of all peers: the states say nothing more, and let SQLite use the index transfers_next, whose condition they repeat.
+  private static func peer(_ one: AgencyID?) -> String {
+    one == nil ? "AND state IN ('claimed', 'sealed', 'received', 'opened', 'delivering')" : "AND peer = ?"
   }
 
   private static func key(_ isThere: Bool?) -> String {
@@ -55,8 +60,8 @@ package struct Reader {
   ) throws -> Date? {
     try fetchOne(
       """
-      SELECT min(next_at) AS at FROM transfers
-      WHERE direction = ? AND state = ? \(peer == nil ? "" : "AND peer = ?") AND next_at > ?
+      SELECT min(next_at) AS at FROM whole_transfers
+      WHERE direction = ? AND state = ? \(Self.peer(peer)) AND next_at > ?
         \(Self.key(hasKey))
       """,
       StatementArguments([direction.rawValue, state.rawValue]) + (peer.map { [$0.text] } ?? [])
@@ -82,7 +87,7 @@ package struct Reader {
   package func overdue(at instant: Date, limit: Int) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers WHERE expires_at <= ?
+      SELECT \(Transfer.columns) FROM whole_transfers WHERE expires_at <= ?
         AND (state IN ('sealed', 'queued', 'sending', 'custody', 'held', 'receiving', 'received')
           AND (direction = 'out' OR key IS NULL)
           OR direction = 'hub' AND state = 'released' AND expires_at <= ?)
@@ -90,7 +95,7 @@ package struct Reader {
         ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined', 'corrupt', 'purged')
       ORDER BY expires_at LIMIT ?
       """, [Transfer.milliseconds(instant), Transfer.milliseconds(instant - Self.releasedSeconds), limit]
-    ).map(Transfer.init)
+    ).map { try Transfer($0) }
   }
 
   /// How long after its time a hub waits for the `delivered` of a package whose key it passed on.
@@ -100,10 +105,10 @@ package struct Reader {
   package func ended(before instant: Date, limit: Int) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers WHERE updated_at < ? AND state IN
+      SELECT \(Transfer.columns) FROM whole_transfers WHERE updated_at < ? AND state IN
         ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined') LIMIT ?
       """, [Transfer.milliseconds(instant), limit]
-    ).map(Transfer.init)
+    ).map { try Transfer($0) }
   }
 
   /// Transfers that `sender` sends and that were touched since `instant`, without the purged ones, in order of their ids after `id`.
@@ -112,10 +117,10 @@ package struct Reader {
   ) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers
+      SELECT \(Transfer.columns) FROM whole_transfers
       WHERE sender = ? AND id > ? AND direction = 'out' AND state <> 'purged' AND updated_at >= ? ORDER BY id LIMIT ?
       """, [sender.text, id?.text ?? "", Transfer.milliseconds(instant), limit]
-    ).map(Transfer.init)
+    ).map { try Transfer($0) }
   }
 
   /// Transfers that have not ended and say why, counted by the code that they say; the first id of each.
@@ -156,30 +161,30 @@ package struct Reader {
     }
     return try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers WHERE \(conditions.joined(separator: " AND "))
+      SELECT \(Transfer.columns) FROM whole_transfers WHERE \(conditions.joined(separator: " AND "))
       ORDER BY created_at, id LIMIT ?
       """, arguments + [limit]
-    ).map(Transfer.init)
+    ).map { try Transfer($0) }
   }
 
   /// Packages of ours that wait to be collected, those that expire first first.
   package func waiting(limit: Int) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers WHERE direction = 'out' AND collected = 1
+      SELECT \(Transfer.columns) FROM whole_transfers WHERE direction = 'out' AND collected = 1
         AND state IN ('queued', 'custody') ORDER BY expires_at LIMIT ?
       """, [limit]
-    ).map(Transfer.init)
+    ).map { try Transfer($0) }
   }
 
   /// Transfers that we collect from `peer`, under way or ended after `instant`.
   package func collecting(from peer: AgencyID, since instant: Date) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM transfers WHERE direction = 'in' AND collected = 1
+      SELECT \(Transfer.columns) FROM whole_transfers WHERE direction = 'in' AND collected = 1
         AND (peer = ? AND via IS NULL OR via = ?) AND (updated_at >= ? OR next_at IS NOT NULL) ORDER BY created_at, id
       """, [peer.text, peer.text, Transfer.milliseconds(instant)]
-    ).map(Transfer.init)
+    ).map { try Transfer($0) }
   }
 
   package func counts() throws -> [(direction: Direction, state: TransferState, count: Int64, oldest: Date)] {
@@ -194,7 +199,7 @@ package struct Reader {
 
   /// Calls `body` for every transfer, in order of sender and id.
   package func forEachTransfer(_ body: (Transfer) throws -> Void) throws {
-    let rows = try Row.fetchCursor(db, sql: "SELECT \(Transfer.columns) FROM transfers ORDER BY sender, id")
+    let rows = try Row.fetchCursor(db, sql: "SELECT \(Transfer.columns) FROM whole_transfers ORDER BY sender, id")
     while let row = try rows.next() { try body(Transfer(row)) }
   }
 
@@ -221,13 +226,13 @@ package struct Reader {
     let columns = Transfer.columns(of: "t")
     return try fetchAll(
       """
-      SELECT o.sequence AS sequence, \(columns) FROM offers AS o JOIN transfers AS t ON t.sender = o.sender AND t.id = o.id
+      SELECT o.sequence AS sequence, \(columns) FROM offers AS o JOIN whole_transfers AS t ON t.sender = o.sender AND t.id = o.id
       WHERE o.peer = ? AND o.sequence > ? AND \(waitingOnly
         ? "t.peer = o.peer AND t.state IN ('queued', 'custody', 'releasing', 'released', 'unconfirmed')"
         : "(t.sender = o.peer OR t.peer = o.peer AND t.state NOT IN ('receiving', 'confirmed', 'purged', 'held', 'sealed'))")
       ORDER BY o.sequence LIMIT ?
       """, [peer.text, cursor, limit]
-    ).map { ($0["sequence"], try Transfer($0)) }
+    ).map { ($0["sequence"], try Transfer($0, from: 1)) }
   }
 
   /// Delivered transfers of `sender`, or of those behind it, whose delivered receipt stands at or before `cursor`.
@@ -235,14 +240,14 @@ package struct Reader {
     let columns = Transfer.columns(of: "t")
     return try fetchAll(
       """
-      SELECT \(columns) FROM transfers AS t JOIN receipts AS r ON r.sender = t.sender AND r.id = t.id AND r.kind = 'delivered'
+      SELECT \(columns) FROM whole_transfers AS t JOIN receipts AS r ON r.sender = t.sender AND r.id = t.id AND r.kind = 'delivered'
       WHERE t.direction = 'in' AND t.state = 'delivered' AND t.peer = ? AND t.via IS NULL AND r.sequence <= ?
       UNION ALL
-      SELECT \(columns) FROM transfers AS t JOIN receipts AS r ON r.sender = t.sender AND r.id = t.id AND r.kind = 'delivered'
+      SELECT \(columns) FROM whole_transfers AS t JOIN receipts AS r ON r.sender = t.sender AND r.id = t.id AND r.kind = 'delivered'
       WHERE t.direction = 'in' AND t.state = 'delivered' AND t.via = ? AND r.sequence <= ?
       LIMIT ?
       """, [sender.text, cursor, sender.text, cursor, limit]
-    ).map(Transfer.init)
+    ).map { try Transfer($0) }
   }
 
   package func document(_ sender: AgencyID, _ id: TransferID, _ kind: DocumentKind) throws -> Envelope? {

@@ -80,7 +80,13 @@ package final class Spool: Sendable {
     if case .incoming = place { try Directory.make(directory(place)) }
     try Directory.remove(part(place))
     let file = try File(part(place), O_RDWR | O_CREAT | O_EXCL, isPassing: true)
-    try file.reserve(bytes)
+    do {
+      try file.reserve(bytes)
+    } catch {
+      // What was reserved before the disk was full stays allocated otherwise.
+      try Directory.remove(part(place))
+      throw error
+    }
     return file
   }
 

@@ -37,6 +37,8 @@ package enum LedgerError: Error, Equatable, Sendable, CustomStringConvertible {
   /// PRAGMA synchronous or journal_mode is not what durability needs.
   case notDurable(String)
   case damaged(String)
+  /// A later version has changed the ledger's tables.
+  case newer
 
   package var description: String {
     switch self {
@@ -47,7 +49,20 @@ package enum LedgerError: Error, Equatable, Sendable, CustomStringConvertible {
     case .rolledBack(let what): "the ledger was rolled back: \(what). See docs/OPERATIONS.md, Restore"
     case .notDurable(let what): "the ledger would not be durable: \(what)"
     case .damaged(let what): "the ledger is damaged: \(what)"
+    case .newer: "the ledger was opened by a later version of Sallyport; this one cannot read it. See docs/OPERATIONS.md, Upgrade"
     }
+  }
+}
+
+/// A change that is refused, and leaves nothing behind but an entry in the audit log that it was.
+package struct RecordedRefusal: Error {
+  package let event: AuditEvent
+  /// What the caller of `write` is thrown.
+  package let cause: any Error
+
+  package init(_ event: AuditEvent, _ cause: any Error) {
+    self.event = event
+    self.cause = cause
   }
 }
 

@@ -39,8 +39,8 @@ package final class Transaction {
   package var sequence: Int64 { Int64(frontier.size) }
 
   private static let insertTransfer: String = {
-    let places = Transfer.columns.split(separator: ",").map { _ in "?" }.joined(separator: ", ")
-    return "INSERT INTO transfers (\(Transfer.columns)) VALUES (\(places))"
+    let places = Transfer.ownColumns.split(separator: ",").map { _ in "?" }.joined(separator: ", ")
+    return "INSERT INTO transfers (\(Transfer.ownColumns)) VALUES (\(places))"
   }()
 
   /// Appends to the audit log.
@@ -66,6 +66,7 @@ package final class Transaction {
     var transfer = transfer
     transfer.updatedAt = at
     try execute(Self.insertTransfer, transfer.arguments)
+    if !transfer.manifest.isEmpty || transfer.key != nil { try putParts(of: transfer) }
     try append(AuditEvent(transfer.state.rawValue, sender: transfer.sender, id: transfer.id, detail))
   }
 
@@ -92,7 +93,7 @@ package final class Transaction {
     if next.direction == .out, next.state.isEnd || next.state == .releasing { try forgetRetained(next.id) }
     // A hub has no more use for it.
     if next.direction == .hub, next.state.isEnd { next.key = nil }
-    try update(next, from: transfer.state)
+    try update(next, from: transfer)
     if next.state == .purged {
       try execute("DELETE FROM offers WHERE sender = ? AND id = ?", [next.sender.text, next.id.text])
     }
@@ -109,7 +110,7 @@ package final class Transaction {
     var next = transfer
     change(&next)
     precondition(next.state == transfer.state)
-    try update(next, from: transfer.state)
+    try update(next, from: transfer)
     return next
   }
 
@@ -121,23 +122,36 @@ package final class Transaction {
       [now, id, now])
   }
 
-  private func update(_ next: Transfer, from state: TransferState) throws {
+  private func update(_ next: Transfer, from transfer: Transfer) throws {
     try execute(
       """
-      UPDATE transfers SET state = ?, name = ?, payload_bytes = ?, body_bytes = ?, manifest = ?, manifest_sha256 = ?,
-        key = ?, durable_bytes = ?, expires_at = ?, next_at = ?, attempts = ?, code = ?, note = ?, held_from = ?, sealed_to = ?,
+      UPDATE transfers SET state = ?, name = ?, payload_bytes = ?, body_bytes = ?, manifest_sha256 = ?, durable_bytes = ?,
+        expires_at = ?, next_at = ?, attempts = ?, code = ?, note = ?, held_from = ?, sealed_to = ?,
         inbox_name = ?, collected = ?, via = ?, replaced_by = ?, updated_at = ?
       WHERE sender = ? AND id = ? AND state = ?
       """,
       [
-        next.state.rawValue, next.name, next.payloadBytes, next.bodyBytes, Data(next.manifest), next.manifestDigest,
-        next.key.map { Data($0) }, next.durableBytes, next.expiresAt.map(Transfer.milliseconds),
+        next.state.rawValue, next.name, next.payloadBytes, next.bodyBytes, next.manifestDigest,
+        next.durableBytes, next.expiresAt.map(Transfer.milliseconds),
         next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue,
         next.sealedTo,
         next.inboxName, next.isCollected, next.via?.text, next.replacedBy?.text, Transfer.milliseconds(at),
-        next.sender.text, next.id.text, state.rawValue,
+        next.sender.text, next.id.text, transfer.state.rawValue,
       ])
     guard db.changesCount == 1 else { throw LedgerError.stale("transfer \(next.id)") }
+    if next.manifest != transfer.manifest || next.key != transfer.key { try putParts(of: next) }
+  }
+
+  private func putParts(of transfer: Transfer) throws {
+    guard !transfer.manifest.isEmpty || transfer.key != nil else {
+      return try execute("DELETE FROM parts WHERE sender = ? AND id = ?", [transfer.sender.text, transfer.id.text])
+    }
+    try execute(
+      """
+      INSERT INTO parts (sender, id, manifest, key) VALUES (?, ?, ?, ?)
+      ON CONFLICT DO UPDATE SET manifest = excluded.manifest, key = excluded.key
+      """,
+      [transfer.sender.text, transfer.id.text, Data(transfer.manifest), transfer.key.map { Data($0) }])
   }
 
   /// Stores a receipt; the same kind twice is refused by the table.

@@ -96,38 +96,41 @@ package struct Transfer: Equatable, Sendable {
 }
 
 extension Transfer {
-  static let columns =
-    "direction, sender, id, peer, agreement, state, name, payload_bytes, body_bytes, manifest, manifest_sha256, "
-    + "key, durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, sealed_to, inbox_name, collected, via, replaced_by, "
+  /// Those of the table `transfers`.
+  static let ownColumns =
+    "direction, sender, id, peer, agreement, state, name, payload_bytes, body_bytes, manifest_sha256, "
+    + "durable_bytes, created_at, expires_at, next_at, attempts, code, note, held_from, sealed_to, inbox_name, collected, via, replaced_by, "
     + "updated_at"
+  /// Those of the view `whole_transfers`, with what the table `parts` adds.
+  static let columns = ownColumns + ", manifest, key"
 
   static func columns(of table: String) -> String {
     columns.split(separator: ",").map { "\(table).\($0.drop { $0 == " " })" }.joined(separator: ", ")
   }
 
-  init(_ row: Row) throws {
-    guard let direction = Direction(rawValue: row["direction"]), let sender = AgencyID(row["sender"]),
-      let id = TransferID(row["id"]), let peer = AgencyID(row["peer"]),
-      let state = TransferState(rawValue: row["state"])
+  /// A row of `columns`, from the column `first` on. By place: GRDB looks names up letter by letter, whatever their case.
+  init(_ row: Row, from first: Int = 0) throws {
+    func at<Value: DatabaseValueConvertible>(_ place: Int) -> Value { row[first + place] }
+    guard let direction = Direction(rawValue: at(0)), let sender = AgencyID(at(1)), let id = TransferID(at(2)),
+      let peer = AgencyID(at(3)), let state = TransferState(rawValue: at(5))
     else { throw LedgerError.damaged("a row of transfers cannot be read") }
     self.init(
-      direction: direction, sender: sender, id: id, peer: peer, agreement: row["agreement"], state: state,
-      name: row["name"], payloadBytes: row["payload_bytes"], bodyBytes: row["body_bytes"],
-      manifest: Array(row["manifest"] as Data), manifestDigest: row["manifest_sha256"],
-      createdAt: Self.date(row["created_at"]), expiresAt: (row["expires_at"] as Int64?).map(Self.date))
-    key = (row["key"] as Data?).map { Array($0) }
-    durableBytes = row["durable_bytes"]
-    nextAt = (row["next_at"] as Int64?).map(Self.date)
-    attempts = row["attempts"]
-    code = row["code"]
-    note = row["note"]
-    heldFrom = (row["held_from"] as String?).flatMap(TransferState.init)
-    sealedTo = row["sealed_to"]
-    inboxName = row["inbox_name"]
-    isCollected = row["collected"]
-    via = (row["via"] as String?).flatMap { AgencyID($0) }
-    replacedBy = (row["replaced_by"] as String?).flatMap { TransferID($0) }
-    updatedAt = Self.date(row["updated_at"])
+      direction: direction, sender: sender, id: id, peer: peer, agreement: at(4), state: state,
+      name: at(6), payloadBytes: at(7), bodyBytes: at(8), manifest: Array(at(24) as Data), manifestDigest: at(9),
+      createdAt: Self.date(at(11)), expiresAt: (at(12) as Int64?).map(Self.date))
+    durableBytes = at(10)
+    nextAt = (at(13) as Int64?).map(Self.date)
+    attempts = at(14)
+    code = at(15)
+    note = at(16)
+    heldFrom = (at(17) as String?).flatMap(TransferState.init)
+    sealedTo = at(18)
+    inboxName = at(19)
+    isCollected = at(20)
+    via = (at(21) as String?).flatMap { AgencyID($0) }
+    replacedBy = (at(22) as String?).flatMap { TransferID($0) }
+    updatedAt = Self.date(at(23))
+    key = (at(25) as Data?).map { Array($0) }
   }
 
   /// Milliseconds since 1970, so that order survives a busy second.
@@ -137,7 +140,7 @@ extension Transfer {
   var arguments: StatementArguments {
     [
       direction.rawValue, sender.text, id.text, peer.text, agreement, state.rawValue, name, payloadBytes,
-      bodyBytes, Data(manifest), manifestDigest, key.map { Data($0) }, durableBytes, Self.milliseconds(createdAt),
+      bodyBytes, manifestDigest, durableBytes, Self.milliseconds(createdAt),
       expiresAt.map(Self.milliseconds), nextAt.map(Self.milliseconds), attempts, code, note,
       heldFrom?.rawValue, sealedTo, inboxName, isCollected, via?.text, replacedBy?.text,
       Self.milliseconds(updatedAt),

@@ -341,7 +341,8 @@ private final class Exchange: @unchecked Sendable {
     // An empty list would pin nothing, so it becomes a pin that no key has.
     let pins = request.pins.isEmpty ? [Digest(of: [])] : request.pins
     let text = pins.map { "sha256//\(Base64.encode($0.bytes))" }.joined(separator: ";")
-    sp_curl_set_string(easy, CURLOPT_PINNEDPUBLICKEY, text)
+    // The only judgement there is: a libcurl that cannot pin must not connect.
+    precondition(sp_curl_set_string(easy, CURLOPT_PINNEDPUBLICKEY, text) == CURLE_OK, "libcurl cannot pin public keys")
     guard let identity else { return }
     let certificate = Array(identity.certificatePEM.utf8)
     sp_curl_set_string(easy, CURLOPT_SSLCERTTYPE, "PEM")
@@ -383,13 +384,16 @@ private final class Exchange: @unchecked Sendable {
   }
 
   private func takeHeader(_ data: UnsafeRawBufferPointer) {
-    let line = String(decoding: data, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
-    if line.hasPrefix("HTTP/") {
+    if data.starts(with: "HTTP/".utf8) {
       reply.headers = [:]  // an interim reply (100) came before
-      status = Int(line.dropFirst(9).prefix(3)) ?? 0
-    } else if let colon = line.firstIndex(of: ":"), reply.headers.count < 64 {
-      let value = line[line.index(after: colon)...].trimmingCharacters(in: .whitespaces)
-      reply.headers[line[..<colon].lowercased()] = String(value.prefix(Self.headerBytesMax))
+      status = Int(String(decoding: data.dropFirst(9).prefix(3), as: UTF8.self)) ?? 0
+    } else if let colon = data.firstIndex(of: UInt8(ascii: ":")), reply.headers.count < 64 {
+      // RFC 9110 §5.1: names are ASCII, in any case; §5.5: white space around a value is no part of it.
+      let name = data[..<colon].map { (65...90).contains($0) ? $0 | 32 : $0 }
+      let isSpace: (UInt8) -> Bool = { $0 == 32 || (9...13).contains($0) }
+      let value = data[(colon + 1)...].drop(while: isSpace).reversed().drop(while: isSpace).reversed()
+      reply.headers[String(decoding: name, as: UTF8.self)] = String(
+        decoding: value.prefix(Self.headerBytesMax), as: UTF8.self)
     }
   }
 

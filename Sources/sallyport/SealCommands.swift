@@ -55,7 +55,7 @@ struct SealCommand: AsyncParsableCommand {
     let progress = Progress(total: input.size, quiet: stream.quiet)
     let pass = Pass(engine: try stream.engine(), workers: stream.count) { progress.update($0) }
     let sealedBytes = try input.size.map { Int64(key.bytes.count) + (try BodyGeometry(plainBytes: $0)).sealedBytes }
-    try Destination.write(to: stream.output, bytes: sealedBytes, sync: stream.sync) { destination in
+    try Destination.write(to: stream.output, bytes: sealedBytes, mode: 0o644, sync: stream.sync) { destination in
       try destination.put(key.bytes)
       _ = try pass.seal(
         input.source(layout: .plain), to: destination.sink(after: key.bytes.count), payloadKey: payloadKey)
@@ -90,7 +90,7 @@ struct OpenCommand: AsyncParsableCommand {
     let progress = Progress(total: input.size, quiet: stream.quiet)
     let pass = Pass(engine: try stream.engine(), workers: stream.count) { progress.update($0) }
     let plainBytes = try input.size.map { try BodyGeometry(sealedBytes: $0 - Int64(offset)).plainBytes }
-    try Destination.write(to: stream.output, bytes: plainBytes, sync: stream.sync) { destination in
+    try Destination.write(to: stream.output, bytes: plainBytes, mode: 0o600, sync: stream.sync) { destination in
       _ = try pass.open(
         input.source(layout: .sealed, after: offset, of: start), to: destination.sink(), payloadKey: payloadKey)
     }
@@ -169,13 +169,17 @@ private struct Destination {
     }
   }
 
-  /// Runs `body`; on failure nothing is left at `path`. /dev/null and other special files are written to as they are.
+  /// Runs `body`; on failure nothing is left at `path`. /dev/null and other special files are written to as they are. What takes the
+  /// place of a file may be read by whom that could be read by; a new file by `mode`.
   ///
   /// - Parameter bytes: how many will be written, where that is known; they are reserved first.
-  static func write(to path: String, bytes: Int64?, sync: Bool, _ body: (Destination) throws -> Void) throws {
+  static func write(
+    to path: String, bytes: Int64?, mode: mode_t, sync: Bool, _ body: (Destination) throws -> Void
+  ) throws {
     guard path != "-" else { return try body(Destination(box: nil)) }
     var info = stat()
-    if stat(path, &info) == 0, info.st_mode & S_IFMT != S_IFREG {
+    let isThere = stat(path, &info) == 0
+    if isThere, info.st_mode & S_IFMT != S_IFREG {
       guard info.st_mode & S_IFMT != S_IFDIR else { throw DiskError("write", path, errno: EISDIR) }
       let descriptor = Glibc.open(path, O_WRONLY | O_CLOEXEC)
       guard descriptor >= 0 else { throw DiskError("open", path) }
@@ -185,7 +189,7 @@ private struct Destination {
     let directory = url.deletingLastPathComponent().path
     let temporary = "\(directory)/.\(url.lastPathComponent).tmp-\(getpid())"
     do {
-      let box = Box(try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: 0o644))
+      let box = Box(try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: isThere ? info.st_mode & 0o777 : mode))
       if let bytes { try box.file.reserve(bytes) }
       try body(Destination(box: box))
       if sync { try box.file.syncData() }
@@ -201,16 +205,17 @@ private struct Destination {
 /// Files as age-keygen writes them.
 enum IdentityFile {
   static func read(_ path: String) throws -> [Identity] {
-    var info = stat()
-    if stat(path, &info) == 0, info.st_mode & 0o077 != 0 {
-      Output.note("warning: others may read \(path): chmod 600 \(path)")
-    }
-    let bytes = try File.contents(path, bytesMax: 1 << 20)
+    var bytes = try File.contents(path, bytesMax: 65536)
+    guard !bytes.isEmpty else { throw SealingError(.keyInvalid, "\(path) holds no identity") }
+    let text = Secret(wiping: &bytes)
+    try Home.requireMode(URL(fileURLWithPath: path).resolvingSymlinksInPath().path, forbidding: 0o077)
     var identities: [Identity] = []
-    for line in bytes.split(separator: 10) {
-      let text = line.drop { $0 == 32 }.prefix { $0 != 13 && $0 != 32 }
-      if text.isEmpty || text.first == 35 { continue }
-      identities.append(try Identity(text))
+    try text.withBytes { text in
+      for line in text.split(separator: 10) {
+        let line = line.drop { $0 == 32 }.prefix { $0 != 13 && $0 != 32 }
+        if line.isEmpty || line.first == 35 { continue }
+        identities.append(try Identity(line))
+      }
     }
     guard !identities.isEmpty else { throw SealingError(.keyInvalid, "\(path) holds no identity") }
     return identities

@@ -163,7 +163,14 @@ import Testing
     try ring.rotate(.seal, at: Date())
     try ring.rotate(.tls, at: Date())
     #expect(ring.card.card.serial == 4)
-    #expect(ring.signing.count == 2 && ring.signers(at: Date()).count == 1 && ring.identities.count == 2)
+    #expect(ring.signing.count == 2 && ring.identities.count == 2)
+    // For a day the key that partners know signs on; then the new one does. One that is revoked does not.
+    #expect(ring.signers(at: Date()).map(\.verifying) == [ring.signing[0].verifying])
+    let later = Date() + KeyRing.overlapSeconds + 1
+    #expect(ring.signers(at: later).map(\.verifying) == [ring.signing[1].verifying])
+    var revoked = ring
+    try revoked.revoke(String(ring.signing[0].verifying.id), at: Date())
+    #expect(revoked.signers(at: Date()).map(\.verifying) == [ring.signing[1].verifying])
     #expect(ring.tlsInUse.pin == oldPin && ring.card.card.tlsPins.count == 2)
     try ring.rotate(.tls, at: Date())
     #expect(ring.tlsInUse.pin != oldPin)

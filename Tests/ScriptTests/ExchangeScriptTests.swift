@@ -298,15 +298,44 @@ import Testing
     let agencies = try TestAgencies()
     try agencies.start()
     for (index, use) in ["seal", "sign", "seal"].enumerated() {
-      let changed = try agencies.recipient.sallyport("keys", "rotate", "--use", use)
-      #expect(changed.status == 0, "\(changed.errors)")
-      let offered = try agencies.sender.sallyport("partners", "add", "\(agencies.recipient.home)/keys/card.json")
-      #expect(offered.status == 0 && offered.text.contains("accepted"), "\(offered.text)\(offered.errors)")
+      // Neither side has the other's new card yet: it is fetched within the hour.
+      for agency in [agencies.recipient, agencies.sender] {
+        let changed = try agency.sallyport("keys", "rotate", "--use", use)
+        #expect(changed.status == 0, "\(changed.errors)")
+      }
       let file = try agencies.scratch.file("after-\(index).txt", Data("x".utf8))
       let sent = try agencies.sender.sallyport(
         "send", file, "--agreement", TestAgencies.agreement, "--wait", "--seconds", "60")
       #expect(sent.status == 0, "\(use): \(sent.text)\(sent.errors)\(agencies.recipient.log)")
     }
+  }
+
+  @Test func successorCardsAreTakenAndManyRotationsLeaveRoom() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    for round in 0..<18 {
+      let changed = try agencies.recipient.sallyport("keys", "rotate", "--use", round % 2 == 0 ? "sign" : "seal")
+      #expect(changed.status == 0, "\(round): \(changed.errors)")
+      let offered = try agencies.sender.sallyport("partners", "add", "\(agencies.recipient.home)/keys/card.json")
+      #expect(offered.status == 0 && offered.text.contains("accepted"), "\(round): \(offered.text)\(offered.errors)")
+    }
+    let file = try agencies.scratch.file("after.txt", Data("x".utf8))
+    let sent = try agencies.sender.sallyport(
+      "send", file, "--agreement", TestAgencies.agreement, "--wait", "--seconds", "60")
+    #expect(sent.status == 0, "\(sent.text)\(sent.errors)\(agencies.recipient.log)")
+  }
+
+  @Test func nothingIsSentToAFolderWhoseMountIsGone() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    let folder = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)"
+    #expect(eventually { FileManager.default.fileExists(atPath: "\(folder)/.sallyport-folder") })
+    try FileManager.default.moveItem(atPath: folder, toPath: "\(folder).away")
+    try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)
+    let file = try agencies.scratch.file("lost.txt", Data("x".utf8))
+    let sent = try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement)
+    #expect(sent.status != 0 && sent.errors.contains("mount"), "\(sent.text)\(sent.errors)")
+    #expect(try FileManager.default.contentsOfDirectory(atPath: folder).isEmpty)
   }
 
   @Test func looseKeyFilesAndDemoKeysAreRefused() throws {

@@ -59,6 +59,25 @@ import Testing
     #expect(same(plain, "\(scratch.path)/o"))
   }
 
+  @Test func whatIsOpenedIsItsOwnersAloneAndSoMustIdentitiesBe() throws {
+    let plain = try random(1000)
+    let (file, recipient) = try identity()
+    let (sealed, opened) = ("\(scratch.path)/sealed", "\(scratch.path)/opened")
+    func mode(_ path: String) throws -> Int {
+      try #require(FileManager.default.attributesOfItem(atPath: path)[.posixPermissions] as? Int)
+    }
+    #expect(try Command.sallyport(["seal", plain, "-r", recipient, "-o", sealed]).status == 0)
+    #expect(try Command.sallyport(["open", sealed, "-i", file, "-o", opened]).status == 0)
+    #expect(try mode(sealed) == 0o644 && mode(opened) == 0o600)
+    // Who could read what stood there may read what takes its place.
+    chmod(opened, 0o640)
+    #expect(try Command.sallyport(["open", sealed, "-i", file, "-o", opened]).status == 0)
+    #expect(try mode(opened) == 0o640)
+    chmod(file, 0o644)
+    let refused = try Command.sallyport(["open", sealed, "-i", file, "-o", opened])
+    #expect(refused.status == 78 && refused.errors.contains("chmod"), "\(refused.errors)")
+  }
+
   @Test func aFailedOpenLeavesNoOutputFile() throws {
     let plain = try random(3_000_000)
     let (file, recipient) = try identity()

@@ -3,6 +3,7 @@
 import Foundation
 import GRDB
 import Glibc
+import NIOConcurrencyHelpers
 import Sealing
 import Synchronization
 import TestSupport
@@ -100,11 +101,106 @@ private final class Counter: Sendable {
     #expect(try database.read { try Reader(db: $0).owedAcknowledgements() } == [6])
   }
 
+  /// A ledger of an earlier version has manifests and keys in the rows that each step writes again.
+  @Test func manifestsAndKeysMoveToATableOfTheirOwn() throws {
+    let database = try DatabaseQueue()
+    try Schema.migrator.migrate(database, upTo: "8 what is to be purged")
+    let (sealed, claimed) = (TransferID(), TransferID())
+    try database.write { db in
+      let rows: [(TransferID, Data, Data?)] = [(sealed, Data([1, 2]), Data([3])), (claimed, Data(), nil)]
+      for (id, manifest, key) in rows {
+        try db.execute(
+          sql: """
+            INSERT INTO transfers (direction, sender, id, peer, agreement, state, name, payload_bytes, body_bytes, manifest,
+              manifest_sha256, key, durable_bytes, created_at, attempts, code, note, sealed_to, inbox_name, updated_at)
+            VALUES ('out', ?, ?, ?, 'a', 'queued', 'n', 0, 0, ?, '', ?, 0, 0, 0, '', '', '', '', 0)
+            """, arguments: [sender.text, id.text, peer.text, manifest, key])
+      }
+    }
+    try Schema.migrator.migrate(database)
+    try database.read { db in
+      let reader = Reader(db: db)
+      let row = try #require(try reader.transfer(sender, sealed))
+      #expect(row.manifest == [1, 2] && row.key == [3])
+      let other = try #require(try reader.transfer(sender, claimed))
+      #expect(other.manifest.isEmpty && other.key == nil)
+      #expect(try Int.fetchOne(db, sql: "SELECT count(*) FROM parts") == 1)
+    }
+  }
+
+  /// With thousands of rows in a state, whoever looks for those that are due reads those alone.
+  @Test func whatIsDueIsFoundByAnIndexInItsOrder() throws {
+    let database = try DatabaseQueue()
+    try Schema.migrator.migrate(database)
+    let asked = NIOLockedValueBox<[String]>([])
+    try database.read { db in
+      db.trace { event in
+        guard case .statement(let statement) = event else { return }
+        asked.withLockedValue { $0.append(statement.expandedSQL) }
+      }
+      _ = try Reader(db: db).due(.out, .claimed, at: Date(), limit: 10)
+      _ = try Reader(db: db).due(.out, .claimed, peer: peer, at: Date(), limit: 10)
+      db.trace()
+    }
+    let queries = asked.withLockedValue { $0.filter { $0.hasPrefix("SELECT") } }
+    #expect(queries.count == 2)
+    for (query, index) in zip(queries, ["transfers_next", "transfers_due"]) {
+      let plan = try database.read { try Row.fetchAll($0, sql: "EXPLAIN QUERY PLAN \(query)").map(\.description) }
+      #expect(plan.contains { $0.contains(index) } && !plan.contains { $0.contains("TEMP B-TREE") }, "\(plan)")
+    }
+  }
+
+  @Test func aKeyStaysWhereAnOlderRowIsWritten() async throws {
+    let ledger = try open(scratch.path)
+    let row = transfer(.receiving, .in)
+    try await ledger.write { try $0.insert(row) }
+    let received = try await ledger.write { try $0.advance(row, to: .received) }
+    _ = try await ledger.write { try $0.amend(received) { $0.key = [7] } }
+    // Who read it before writes what it changes, and no more.
+    _ = try await ledger.write { try $0.amend(received) { $0.attempts = 3 } }
+    let now = try #require(try await ledger.read { try $0.transfer(sender, row.id) })
+    #expect(now.key == [7] && now.attempts == 3)
+    try ledger.close()
+  }
+
+  @Test func aRefusalMayLeaveAnEntryAndNothingElse() async throws {
+    let ledger = try open(scratch.path)
+    let row = transfer()
+    await #expect(throws: LedgerError.notFound("why")) {
+      try await ledger.write { tx in
+        try tx.insert(row)
+        throw RecordedRefusal(AuditEvent("refusal"), LedgerError.notFound("why"))
+      }
+    }
+    #expect(try await ledger.read { try $0.transfer(sender, row.id) } == nil)
+    let entries = try await ledger.read { try $0.audit(limit: 10) }
+    #expect(entries.count == 1 && String(decoding: entries[0].bytes, as: UTF8.self).contains(#""kind":"refusal""#))
+    #expect(try ledger.verify(heads: [ledger.head]).faults.isEmpty)
+    try ledger.close()
+  }
+
+  @Test func aLedgerOfALaterVersionIsRefused() throws {
+    try open(scratch.path).close()
+    let database = try DatabaseQueue(path: "\(scratch.path)/ledger.sqlite")
+    try database.write { try $0.execute(sql: "INSERT INTO grdb_migrations VALUES ('99 what is not known yet')") }
+    try database.close()
+    #expect(throws: LedgerError.newer) { try open(scratch.path) }
+  }
+
+  @Test func aLedgerWhoseHeadsAreGoneIsRefused() async throws {
+    let ledger = try open(scratch.path)
+    try await ledger.write { _ = try $0.append(AuditEvent("one")) }
+    try ledger.close()
+    try Directory.remove("\(scratch.path)/heads.log")
+    #expect(throws: LedgerError.rolledBack("heads.log is missing")) { try open(scratch.path) }
+    #expect(!Directory.exists("\(scratch.path)/heads.log"))
+  }
+
   /// A read that blocks its thread waits for a connection; giving one back must not need that thread.
   @Test func aBlockingReadMeetsReadsThatSuspend() async throws {
     let ledger = try open(scratch.path)
     let thread = OneThread()
-    let readers = ledger.pool.configuration.maximumReaderCount
+    let readers = Ledger.readers
     let (reading, blocks, read) = (Counter(), Counter(), Counter())
     for _ in 0..<readers {
       Task(executorPreference: thread) {
@@ -327,7 +423,10 @@ private final class Counter: Sendable {
     DispatchQueue.concurrentPerform(iterations: 100) { _ in
       #expect(throws: Never.self) { try sync.sync() }
     }
-    let broken = DirectorySync("\(scratch.path)/missing")
-    #expect(throws: DiskError.self) { try broken.sync() }
+    let missing = DirectorySync("\(scratch.path)/missing")
+    #expect(throws: DiskError.self) { try missing.sync() }
+    // Its mount is back.
+    try Directory.make("\(scratch.path)/missing")
+    #expect(throws: Never.self) { try missing.sync() }
   }
 }

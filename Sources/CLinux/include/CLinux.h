@@ -17,6 +17,7 @@ int sp_forbid_dumps(void);
 int sp_raise_descriptor_limit(void);
 /// mallopt(3) M_MMAP_THRESHOLD, 4 MiB: larger pieces go back to the system when they are freed. By itself glibc raises the threshold to
 /// what was freed, up to 32 MiB, and keeps such pieces in the arenas of its threads (a gateway that checks records: 85 MiB, 23 so).
+/// M_TRIM_THRESHOLD, 1 MiB: with the 128 KiB that it has otherwise, each package's buffers go back to the system and are fetched anew.
 void sp_return_large_memory(void);
 /// Ignore SIGPIPE and SIGXFSZ, so that both come back as errno.
 void sp_ignore_write_signals(void);

@@ -143,10 +143,16 @@ struct Collect: Sendable {
       retryAfterSeconds: problem?.retryAfterSeconds)
   }
 
+  /// A relayed one that an administrator let go on: what is left of it comes by itself.
+  private func rest(_ transfer: Transfer) async throws {
+    _ = try await context.ledger.write { try $0.amend(transfer) { $0.nextAt = nil } }
+  }
+
   // MARK: the body
 
   /// Work of the stage `receiving`.
   func fetch(_ transfer: Transfer) async throws {
+    guard transfer.isCollected else { return try await rest(transfer) }
     do {
       let manifest = try transfer.readManifest()
       let roots = try await roots(of: transfer, manifest)
@@ -276,6 +282,7 @@ struct Collect: Sendable {
 
   /// Work of the stage `received`, for rows without a key.
   func askKey(_ transfer: Transfer) async throws {
+    guard transfer.isCollected else { return try await rest(transfer) }
     try await putReceipts(transfer)
     let request = KeyRequest(
       id: transfer.id, sender: transfer.sender, recipient: context.agency,

@@ -67,19 +67,19 @@ struct OpenPackage: Sendable {
     }
     do {
       let format = agreement.flatMap { context.enforcement(of: $0)?.output }
-      let report = try await context.passes.run { try unseal(transfer, manifest, bytes, format) }
+      let report = try await context.threads(for: manifest.payloadBytes).run {
+        try unseal(transfer, manifest, bytes, format)
+      }
       guard report?.isValid ?? true, format == nil || report?.records == manifest.records else {
-        try await context.pool.run { try Directory.remove(staged(transfer)) }
         try await quarantine(
           transfer, code: ReasonCode.inputSchema.rawValue,
           note: "\(report?.sentence ?? "no records"), the manifest says \(manifest.records.map(String.init) ?? "none")")
         return
       }
-    } catch let damage as SpoolDamage {
+    } catch {
+      // No plaintext stays of what was not opened whole, whatever the cause.
       try await context.pool.run { try Directory.remove(staged(transfer)) }
-      throw damage
-    } catch let error as SealingError {
-      try await context.pool.run { try Directory.remove(staged(transfer)) }
+      guard let error = error as? SealingError else { throw error }
       // A chunk that does not open may be the sender's lie, or what our disk made of it: the root tells.
       if error.code == .bodyChunk, try await !isWhole(transfer, manifest) {
         throw SpoolDamage(detail: "the body in the spool is not the one that was received")
@@ -87,9 +87,15 @@ struct OpenPackage: Sendable {
       try await quarantine(transfer, code: error.code.rawValue, note: error.detail)
       return
     }
-    let row = try await context.ledger.write { tx in
-      // The same task goes on; the stage looks only after what a crash left.
-      try tx.advance(transfer, to: .opened, ["decision": decision.document]) { $0.nextAt = tx.at + 5 }
+    let row: Transfer
+    do {
+      row = try await context.ledger.write { tx in
+        // The same task goes on; the stage looks only after what a crash left.
+        try tx.advance(transfer, to: .opened, ["decision": decision.document]) { $0.nextAt = tx.at + 5 }
+      }
+    } catch LedgerError.stale {
+      // It was stopped while it was opened.
+      return try await context.pool.run { try removeStaged(transfer) }
     }
     try await deliver(row)
   }
@@ -155,6 +161,7 @@ struct OpenPackage: Sendable {
       }
       try tx.add(receipt: receipt, envelope: envelope, told: transfer.link)
     }
+    try await context.pool.run { try removeStaged(transfer) }
     tell(transfer)
     context.logger.error("transfer \(transfer.id) of \(transfer.sender) is quarantined: \(note)")
     return envelope
@@ -206,8 +213,9 @@ struct OpenPackage: Sendable {
       } catch {
         switch error.errno {
         case EEXIST: return true
-        // Only this gateway can touch the source: that it is gone is the proof that it was renamed.
-        case ENOENT: break
+        // Only this gateway can touch the source: that it is gone is the proof that it was renamed. While it is here, the
+        // inbox is what is missing.
+        case ENOENT where !Directory.exists(source): break
         default: throw error
         }
       }

@@ -114,7 +114,7 @@ struct Receive: Sendable {
     let expected = digest
     // The request itself runs in a task of its own, so that a newer one can stop it.
     let work = Work()
-    let (ticket, open) = await sessions.take(first) { work.cancel() }
+    let (ticket, open) = try await sessions.take(first) { work.cancel() }
     let task = Task(executorPreference: request.executor) { () async throws -> HTTPReply in
       try await append(first, request, offset, expected, ticket, open)
     }
@@ -226,6 +226,8 @@ struct Receive: Sendable {
       return HTTPReply(200, headers: ["content-type": "application/json"], body: stored.bytes)
     }
     let (takeBack, envelope) = try admission.takeBack(bytes, of: transfer)
+    // Whether it had the key is not known any more.
+    guard transfer.state != .purged else { throw Problem(.gone, code: "transfer.purged", "this transfer was purged") }
     guard transfer.direction == .in else {
       try await hub.stop(transfer, takeBack, envelope)
       // Only the recipient can answer it: its answer comes with the list.

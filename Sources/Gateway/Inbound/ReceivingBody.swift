@@ -273,6 +273,8 @@ final class Sessions: Sendable {
   private struct Entry {
     var body: ReceivingBody?
     var holder: UInt64
+    /// The newest request that wants it.
+    var wanted: UInt64 = 0
     /// Ends the request that holds the session now.
     var stop: (@Sendable () -> Void)?
     let freed: Signal
@@ -281,23 +283,30 @@ final class Sessions: Sendable {
   private let entries = NIOLockedValueBox<[Spool.Place: Entry]>([:])
   private let tickets = NIOLockedValueBox<UInt64>(0)
 
+  /// Bodies that are kept open between the requests of their transfers, each with up to 2 MiB and a descriptor. Others are opened anew.
+  static let idleMax = 16
+
   /// Takes the session for a new request: stops the request that has it and waits until that let go.
   ///
+  /// - Throws: `Problem` superseded when a still newer request wants it.
   /// - Parameter stop: called when a newer request wants the session.
-  func take(_ transfer: Transfer, stop: @escaping @Sendable () -> Void) async -> (ticket: UInt64, body: ReceivingBody?)
-  {
+  func take(
+    _ transfer: Transfer, stop: @escaping @Sendable () -> Void
+  ) async throws -> (ticket: UInt64, body: ReceivingBody?) {
     let ticket = tickets.withLockedValue { value in
       value += 1
       return value
     }
     let key = transfer.place
     while true {
-      let (older, freed, seen): ((@Sendable () -> Void)?, Signal, UInt64) = entries.withLockedValue { all in
+      let (older, freed, seen): ((@Sendable () -> Void)?, Signal, UInt64) = try entries.withLockedValue { all in
         var entry = all[key] ?? Entry(body: nil, holder: 0, stop: nil, freed: Signal())
+        guard ticket >= entry.wanted else { throw Problem(.superseded, "a newer request took over") }
+        entry.wanted = ticket
+        defer { all[key] = entry }
         if entry.holder == 0 {
           entry.holder = ticket
           entry.stop = stop
-          all[key] = entry
           return (nil, entry.freed, 0)
         }
         return (entry.stop, entry.freed, entry.freed.generation)
@@ -313,14 +322,11 @@ final class Sessions: Sendable {
     let key = transfer.place
     let freed = entries.withLockedValue { all -> Signal? in
       guard var entry = all[key], entry.holder == ticket else { return nil }
-      if let body {
-        entry.body = body
-        entry.holder = 0
-        entry.stop = nil
-        all[key] = entry
-      } else {
-        all[key] = nil
-      }
+      entry.body = all.values.count { $0.holder == 0 && $0.body != nil } < Self.idleMax ? body : nil
+      entry.holder = 0
+      entry.stop = nil
+      // Who waits for it still finds it.
+      all[key] = entry.body == nil && entry.wanted == ticket ? nil : entry
       return entry.freed
     }
     freed?.notify()

@@ -91,7 +91,7 @@ struct Confirm: Sendable {
     try await withThrowingDiscardingTaskGroup { group in
       // One transfer's receipts in their order, different transfers side by side.
       for chain in try Self.chains(envelopes) {
-        group.addTask {
+        group.addTask(executorPreference: context.pool) {
           for bytes in chain { try await take(bytes, from: partner) }
         }
       }

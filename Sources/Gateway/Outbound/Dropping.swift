@@ -16,6 +16,11 @@ package enum Dropping {
     if let fault = FileName.fault(name) { throw SealingError(.documentInvalid, "\(file): \(fault)") }
     let id = TransferID()
     let claims = home.claims(agreement)
+    let folder = Folder(home, agreement: agreement, contract: .init())
+    // A folder that is there without its mark is the place where it is mounted, and not mounted.
+    guard Directory.exists("\(folder.path)/\(Folder.sentinel)") || !Directory.exists(folder.path) else {
+      throw DiskError("look for the mount of", folder.path, errno: ENODEV)
+    }
     try Directory.make(claims)
     let temporary = "\(claims)/.\(id)"
     do {

@@ -17,6 +17,12 @@ import Store
 struct Intake: Service {
   /// Files claimed in one round of one folder, so that a full folder does not starve the others.
   static let claimsMax = 256
+  /// How often all claims are compared with the ledger, and not only those that are new: what failed is tried again.
+  static let recoverSeconds: TimeInterval = 60
+  /// Who moved a row so lately may still be about to give its file back.
+  static let settlingSeconds: TimeInterval = 5
+  /// A claim of `send` that did not come to its end in this time was killed.
+  static let sendSeconds = 86400
 
   let context: GatewayContext
   private let outcomes: Outcomes
@@ -36,6 +42,7 @@ struct Intake: Service {
       var memories: [String: StabilityMemory] = [:]
       var watched: Set<String> = []
       var down: [String: String] = [:]
+      var known: [String: KnownClaims] = [:]
       while !Task.isCancelled {
         let seen = context.news.folders.generation
         var isFull = false
@@ -47,18 +54,20 @@ struct Intake: Service {
                 "\(folder.path) cannot be watched; it is scanned every \(context.configuration.scanSeconds) s")
             }
             var memory = memories[folder.agreement] ?? StabilityMemory()
-            isFull = try await scan(folder, &memory) >= Self.claimsMax || isFull
+            var claims = known[folder.agreement] ?? KnownClaims(since: context.now())
+            isFull = try await scan(folder, &memory, &claims) >= Self.claimsMax || isFull
             memories[folder.agreement] = memory
+            known[folder.agreement] = claims
             if down.removeValue(forKey: folder.agreement) != nil {
               context.logger.notice("folder \(folder.agreement) is back")
             }
-          } catch let error where StoreFailure(error) == .unknown {
-            throw FatalFailure(cause: error)
-          } catch let error as DiskError {
+          } catch {
+            guard let trouble = try Disposition.survived(error) else { continue }
             watched.remove(folder.path)
+            known[folder.agreement] = nil
             // Said when it comes, not with every scan.
-            if down.updateValue("\(error)", forKey: folder.agreement) != "\(error)" {
-              context.logger.error("folder \(folder.agreement) is down: \(error)")
+            if down.updateValue(trouble.note, forKey: folder.agreement) != trouble.note {
+              context.logger.error("folder \(folder.agreement) is down: \(trouble.note)")
             }
           }
         }
@@ -93,12 +102,12 @@ struct Intake: Service {
   }
 
   /// One round; how many files were claimed.
-  private func scan(_ folder: Folder, _ memory: inout StabilityMemory) async throws -> Int {
+  private func scan(_ folder: Folder, _ memory: inout StabilityMemory, _ known: inout KnownClaims) async throws -> Int {
     guard try context.hasRoom() else {
       context.logger.warning("below the low-water mark: nothing new is taken")
       return 0
     }
-    try await recover(folder)
+    try await recover(folder, &known)
     let now = context.now()
     let before = memory
     let (ready, unfit, after) = try await context.pool.run { () -> ([String], [(String, String)], StabilityMemory) in
@@ -118,9 +127,16 @@ struct Intake: Service {
       return (ready, unfit, memory)
     }
     memory = after
-    for (name, why) in unfit { try await giveBack(folder, name, why) }
+    for (name, why) in unfit {
+      do {
+        try await giveBack(folder, name, why)
+      } catch let error as DiskError where !error.isFatal {
+        // It holds up nothing else.
+        context.logger.warning("\(name) of \(folder.agreement) stays where it is: \(why); \(error)")
+      }
+    }
     let claimed = try await context.pool.run { try claim(ready, folder) }
-    try await record(claimed, folder)
+    try await record(claimed, folder, &known)
     return ready.count
   }
 
@@ -152,7 +168,7 @@ struct Intake: Service {
     return claims
   }
 
-  private func record(_ claims: [Claim], _ folder: Folder) async throws {
+  private func record(_ claims: [Claim], _ folder: Folder, _ known: inout KnownClaims) async throws {
     guard !claims.isEmpty, let agreement = context.current(folder.agreement, at: context.now()) else { return }
     guard let recipient = agreement.parties.first(where: { $0.role == .recipient && $0.id != context.agency })
     else { return }
@@ -167,35 +183,73 @@ struct Intake: Service {
       }
       try await group.waitForAll()
     }
+    for claim in claims { known.ids.insert(claim.id) }
     context.news.claimed.notify()
   }
 
-  /// Claims that a crash left without a row.
-  private func recover(_ folder: Folder) async throws {
-    let names = try await context.pool.run { try Directory.names("\(folder.path)/.claimed") }
+  /// Claims that `send` made, and what a crash or a failure left.
+  private func recover(_ folder: Folder, _ known: inout KnownClaims) async throws {
+    let now = context.now()
+    if abs(now.timeIntervalSince(known.since)) >= Self.recoverSeconds { known = KnownClaims(since: now) }
+    let ids = known.ids
+    let claims = try await context.pool.run { () -> [(String, Claim)] in
+      try Directory.names("\(folder.path)/.claimed").compactMap { name in
+        guard let claim = Claim(fileName: name) else {
+          try removeKilled("\(folder.path)/.claimed/\(name)")
+          return nil
+        }
+        return ids.contains(claim.id) ? nil : (name, claim)
+      }
+    }
+    guard !claims.isEmpty else { return }
+    let rows = try await context.ledger.read { reader in
+      try claims.map { try reader.transfer(context.agency, $0.1.id) }
+    }
     var orphans: [Claim] = []
-    for name in names {
-      guard let claim = Claim(fileName: name) else { continue }
-      let known = try await context.ledger.read { try $0.transfer(context.agency, claim.id) }
-      guard let known else {
+    for ((name, claim), row) in zip(claims, rows) {
+      guard let row else {
         orphans.append(claim)
         continue
       }
-      if known.state == .claimed || (known.state == .held && known.heldFrom == .claimed) { continue }
-      if known.manifest.isEmpty {
+      if row.state == .claimed || (row.state == .held && row.heldFrom == .claimed) {
+        known.ids.insert(claim.id)
+        continue
+      }
+      guard now.timeIntervalSince(row.updatedAt) >= Self.settlingSeconds else { continue }
+      if row.manifest.isEmpty {
         // It ended before it was sealed, and a crash came before the original was given back.
         try await context.pool.run {
           try outcomes.giveBack(
-            "\(folder.path)/.claimed/\(name)", name: known.name, agreement: folder.agreement, id: known.id,
-            code: known.code, detail: known.note,
-            next: ReasonCode(rawValue: known.code)?.nextStep ?? "Drop the file again.")
+            "\(folder.path)/.claimed/\(name)", name: row.name, agreement: folder.agreement, id: row.id,
+            code: row.code, detail: row.note, next: ReasonCode(rawValue: row.code)?.nextStep ?? "Drop the file again.")
         }
       } else {
         // The unlink after the commit of `sealed` was lost.
         try await context.pool.run { try Directory.remove("\(folder.path)/.claimed/\(name)") }
       }
     }
-    try await record(orphans, folder)
+    if folder.contract.readiness == .trigger {
+      try await context.pool.run { [orphans] in for claim in orphans { try removeTrigger(of: claim, folder) } }
+    }
+    try await record(orphans, folder, &known)
+  }
+
+  /// A copy that `send` was making when it was killed.
+  private func removeKilled(_ path: String) throws {
+    var info = stat()
+    guard lstat(path, &info) == 0, info.st_mode & S_IFMT == S_IFREG,
+      time(nil) - info.st_mtim.tv_sec > Self.sendSeconds
+    else { return }
+    try Directory.remove(path)
+  }
+
+  /// The trigger that a crash left after its file was claimed. One that came after the claim belongs to the next file of that name.
+  private func removeTrigger(of claim: Claim, _ folder: Folder) throws {
+    let trigger = "\(folder.path)/\(claim.name)\(folder.contract.triggerSuffix)"
+    var (claimed, left) = (stat(), stat())
+    guard lstat("\(folder.path)/.claimed/\(claim.fileName)", &claimed) == 0, lstat(trigger, &left) == 0 else { return }
+    let (made, renamed) = (left.st_mtim, claimed.st_ctim)
+    if (made.tv_sec, made.tv_nsec) <= (renamed.tv_sec, renamed.tv_nsec) { try Directory.remove(trigger) }
   }
 
   private func giveBack(_ folder: Folder, _ name: String, _ why: String) async throws {
@@ -216,6 +270,13 @@ struct Intake: Service {
   }
 }
 
+/// Claims that have their row, so that a scan of a folder with thousands of them asks the ledger about the new ones alone.
+private struct KnownClaims: Sendable {
+  /// When all of them were last looked up.
+  let since: Date
+  var ids: Set<TransferID> = []
+}
+
 /// A claimed original: its id and name in one file name.
 struct Claim: Sendable {
   let id: TransferID
@@ -226,6 +287,11 @@ struct Claim: Sendable {
   init(id: TransferID, name: String) {
     self.id = id
     self.name = name
+  }
+
+  /// That of a transfer's original.
+  init(of transfer: Transfer) {
+    self.init(id: transfer.id, name: transfer.name == transfer.id.text ? "" : transfer.name)
   }
 
   init?(fileName: String) {

@@ -20,6 +20,9 @@ struct Outcomes: Sendable {
     guard transfer.direction == .out else { return }
     let directory = context.home.returned(transfer.agreement)
     try Directory.make(directory, mode: 0o750)
+    // Who looks whose outcome a name is must be the one that takes it.
+    context.outcomeLock.lock()
+    defer { context.outcomeLock.unlock() }
     var path = path(transfer)
     let older = { (id: String) in "\(directory)/\(Self.older(transfer.name, id)).outcome.json" }
     if transfer.replacedBy != nil {

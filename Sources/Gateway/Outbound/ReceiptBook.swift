@@ -116,9 +116,13 @@ struct ReceiptBook: Sendable {
     guard var record = try tx.reader.partner(partner) else { return }
     if let held = record.head, held.epoch == head.epoch, held.size >= head.size {
       guard held.size > head.size || held.root == head.root else {
-        try tx.append(
-          AuditEvent("partner-head-conflict", ["partner": .string(partner.text), "size": .integer(head.size)]))
-        throw SealingError(.documentInvalid, "two ledgers of \(partner) claim the same size")
+        throw RecordedRefusal(
+          AuditEvent(
+            "partner-head-conflict",
+            [
+              "partner": .string(partner.text), "size": .integer(head.size), "root": .string(head.root.hex),
+              "heldRoot": .string(held.root.hex),
+            ]), SealingError(.documentInvalid, "two ledgers of \(partner) claim the same size"))
       }
       return
     }

@@ -23,8 +23,7 @@ struct Seal: Sendable {
   }
 
   func seal(_ transfer: Transfer) async throws {
-    let claim =
-      "\(context.home.claims(transfer.agreement))/\(Claim(id: transfer.id, name: transfer.name == transfer.id.text ? "" : transfer.name).fileName)"
+    let claim = "\(context.home.claims(transfer.agreement))/\(Claim(of: transfer).fileName)"
     let original: Original
     do {
       original = try await context.pool.run { try Original(claim) }
@@ -61,7 +60,9 @@ struct Seal: Sendable {
       let judged = try await context.ledger.read { try $0.auditSize() }
       let work = SealingPass(
         context: context, transfer: transfer, agreement: agreement!, draft: draft, instant: instant)
-      switch try await context.passes.run({ try work.run(original, decision, judged: judged) }) {
+      switch try await context.threads(for: original.bytes).run({
+        try work.run(original, decision, judged: judged)
+      }) {
       case .changed: try await postpone(transfer, code: "input.changed", note: "the file changed while it was read")
       case .invalid(let report):
         let code = ReasonCode.inputSchema

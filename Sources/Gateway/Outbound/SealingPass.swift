@@ -45,6 +45,16 @@ struct SealingPass: Sendable {
 
   /// - Parameter judged: the ledger's sequence before consent is looked at.
   func run(_ original: Original, _ decision: Decision, judged: Int64) throws -> Outcome {
+    do {
+      return try pass(original, decision, judged: judged)
+    } catch {
+      // Half a body keeps the disk full, which may be why it is half.
+      try discard()
+      throw error
+    }
+  }
+
+  private func pass(_ original: Original, _ decision: Decision, judged: Int64) throws -> Outcome {
     let enforcement = context.enforcement(of: agreement)
     if enforcement == nil,
       let report = try original.file.opaqueReport(mediaType: agreement.mediaType, bytes: original.bytes)
@@ -150,7 +160,8 @@ struct SealingPass: Sendable {
   /// By which a row remembers a recipient, hexadecimal.
   static func digest(_ recipient: Recipient) -> String { Digest(of: Array(recipient.description.utf8)).hex }
 
-  private func discard() throws {
+  /// Removes what was written of a package that does not go.
+  func discard() throws {
     try context.spool.remove(.out(transfer.id))
     try context.spool.removeSubjects(transfer.id)
   }

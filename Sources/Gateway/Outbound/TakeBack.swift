@@ -2,6 +2,7 @@
 
 import Foundation
 import Logging
+import Policies
 import Sealing
 import ServiceLifecycle
 import Store
@@ -19,30 +20,39 @@ struct TakeBackStage: Sendable {
     while !Task.isCancelled {
       let instant = context.now()
       let overdue = try await context.ledger.read { try $0.overdue(at: instant, limit: 200) }
-      for transfer in overdue { try await expire(transfer, at: instant) }
+      for transfer in overdue {
+        do {
+          try await expire(transfer)
+        } catch {
+          // It is looked at again in a few seconds.
+          if let trouble = try Disposition.survived(error) {
+            context.logger.error("transfer \(transfer.id) cannot be expired: \(trouble.note) [\(trouble.code)]")
+          }
+        }
+      }
       await Signal().wait(after: 0, for: .seconds(overdue.isEmpty ? 5 : 1))
     }
   }
 
-  private func expire(_ transfer: Transfer, at instant: Date) async throws {
-    // Once released there is nothing to expire; a recipient that has the key goes on too.
-    guard transfer.state.mayBecome(.expired, transfer.direction), transfer.direction != .in || transfer.key == nil
-    else { return }
-    do {
-      switch transfer.direction {
-      case .out:
-        _ = try await Ending(context: context).end(transfer, .expired, code: "expired", note: "not handed over in time")
-      case .in, .hub:
-        _ = try await context.ledger.write { tx in
-          try tx.advance(transfer, to: .expired) {
-            $0.code = "expired"
-            $0.nextAt = nil
-          }
+  private func expire(_ transfer: Transfer) async throws {
+    switch transfer.direction {
+    case .out:
+      // Once released there is nothing to expire.
+      guard transfer.state.mayBecome(.expired, .out) else { return }
+      _ = try await Ending(context: context).end(transfer, .expired, code: "expired", note: "not handed over in time")
+    case .in, .hub:
+      let hasExpired = try await context.ledger.write { tx in
+        // As it is now: a recipient that was given the key meanwhile goes on.
+        guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == transfer.state,
+          row.state.mayBecome(.expired, row.direction), row.direction != .in || row.key == nil
+        else { return false }
+        try tx.advance(row, to: .expired) {
+          $0.code = "expired"
+          $0.nextAt = nil
         }
-        try await context.discardBody(of: transfer)
+        return true
       }
-    } catch LedgerError.stale {
-      return
+      if hasExpired { try await context.discardBody(of: transfer) }
     }
   }
 
@@ -149,12 +159,16 @@ struct Ending: Sendable {
       return row
     }
     try await context.pool.run {
-      try Outcomes(context: context).write(row)
+      let outcomes = Outcomes(context: context)
+      if !hasManifest {
+        try outcomes.giveBack(
+          "\(context.home.claims(row.agreement))/\(Claim(of: row).fileName)", name: row.name, agreement: row.agreement,
+          id: row.id, code: code, detail: note, next: ReasonCode(rawValue: code)?.nextStep ?? "Drop the file again.")
+      }
+      try outcomes.write(row)
       try context.spool.remove(row.place)
     }
     context.news.lane(of: row.peer).takeBacks.notify()
-    // A claimed original goes back to the folder `returned/` with the next scan.
-    context.news.folders.notify()
     return row
   }
 }

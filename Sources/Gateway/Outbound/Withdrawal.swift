@@ -54,6 +54,8 @@ struct Withdrawal: Sendable {
       try tx.forgetRetained(old.id)
       guard let (sealed, fresh) = replacement else { return (old, nil as Transfer?) }
       var row = fresh
+      // The stage looks only after what a crash leaves.
+      row.nextAt = tx.at + 5
       if transfer.state == .held {
         // An administrator's hold holds what takes its place.
         row.state = .held
@@ -71,7 +73,11 @@ struct Withdrawal: Sendable {
       try context.spool.remove(old.place)
     }
     context.news.lane(of: old.peer).takeBacks.notify()
-    if let new, new.state == .sealed { try await Seal(context: context).queue(new) }
+    if let new, new.state == .sealed {
+      do { try await Seal(context: context).queue(new) } catch LedgerError.stale {
+        // The stage was first.
+      }
+    }
     context.logger.notice("transfer \(old.id) is taken back: \(old.note) [\(code)]")
   }
 
@@ -127,6 +133,14 @@ struct Withdrawal: Sendable {
     guard decision.outcome == .permit else { return nil }
     let work = SealingPass(context: context, transfer: row, agreement: agreement, draft: draft, instant: instant)
     return try await context.passes.run {
+      do {
+        return try pass()
+      } catch {
+        try work.discard()
+        throw error
+      }
+    }
+    @Sendable func pass() throws -> (SealedPackage, Transfer)? {
       let payloadKey = try PackageKey(parsing: retained).open(with: context.keys.identities, binding: manifest.binding)
       let body = try OpenedBody(context.spool.open(transfer.place), manifest, payloadKey, context.engine)
       let (recipients, made) = try work.freshKey()
@@ -159,7 +173,7 @@ struct Withdrawal: Sendable {
       guard report.isValid, let kept = report.filtered?.kept, kept > 0,
         kept == (manifest.records ?? 0) - Int64(dropped.count)
       else {
-        try discard(row.id)
+        try work.discard()
         return nil
       }
       try part.syncData()
@@ -172,7 +186,7 @@ struct Withdrawal: Sendable {
           read: report.records, kept: kept, withheld: [droppingCode: Int64(dropped.count)], forbidden: nil),
         isResealed: true)
       guard final.outcome == .permit else {
-        try discard(row.id)
+        try work.discard()
         return nil
       }
       let fresh = work.manifest(result, made.key, records: kept, final, replaces: transfer.id)

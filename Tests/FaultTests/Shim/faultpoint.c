@@ -154,13 +154,20 @@ static int writing(int fd) {
     return result; \
   }
 
+// A vectored write torn: its first half, or half of its only vector.
+#define TORN(call) \
+  ({ struct iovec torn_one = {vectors->iov_base, vectors->iov_len / 2}; \
+     const struct iovec *vectors_ = count == 1 ? &torn_one : vectors; \
+     int count_ = count == 1 ? 1 : count / 2; \
+     call; })
+
 WRITER(write, (int fd, const void *data, size_t count), real(fd, data, count), real(fd, data, count / 2))
 WRITER(pwrite, (int fd, const void *data, size_t count, off_t at), real(fd, data, count, at), real(fd, data, count / 2, at))
 WRITER(pwrite64, (int fd, const void *data, size_t count, off64_t at), real(fd, data, count, at), real(fd, data, count / 2, at))
-WRITER(pwritev, (int fd, const struct iovec *vectors, int count, off_t at), real(fd, vectors, count, at), real(fd, vectors, (count + 1) / 2, at))
-WRITER(pwritev64, (int fd, const struct iovec *vectors, int count, off64_t at), real(fd, vectors, count, at), real(fd, vectors, (count + 1) / 2, at))
-WRITER(pwritev2, (int fd, const struct iovec *vectors, int count, off_t at, int flags), real(fd, vectors, count, at, flags), real(fd, vectors, (count + 1) / 2, at, flags))
-WRITER(pwritev64v2, (int fd, const struct iovec *vectors, int count, off64_t at, int flags), real(fd, vectors, count, at, flags), real(fd, vectors, (count + 1) / 2, at, flags))
+WRITER(pwritev, (int fd, const struct iovec *vectors, int count, off_t at), real(fd, vectors, count, at), TORN(real(fd, vectors_, count_, at)))
+WRITER(pwritev64, (int fd, const struct iovec *vectors, int count, off64_t at), real(fd, vectors, count, at), TORN(real(fd, vectors_, count_, at)))
+WRITER(pwritev2, (int fd, const struct iovec *vectors, int count, off_t at, int flags), real(fd, vectors, count, at, flags), TORN(real(fd, vectors_, count_, at, flags)))
+WRITER(pwritev64v2, (int fd, const struct iovec *vectors, int count, off64_t at, int flags), real(fd, vectors, count, at, flags), TORN(real(fd, vectors_, count_, at, flags)))
 
 #define SYNCER(name) \
   int name(int fd) { \
