@@ -180,7 +180,9 @@ struct Stage: Service {
           }
         }
       }
-      if moved.state.isEnd || moved.state == .unconfirmed { try await context.pool.run { [context] in try Outcomes(context: context).write(moved) } }
+      if moved.state.isEnd || moved.state == .unconfirmed {
+        try await context.pool.run { [context] in try Outcomes(context: context).write(moved) }
+      }
     } catch LedgerError.stale {
       return
     }

@@ -49,7 +49,8 @@ package enum LedgerError: Error, Equatable, Sendable, CustomStringConvertible {
     case .rolledBack(let what): "the ledger was rolled back: \(what). See docs/OPERATIONS.md, Restore"
     case .notDurable(let what): "the ledger would not be durable: \(what)"
     case .damaged(let what): "the ledger is damaged: \(what)"
-    case .newer: "the ledger was opened by a later version of Sallyport; this one cannot read it. See docs/OPERATIONS.md, Upgrade"
+    case .newer:
+      "the ledger was opened by a later version of Sallyport; this one cannot read it. See docs/OPERATIONS.md, Upgrade"
     }
   }
 }
