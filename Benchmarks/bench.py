@@ -91,14 +91,15 @@ def bench_seal(directory, size, rounds, opening):
         return ["/bin/sh", "-c", text]
 
     seal = [SALLYPORT, "seal", plain, "-r", recipient, "-o"]
+    openssl = ["openssl", "enc", "-aes-256-ctr", "-K", "0" * 64, "-iv", "0" * 32]
+    gpg = ["gpg", "--batch", "--yes", "--homedir", directory, "--passphrase", "x", "--pinentry-mode", "loopback"]
     if not opening:
         cases = {
             "sallyport seal": seal + [out],
             "age -r": ["age", "-r", recipient, "-o", out, plain],
             "cp": ["cp", plain, out],
-            "openssl enc -aes-256-ctr": ["openssl", "enc", "-aes-256-ctr", "-K", "0" * 64, "-iv", "0" * 32, "-in", plain, "-out", out],
-            "gpg --symmetric": ["gpg", "--batch", "--yes", "--homedir", directory, "--passphrase", "x", "--compress-algo", "none",
-                                "--pinentry-mode", "loopback", "-o", out, "--symmetric", plain],
+            "openssl enc -aes-256-ctr": [*openssl, "-in", plain, "-out", out],
+            "gpg --symmetric": [*gpg, "--compress-algo", "none", "-o", out, "--symmetric", plain],
         }
         report(f"seal {size >> 20} MiB, file to file", interleave(cases, rounds, clean), ["age -r", "cp"], size)
         cases = {
@@ -114,13 +115,18 @@ def bench_seal(directory, size, rounds, opening):
         }
         report("seal to /dev/null", interleave(cases, rounds, clean), ["age -r >null", "age | sha256", "sallyport seal >null, 1 thread"], size)
     else:
-        sealed = os.path.join(directory, "sealed")
+        sealed, encrypted, symmetric = (os.path.join(directory, name) for name in ["sealed", "encrypted", "symmetric"])
         subprocess.run(seal + [sealed], check=True)
+        subprocess.run([*openssl, "-in", plain, "-out", encrypted], check=True)
+        subprocess.run([*gpg, "--compress-algo", "none", "-o", symmetric, "--symmetric", plain], check=True, stderr=subprocess.DEVNULL)
         cases = {
             "sallyport open": [SALLYPORT, "open", sealed, "-i", identity, "-o", out],
             "age -d": ["age", "-d", "-i", identity, "-o", out, sealed],
+            "cp": ["cp", sealed, out],
+            "openssl enc -d -aes-256-ctr": [*openssl, "-d", "-in", encrypted, "-out", out],
+            "gpg --decrypt": [*gpg, "-o", out, "--decrypt", symmetric],
         }
-        report(f"open {size >> 20} MiB, file to file", interleave(cases, rounds, clean), ["age -d"], size)
+        report(f"open {size >> 20} MiB, file to file", interleave(cases, rounds, clean), ["age -d", "cp"], size)
 
 
 class Pair:

@@ -10,6 +10,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
+#include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -56,6 +57,19 @@ void sp_ignore_write_signals(void) {
 long long sp_filesystem_type(const char *path) {
   struct statfs info;
   return statfs(path, &info) == 0 ? (long long)info.f_type : -1;
+}
+
+int sp_open_unnamed(const char *directory, unsigned mode) {
+  int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
+  // Whatever the umask.
+  if (fd >= 0) fchmod(fd, mode);
+  return fd;
+}
+
+int sp_name_file(int fd, const char *path) {
+  char own[32];
+  snprintf(own, sizeof own, "/proc/self/fd/%d", fd);
+  return linkat(AT_FDCWD, own, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
 }
 
 int sp_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }

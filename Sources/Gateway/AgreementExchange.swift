@@ -41,7 +41,7 @@ struct AgreementExchange: Sendable {
       try Directory.make(folder)
       guard !Directory.exists(path) else { return }
       guard try Directory.names(folder, countMax: Self.offersMax + 1).count < Self.offersMax else {
-        throw Problem(.full, code: "agreement.offers", "too many agreements wait here")
+        throw Problem(.full, code: "agreement.offers", "too many agreements wait here", retryAfterSeconds: 3600)
       }
       try DurableFile.write(bytes + [10], to: path)
     }

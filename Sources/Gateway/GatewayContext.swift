@@ -149,7 +149,7 @@ package final class GatewayContext: Sendable {
     try Directory.make(home.staging)
     stagingSync = DirectorySync(home.staging)
     policyBox = NIOLockedValueBox(try PolicyFolder.enforceable(home))
-    pool = BlockingPool(threads: 8)
+    pool = BlockingPool(threads: 16)
     try loadPartners()
     try ledger.readNow { try consents.load($0, consentTables, logger) }
   }

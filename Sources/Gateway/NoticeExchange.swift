@@ -37,7 +37,8 @@ struct Notices: Sendable {
         } catch {
           if let trouble = try Disposition.survived(error) {
             context.logger.notice("notice \(row.id) to \(partner): \(trouble.note)")
-            try await later(row, seconds: 5)
+            // It stays due where the ledger cannot take even that.
+            do { try await later(row, seconds: 5) } catch { _ = try Disposition.survived(error) }
           }
         }
       }
@@ -313,10 +314,8 @@ struct NoticeDesk: Sendable {
       [.received, .opened].contains(transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state)
     else { return false }
     do {
-      let open = OpenPackage(context: context)
-      try await open.quarantine(
+      try await OpenPackage(context: context).quarantine(
         transfer, code: "consent.withdrawn", note: "a person in it has withdrawn: ask the sender for the rest")
-      try await context.pool.run { try open.removeStaged(transfer) }
       return true
     } catch LedgerError.stale {
       return false

@@ -2,7 +2,7 @@
 //
 //   open(.NAME.tmp-PID, O_CREAT|O_EXCL|O_NOFOLLOW, mode)  write  fdatasync  close  rename(.NAME.tmp-PID, NAME)  fsync(directory)
 //
-// Any failure removes the temporary file and leaves the old one.
+// A failure before the rename removes the temporary file and leaves the old one; after it, which of the two a power cut leaves is unknown.
 
 import Glibc
 

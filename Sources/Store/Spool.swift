@@ -118,6 +118,12 @@ package final class Spool: Sendable {
     try Directory.remove(part(place))
   }
 
+  /// Removes what was written of a package of ours that does not go: body and index of subjects.
+  package func discard(_ id: TransferID) throws {
+    try remove(.out(id))
+    try removeSubjects(id)
+  }
+
   package func has(_ place: Place) -> Bool { Directory.exists(body(place)) }
 
   /// Every body and part in the spool, with whether it is a finished body. Removes what a crash left of files being replaced: call it

@@ -1,6 +1,7 @@
 // seal and open: stock age files, outside any agreement. `-` is standard input or output.
 
 import ArgumentParser
+import CLinux
 import Foundation
 import Gateway
 import Glibc
@@ -188,11 +189,18 @@ private struct Destination {
     let url = URL(fileURLWithPath: path)
     let directory = url.deletingLastPathComponent().path
     let temporary = "\(directory)/.\(url.lastPathComponent).tmp-\(getpid())"
+    let mode = isThere ? info.st_mode & 0o777 : mode
+    // Without a name it goes with the process, however that ends: half a file, perhaps opened, is not left by Ctrl-C.
+    let unnamed = sp_open_unnamed(directory, mode)
     do {
-      let box = Box(try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: isThere ? info.st_mode & 0o777 : mode))
+      let box =
+        if unnamed >= 0 { Box(File(owning: unnamed, path: path)) } else {
+          Box(try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: mode))
+        }
       if let bytes { try box.file.reserve(bytes) }
       try body(Destination(box: box))
       if sync { try box.file.syncData() }
+      if unnamed >= 0, sp_name_file(unnamed, temporary) != 0 { throw DiskError("link", temporary) }
       try Directory.rename(temporary, path)
       if sync { try Directory.sync(directory) }
     } catch {

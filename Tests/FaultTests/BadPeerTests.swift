@@ -237,6 +237,48 @@ import Testing
     #expect(!agencies.recipient.log.contains("SECRET"))
   }
 
+  /// At the limit two go; over it the third waits, and is told how long.
+  @Test(arguments: [
+    ("packagesPerPartner: 2", "limit.packages"), ("bytesPerPartnerMax: 232", "limit.bytes-per-partner"),
+  ])
+  func whatOnePartnerHasUnderWayIsBounded(setting: String, code: String) async throws {
+    var options = TestAgencies.Options()
+    options.configuration = setting
+    let agencies = try TestAgencies(options)
+    try agencies.recipient.start()
+    let attacker = try Attacker(agencies)
+    defer { attacker.relay.stop() }
+    for number in 1...3 {
+      let id = TransferID()
+      // 116 bytes sealed.
+      let package = try attacker.package([UInt8](repeating: 65, count: 100), id: id)
+      let reply = try await attacker.send("PUT", "/v1/transfers/\(id)/manifest", package.manifest.bytes)
+      #expect(reply.status == (number < 3 ? 201 : 429), "\(number)")
+      #expect(number < 3 || Problem(reply)?.code == code && reply.headers["retry-after"] != nil)
+    }
+  }
+
+  @Test func belowTheLowWaterMarkNothingNewIsTaken() async throws {
+    var options = TestAgencies.Options()
+    options.configuration = "lowWaterInodes: 1000000000000"
+    let agencies = try TestAgencies(options)
+    try agencies.start()
+    let attacker = try Attacker(agencies)
+    defer { attacker.relay.stop() }
+    let id = TransferID()
+    let reply = try await attacker.send(
+      "PUT", "/v1/transfers/\(id)/manifest", attacker.package([1], id: id).manifest.bytes)
+    #expect(reply.status == 507 && Problem(reply)?.code == "disk.full" && reply.headers["retry-after"] != nil)
+    try agencies.sender.drop("waits.txt", Data("x".utf8))
+    // Said once, and not with every scan.
+    #expect(eventually { agencies.sender.log.contains("low-water") })
+    _ = eventually(3) { false }
+    #expect(agencies.sender.log.components(separatedBy: "low-water").count == 2, "\(agencies.sender.log)")
+    let outbox = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)"
+    #expect(FileManager.default.fileExists(atPath: "\(outbox)/waits.txt"))
+    try agencies.stop()
+  }
+
   /// A recipient that misbehaves: it has the recipient's TLS key and answers as `handler` says.
   private func impostor(
     _ agencies: TestAgencies, _ handler: @escaping PartnerServer.Handler, _ body: () throws -> Void

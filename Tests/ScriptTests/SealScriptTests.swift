@@ -78,6 +78,23 @@ import Testing
     #expect(refused.status == 78 && refused.errors.contains("chmod"), "\(refused.errors)")
   }
 
+  @Test func whatIsKilledLeavesNothingOfItsOutput() throws {
+    let (_, recipient) = try identity()
+    let folder = "\(scratch.path)/empty"
+    try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)
+    let seal = Process()
+    seal.executableURL = URL(fileURLWithPath: Command.sallyport)
+    seal.arguments = ["seal", "-", "-r", recipient, "-o", "\(folder)/out"]
+    let input = Pipe()
+    seal.standardInput = input
+    try seal.run()
+    // More than a pipe holds: when it is taken, the output is open.
+    try input.fileHandleForWriting.write(contentsOf: Data(count: 4 << 20))
+    kill(seal.processIdentifier, SIGKILL)
+    seal.waitUntilExit()
+    #expect(try FileManager.default.contentsOfDirectory(atPath: folder) == [])
+  }
+
   @Test func aFailedOpenLeavesNoOutputFile() throws {
     let plain = try random(3_000_000)
     let (file, recipient) = try identity()

@@ -314,6 +314,30 @@ private func serving(
       await #expect(throws: RelayError.self) { try await send(10, replyMax: 999) }
     }
   }
+
+  @Test func headersHaveLimits() async throws {
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    var limits = PartnerServerLimits()
+    limits.headerBytes = 2048
+    limits.headerCount = 16
+    try await serving(pins: [client.pin], limits: limits) { _ in
+      HTTPReply(200)
+    } _: { port, server in
+      func isServed(_ headers: [String]) async -> Bool {
+        do {
+          return try await relay.send(
+            RelayRequest("GET", "https://127.0.0.1:\(port)/x", headers: headers, pins: [server.pin])
+          ).status == 200
+        } catch { return false }
+      }
+      let (some, many) = ((1...8).map { "X-\($0): a" }, (1...16).map { "X-\($0): a" })
+      #expect(await isServed(["X-Long: \(String(repeating: "a", count: 1500))"]))
+      #expect(await !isServed(["X-Long: \(String(repeating: "a", count: 2100))"]))
+      #expect(await isServed(some))
+      #expect(await !isServed(many))
+    }
+  }
 }
 
 @Suite struct RouteTests {

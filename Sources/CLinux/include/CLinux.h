@@ -23,6 +23,10 @@ void sp_return_large_memory(void);
 void sp_ignore_write_signals(void);
 /// statfs(2) f_type of the file system that holds path; -1 with errno.
 long long sp_filesystem_type(const char *path);
+/// open(2) O_TMPFILE: a file without a name, which goes with its last descriptor. -1 with EOPNOTSUPP where the file system has none.
+int sp_open_unnamed(const char *directory, unsigned mode);
+/// Gives such a file a name that is not taken (linkat(2)). 0, or -1 with errno.
+int sp_name_file(int fd, const char *path);
 /// eventfd(2): non-blocking, close-on-exec.
 int sp_eventfd(void);
 /// Appends everything from one open file to another (sendfile(2)). 0, or -1 with errno.

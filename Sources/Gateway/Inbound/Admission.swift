@@ -135,7 +135,7 @@ struct Admission: Sendable {
       throw Problem(.busy, code: "limit.packages", "too many packages are under way", retryAfterSeconds: 2)
     }
     guard load.bytes + manifest.bodyBytes <= context.configuration.bytesPerPartnerMax else {
-      throw Problem(.busy, code: "limit.bytes-per-partner", "too many bytes are under way")
+      throw Problem(.busy, code: "limit.bytes-per-partner", "too many bytes are under way", retryAfterSeconds: 60)
     }
     guard try context.hasRoom(for: manifest.bodyBytes + (isOurs ? manifest.payloadBytes : 0)) else {
       throw Problem(.full, code: "disk.full", "there is no room for this package", retryAfterSeconds: 60)

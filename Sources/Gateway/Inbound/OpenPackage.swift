@@ -21,7 +21,7 @@ struct OpenPackage: Sendable {
 
   private func staged(_ transfer: Transfer) -> String { "\(context.home.staging)/\(transfer.sender),\(transfer.id)" }
 
-  func removeStaged(_ transfer: Transfer) throws { try Directory.remove(staged(transfer)) }
+  private func removeStaged(_ transfer: Transfer) throws { try Directory.remove(staged(transfer)) }
 
   /// From a received key to the inbox.
   var stages: [Stage] {

@@ -26,10 +26,13 @@ struct Intake: Service {
 
   let context: GatewayContext
   private let outcomes: Outcomes
+  /// What was moved before is moved by nobody any more.
+  private let started: Date
 
   init(context: GatewayContext) {
     self.context = context
     outcomes = Outcomes(context: context)
+    started = context.now()
   }
 
   func run() async throws {
@@ -104,8 +107,7 @@ struct Intake: Service {
   /// One round; how many files were claimed.
   private func scan(_ folder: Folder, _ memory: inout StabilityMemory, _ known: inout KnownClaims) async throws -> Int {
     guard try context.hasRoom() else {
-      context.logger.warning("below the low-water mark: nothing new is taken")
-      return 0
+      throw DiskError("stay above the low-water mark of", context.home.path, errno: ENOSPC)
     }
     try await recover(folder, &known)
     let now = context.now()
@@ -215,7 +217,7 @@ struct Intake: Service {
         known.ids.insert(claim.id)
         continue
       }
-      guard now.timeIntervalSince(row.updatedAt) >= Self.settlingSeconds else { continue }
+      guard row.updatedAt < started || now.timeIntervalSince(row.updatedAt) >= Self.settlingSeconds else { continue }
       if row.manifest.isEmpty {
         // It ended before it was sealed, and a crash came before the original was given back.
         try await context.pool.run {

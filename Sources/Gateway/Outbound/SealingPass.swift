@@ -49,7 +49,7 @@ struct SealingPass: Sendable {
       return try pass(original, decision, judged: judged)
     } catch {
       // Half a body keeps the disk full, which may be why it is half.
-      try discard()
+      try context.spool.discard(transfer.id)
       throw error
     }
   }
@@ -87,7 +87,7 @@ struct SealingPass: Sendable {
       }
       let report = try records.source.report()
       guard let counts = report.counts(under: agreement) else {
-        try discard()
+        try context.spool.discard(transfer.id)
         return try original.isUnchanged() ? .invalid(report) : .changed
       }
       final = Evaluation.completed(decision, draft, under: agreement, counts)
@@ -98,11 +98,11 @@ struct SealingPass: Sendable {
         wholePrefixes: prefixes)
     }
     guard try original.isUnchanged() else {
-      try discard()
+      try context.spool.discard(transfer.id)
       return .changed
     }
     guard final.outcome == .permit else {
-      try discard()
+      try context.spool.discard(transfer.id)
       return .refused(final)
     }
     try part.syncData()
@@ -159,12 +159,6 @@ struct SealingPass: Sendable {
 
   /// By which a row remembers a recipient, hexadecimal.
   static func digest(_ recipient: Recipient) -> String { Digest(of: Array(recipient.description.utf8)).hex }
-
-  /// Removes what was written of a package that does not go.
-  func discard() throws {
-    try context.spool.remove(.out(transfer.id))
-    try context.spool.removeSubjects(transfer.id)
-  }
 
   func manifest(
     _ result: PassResult, _ key: PackageKey, records: Int64?, _ decision: Decision, replaces: TransferID? = nil

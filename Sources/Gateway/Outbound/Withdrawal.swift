@@ -88,14 +88,9 @@ struct Withdrawal: Sendable {
     do {
       return try await context.ledger.write(body)
     } catch {
-      if let id { try await context.pool.run { try discard(id) } }
+      if let id { try await context.pool.run { [context] in try context.spool.discard(id) } }
       throw error
     }
-  }
-
-  private func discard(_ id: TransferID) throws {
-    try context.spool.remove(.out(id))
-    try context.spool.removeSubjects(id)
   }
 
   /// One package that cannot be sealed again must not keep the others from being stopped: it is cancelled.
@@ -136,7 +131,7 @@ struct Withdrawal: Sendable {
       do {
         return try pass()
       } catch {
-        try work.discard()
+        try context.spool.discard(row.id)
         throw error
       }
     }
@@ -173,7 +168,7 @@ struct Withdrawal: Sendable {
       guard report.isValid, let kept = report.filtered?.kept, kept > 0,
         kept == (manifest.records ?? 0) - Int64(dropped.count)
       else {
-        try work.discard()
+        try context.spool.discard(row.id)
         return nil
       }
       try part.syncData()
@@ -186,7 +181,7 @@ struct Withdrawal: Sendable {
           read: report.records, kept: kept, withheld: [droppingCode: Int64(dropped.count)], forbidden: nil),
         isResealed: true)
       guard final.outcome == .permit else {
-        try work.discard()
+        try context.spool.discard(row.id)
         return nil
       }
       let fresh = work.manifest(result, made.key, records: kept, final, replaces: transfer.id)
