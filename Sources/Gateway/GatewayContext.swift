@@ -41,6 +41,8 @@ package final class GatewayContext: Sendable {
   private let actBook = NIOLockedValueBox(ActBook())
   let consents = ConsentBook()
   let downloads = Downloads()
+  /// Transfers whose claimed originals a task is working on: it moves them when it has moved the row.
+  let claimsInUse = NIOLockedValueBox<Set<TransferID>>([])
   /// Held by whoever writes an outcome file.
   let outcomeLock = NIOLock()
   let arriving = Arriving()

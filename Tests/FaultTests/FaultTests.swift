@@ -75,11 +75,26 @@ import Testing
         Self.note("\(name) \(point) of \(calls.count), errno \(errno)", verdict.isSound)
         if errno == EIO {
           #expect(ended == nil || ended == 74, "\(name), EIO from call \(calls[point - 1]): exit \(ended ?? 0): \(log)")
-        } else {
-          // It may empty again: a gateway that has started goes on.
-          #expect(!log.contains("stopping:"), "\(name), full from call \(calls[point - 1]): exit \(ended ?? 0): \(log)")
         }
       }
+    }
+  }
+
+  /// It may empty again: what cannot be written is tried again, and the gateway goes on.
+  @Test(arguments: [10, 25, 40])
+  func aFullDiskStopsNoGateway(write: Int) throws {
+    let bench = try FaultBench()
+    for (name, side) in Self.sides {
+      let (verdict, ended, log) = try bench.experiment(
+        side,
+        [
+          "FAULT_OPS": "write", "FAULT_MATCH": ".sqlite-wal", "FAULT_AT": "\(write)", "FAULT_ERRNO": "\(ENOSPC)",
+          "FAULT_STICKY": "1",
+        ])
+      #expect(verdict.isSound, "\(name): \(verdict)")
+      #expect(ended == nil, "\(name), exit \(ended ?? 0): \(log)")
+      // The recipient says it to its partner.
+      #expect(name == "recipient" || log.contains("full"), "\(log)")
     }
   }
 

@@ -19,20 +19,15 @@ struct Intake: Service {
   static let claimsMax = 256
   /// How often all claims are compared with the ledger, and not only those that are new: what failed is tried again.
   static let recoverSeconds: TimeInterval = 60
-  /// Who moved a row so lately may still be about to give its file back.
-  static let settlingSeconds: TimeInterval = 5
   /// A claim of `send` that did not come to its end in this time was killed.
   static let sendSeconds = 86400
 
   let context: GatewayContext
   private let outcomes: Outcomes
-  /// What was moved before is moved by nobody any more.
-  private let started: Date
 
   init(context: GatewayContext) {
     self.context = context
     outcomes = Outcomes(context: context)
-    started = context.now()
   }
 
   func run() async throws {
@@ -217,10 +212,12 @@ struct Intake: Service {
         known.ids.insert(claim.id)
         continue
       }
-      guard row.updatedAt < started || now.timeIntervalSince(row.updatedAt) >= Self.settlingSeconds else { continue }
+      // Whoever moved the row may be about to do the rest.
+      guard !context.claimsInUse.withLockedValue({ $0.contains(claim.id) }) else { continue }
       if row.manifest.isEmpty {
         // It ended before it was sealed, and a crash came before the original was given back.
         try await context.pool.run {
+          guard Directory.exists("\(folder.path)/.claimed/\(name)") else { return }
           try outcomes.giveBack(
             "\(folder.path)/.claimed/\(name)", name: row.name, agreement: folder.agreement, id: row.id,
             code: row.code, detail: row.note, next: ReasonCode(rawValue: row.code)?.nextStep ?? "Drop the file again.")

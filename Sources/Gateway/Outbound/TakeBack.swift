@@ -142,6 +142,8 @@ struct Ending: Sendable {
 
   /// Ends a transfer of ours before release, with its signed non-delivery report, and lets the recipient know.
   func end(_ transfer: Transfer, _ state: TransferState, code: String, note: String) async throws -> Transfer {
+    context.claimsInUse.withLockedValue { _ = $0.insert(transfer.id) }
+    defer { context.claimsInUse.withLockedValue { _ = $0.remove(transfer.id) } }
     let hasManifest = !transfer.manifest.isEmpty
     let report = TakeBack(
       id: transfer.id, sender: transfer.sender, recipient: transfer.peer,
