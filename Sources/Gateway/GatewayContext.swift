@@ -41,8 +41,8 @@ package final class GatewayContext: Sendable {
   private let actBook = NIOLockedValueBox(ActBook())
   let consents = ConsentBook()
   let downloads = Downloads()
-  /// Transfers whose claimed originals a task is working on: it moves them when it has moved the row.
-  let claimsInUse = NIOLockedValueBox<Set<TransferID>>([])
+  /// Transfers whose claimed originals tasks are working on, and how many: they move them when they have moved the row.
+  let claimsInUse = NIOLockedValueBox<[TransferID: Int]>([:])
   /// Held by whoever writes an outcome file.
   let outcomeLock = NIOLock()
   let arriving = Arriving()
@@ -352,6 +352,14 @@ package final class GatewayContext: Sendable {
   /// Where a pass over so many plain bytes runs: what is over within one segment is no longer than other work that blocks.
   func threads(for payloadBytes: Int64) -> BlockingPool {
     payloadBytes <= Int64(BodyGeometry.segmentBytes) ? pool : passes
+  }
+
+  /// Marks the claimed original of a transfer as one that a task is working on, or not any more.
+  func useClaim(of transfer: Transfer, _ change: Int) {
+    claimsInUse.withLockedValue { all in
+      let users = all[transfer.id, default: 0] + change
+      all[transfer.id] = users > 0 ? users : nil
+    }
   }
 
   /// Whether there is room to take more. Below the low-water mark nothing new is taken; what is here still flows.

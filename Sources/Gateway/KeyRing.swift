@@ -130,18 +130,19 @@ package struct KeyRing: Sendable {
 
   // MARK: in use
 
-  /// How long a retiring key signs on in place of the active one: partners learn a new card within the hour, and what they receive until
-  /// then is signed by a key that either card has.
+  /// How long a retiring key signs on in place of a newer one: partners learn a new card within the hour, and what they receive until then
+  /// is signed by a key that either card has.
   package static let overlapSeconds: TimeInterval = 86400
 
-  /// The keys that sign documents now, one of each algorithm: the active one, or for a day after a rotation the one before it.
+  /// The keys that sign documents now, one of each algorithm: the newest that partners have had a day to learn of, or the oldest of
+  /// those since. Nothing older than a key that was revoked signs again.
   package func signers(at instant: Date) -> [SigningKey] {
-    let valid = card.card.signingKeys.filter { $0.isValid(at: instant) }
     let chosen = SigningAlgorithm.allCases.compactMap { algorithm -> VerifyingKey? in
-      let keys = valid.filter { $0.key.algorithm == algorithm }
-      guard let active = keys.last(where: { $0.state == .active }) else { return nil }
-      let before = keys.last { $0.state == .retiring && $0.notBefore <= active.notBefore }
-      return instant < active.notBefore + Self.overlapSeconds ? (before ?? active).key : active.key
+      let all = card.card.signingKeys.filter { $0.key.algorithm == algorithm }
+      let since = (all.lastIndex { $0.state == .revoked } ?? -1) + 1
+      let keys = all[since...].filter { $0.isValid(at: instant) }
+      return (keys.last { $0.notBefore + Self.overlapSeconds <= instant } ?? keys.first)?.key
+        ?? all.last { $0.state == .active && $0.isValid(at: instant) }?.key
     }
     return signing.filter { chosen.contains($0.verifying) }
   }
@@ -173,13 +174,14 @@ package struct KeyRing: Sendable {
   package mutating func rotate(_ use: Use, kind: RecipientKind? = nil, postQuantum: Bool = false, at instant: Date)
     throws
   {
-    var signingKeys = Self.withRoom(card.card.signingKeys, at: instant)
+    var signingKeys = card.card.signingKeys
     var recipients = card.card.recipients
     var pins = card.card.tlsPins
     switch use {
     case .sign:
       let algorithm = postQuantum ? SigningAlgorithm.mlDSA65 : .ed25519
       let key = try SigningKey(generating: algorithm)
+      signingKeys = Self.withRoom(signingKeys, at: instant)
       for index in signingKeys.indices
       where signingKeys[index].key.algorithm == algorithm && signingKeys[index].state == .active {
         signingKeys[index].state = .retiring

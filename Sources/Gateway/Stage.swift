@@ -45,10 +45,13 @@ struct Stage: Service {
           await news.wait(after: seen, for: .seconds(min(2, pause.timeIntervalSince(instant))))
           continue
         }
-        let limit = concurrency * 2 + busy.withLockedValue { $0.count }
+        // What was under way before the look may have moved on since: its row is old.
+        let before = busy.withLockedValue { $0 }
+        let limit = concurrency * 2 + before.count
         let due = try await context.ledger.read {
           try $0.due(direction, state, peer: peer, hasKey: hasKey, at: instant, limit: limit)
-        }.filter { transfer in !busy.withLockedValue { $0.contains(transfer.place) } }
+        }.filter { transfer in !before.contains(transfer.place) && !busy.withLockedValue { $0.contains(transfer.place) }
+        }
         for transfer in due {
           while true {
             let before = freed.generation

@@ -183,7 +183,8 @@ extension Database {
   fileprivate func snapshot<Value>(_ body: (Reader) throws -> Value) throws -> Value {
     try cachedStatement(sql: "BEGIN").execute()
     let value = Result { try body(Reader(db: self)) }
-    try cachedStatement(sql: "COMMIT").execute()
+    // A disk that fails may have ended it: what the body threw is the cause then.
+    if isInsideTransaction { try cachedStatement(sql: "COMMIT").execute() }
     return try value.get()
   }
 
@@ -312,7 +313,10 @@ private final class CommitQueue: @unchecked Sendable {
               throw error
             } catch let refusal as RecordedRefusal {
               let record = Transaction(db: db, frontier: edge, at: instant, head: committedHead)
-              try record.append(refusal.event)
+              if try !record.reader.flag(refusal.name) {
+                try record.setFlag(refusal.name)
+                try record.append(refusal.event)
+              }
               edge = record.frontier
               accepted.append((job, { job.fail(refusal.cause) }))
             } catch {

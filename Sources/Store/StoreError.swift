@@ -58,11 +58,14 @@ package enum LedgerError: Error, Equatable, Sendable, CustomStringConvertible {
 /// A change that is refused, and leaves nothing behind but an entry in the audit log that it was.
 package struct RecordedRefusal: Error {
   package let event: AuditEvent
+  /// Refused again under this name, it leaves nothing: who is refused may try for ever.
+  package let name: String
   /// What the caller of `write` is thrown.
   package let cause: any Error
 
-  package init(_ event: AuditEvent, _ cause: any Error) {
+  package init(_ event: AuditEvent, once name: String, _ cause: any Error) {
     self.event = event
+    self.name = name
     self.cause = cause
   }
 }

@@ -168,6 +168,10 @@ import Testing
     #expect(ring.signers(at: Date()).map(\.verifying) == [ring.signing[0].verifying])
     let later = Date() + KeyRing.overlapSeconds + 1
     #expect(ring.signers(at: later).map(\.verifying) == [ring.signing[1].verifying])
+    // Nor does a second rotation within the day put one before it that nobody has.
+    var again = ring
+    try again.rotate(.sign, at: Date())
+    #expect(again.signers(at: Date()).map(\.verifying) == [ring.signing[0].verifying])
     var revoked = ring
     try revoked.revoke(String(ring.signing[0].verifying.id), at: Date())
     #expect(revoked.signers(at: Date()).map(\.verifying) == [ring.signing[1].verifying])

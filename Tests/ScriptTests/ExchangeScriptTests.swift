@@ -325,6 +325,19 @@ import Testing
     #expect(sent.status == 0, "\(sent.text)\(sent.errors)\(agencies.recipient.log)")
   }
 
+  @Test func whatIsSentBeforeTheFirstStartGoesWithIt() throws {
+    let agencies = try TestAgencies()
+    for name in ["one.txt", "two.txt"] {
+      let file = try agencies.scratch.file(name, Data("x".utf8))
+      let sent = try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement)
+      #expect(sent.status == 0, "\(name): \(sent.text)\(sent.errors)")
+    }
+    try agencies.start()
+    for name in ["one.txt", "two.txt"] {
+      #expect(eventually { agencies.sender.outcome(name) == "delivered" }, "\(agencies.sender.log)")
+    }
+  }
+
   @Test func nothingIsSentToAFolderWhoseMountIsGone() throws {
     let agencies = try TestAgencies()
     try agencies.start()

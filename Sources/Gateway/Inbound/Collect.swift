@@ -145,7 +145,12 @@ struct Collect: Sendable {
 
   /// A relayed one that an administrator let go on: what is left of it comes by itself.
   private func rest(_ transfer: Transfer) async throws {
-    _ = try await context.ledger.write { try $0.amend(transfer) { $0.nextAt = nil } }
+    try await context.ledger.write { tx in
+      // As it is now: its key may have come.
+      guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == transfer.state, row.key == nil
+      else { return }
+      _ = try tx.amend(row) { $0.nextAt = nil }
+    }
   }
 
   // MARK: the body
@@ -342,7 +347,12 @@ struct Collect: Sendable {
       }
       guard [200, 404, 410].contains(reply.status) else { throw Self.unexpected(reply, transfer.link) }
     }
-    _ = try await context.ledger.write { try $0.amend(transfer) { $0.nextAt = nil } }
+    try await context.ledger.write { tx in
+      // As it is now: its key may have come.
+      guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == transfer.state, row.key == nil
+      else { return }
+      _ = try tx.amend(row) { $0.nextAt = nil }
+    }
   }
 
   private func putReceipts(_ transfer: Transfer) async throws {

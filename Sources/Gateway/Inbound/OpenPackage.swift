@@ -77,8 +77,8 @@ struct OpenPackage: Sendable {
         return
       }
     } catch {
-      // No plaintext stays of what was not opened whole, whatever the cause.
-      try await context.pool.run { try Directory.remove(staged(transfer)) }
+      // No plaintext stays of what was not opened whole.
+      try await context.pool.run { try removeStaged(transfer) }
       guard let error = error as? SealingError else { throw error }
       // A chunk that does not open may be the sender's lie, or what our disk made of it: the root tells.
       if error.code == .bodyChunk, try await !isWhole(transfer, manifest) {

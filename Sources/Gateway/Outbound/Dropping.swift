@@ -18,10 +18,7 @@ package enum Dropping {
     let claims = home.claims(agreement)
     let folder = Folder(home, agreement: agreement, contract: .init())
     // A folder that is there without its mark is the place where it is mounted, and not mounted.
-    guard Directory.exists("\(folder.path)/\(Folder.sentinel)") || !Directory.exists(folder.path) else {
-      throw DiskError("look for the mount of", folder.path, errno: ENODEV)
-    }
-    try Directory.make(claims)
+    try folder.make(wasMade: Directory.exists(folder.path))
     let temporary = "\(claims)/.\(id)"
     do {
       try copy(file, to: temporary)

@@ -20,7 +20,7 @@ struct Intake: Service {
   /// How often all claims are compared with the ledger, and not only those that are new: what failed is tried again.
   static let recoverSeconds: TimeInterval = 60
   /// A claim of `send` that did not come to its end in this time was killed.
-  static let sendSeconds = 86400
+  static let sendSeconds: TimeInterval = 86400
 
   let context: GatewayContext
   private let outcomes: Outcomes
@@ -192,7 +192,7 @@ struct Intake: Service {
     let claims = try await context.pool.run { () -> [(String, Claim)] in
       try Directory.names("\(folder.path)/.claimed").compactMap { name in
         guard let claim = Claim(fileName: name) else {
-          try removeKilled("\(folder.path)/.claimed/\(name)")
+          try removeKilled(name, of: folder, at: now)
           return nil
         }
         return ids.contains(claim.id) ? nil : (name, claim)
@@ -213,15 +213,10 @@ struct Intake: Service {
         continue
       }
       // Whoever moved the row may be about to do the rest.
-      guard !context.claimsInUse.withLockedValue({ $0.contains(claim.id) }) else { continue }
+      guard !context.claimsInUse.withLockedValue({ $0[claim.id] != nil }) else { continue }
       if row.manifest.isEmpty {
         // It ended before it was sealed, and a crash came before the original was given back.
-        try await context.pool.run {
-          guard Directory.exists("\(folder.path)/.claimed/\(name)") else { return }
-          try outcomes.giveBack(
-            "\(folder.path)/.claimed/\(name)", name: row.name, agreement: folder.agreement, id: row.id,
-            code: row.code, detail: row.note, next: ReasonCode(rawValue: row.code)?.nextStep ?? "Drop the file again.")
-        }
+        try await context.pool.run { try outcomes.giveBackClaim(of: row) }
       } else {
         // The unlink after the commit of `sealed` was lost.
         try await context.pool.run { try Directory.remove("\(folder.path)/.claimed/\(name)") }
@@ -233,20 +228,24 @@ struct Intake: Service {
     try await record(orphans, folder, &known)
   }
 
-  /// A copy that `send` was making when it was killed.
-  private func removeKilled(_ path: String) throws {
+  /// A copy that `send` was making when it was killed: nothing else in the claim directory has such a name.
+  private func removeKilled(_ name: String, of folder: Folder, at instant: Date) throws {
+    let path = "\(folder.path)/.claimed/\(name)"
     var info = stat()
-    guard lstat(path, &info) == 0, info.st_mode & S_IFMT == S_IFREG,
-      time(nil) - info.st_mtim.tv_sec > Self.sendSeconds
+    guard name.hasPrefix("."), TransferID(String(name.dropFirst())) != nil, lstat(path, &info) == 0,
+      instant.timeIntervalSince1970 - Double(info.st_mtim.tv_sec) > Self.sendSeconds
     else { return }
     try Directory.remove(path)
   }
 
-  /// The trigger that a crash left after its file was claimed. One that came after the claim belongs to the next file of that name.
+  /// The trigger that a crash left after its file was claimed. Where there is a file of that name, or the trigger came after the claim,
+  /// it belongs to that one, or the next.
   private func removeTrigger(of claim: Claim, _ folder: Folder) throws {
     let trigger = "\(folder.path)/\(claim.name)\(folder.contract.triggerSuffix)"
     var (claimed, left) = (stat(), stat())
-    guard lstat("\(folder.path)/.claimed/\(claim.fileName)", &claimed) == 0, lstat(trigger, &left) == 0 else { return }
+    guard !Directory.exists("\(folder.path)/\(claim.name)"),
+      lstat("\(folder.path)/.claimed/\(claim.fileName)", &claimed) == 0, lstat(trigger, &left) == 0
+    else { return }
     let (made, renamed) = (left.st_mtim, claimed.st_ctim)
     if (made.tv_sec, made.tv_nsec) <= (renamed.tv_sec, renamed.tv_nsec) { try Directory.remove(trigger) }
   }

@@ -127,6 +127,15 @@ struct Outcomes: Sendable {
     try Directory.rename(temporary, path)
   }
 
+  /// Gives the claimed original of a transfer that ended before it was sealed back, unless it is not there any more.
+  func giveBackClaim(of transfer: Transfer) throws {
+    let claim = "\(context.home.claims(transfer.agreement))/\(Claim(of: transfer).fileName)"
+    guard Directory.exists(claim) else { return }
+    try giveBack(
+      claim, name: transfer.name, agreement: transfer.agreement, id: transfer.id, code: transfer.code,
+      detail: transfer.note, next: ReasonCode(rawValue: transfer.code)?.nextStep ?? "Drop the file again.")
+  }
+
   /// Moves an original that will not go to `returned/`, with its reason. `source` may be anything; it is never followed.
   func giveBack(
     _ source: String, name: String, agreement: String, id: TransferID, code: String, detail: String, next: String,

@@ -122,7 +122,8 @@ struct ReceiptBook: Sendable {
             [
               "partner": .string(partner.text), "size": .integer(head.size), "root": .string(head.root.hex),
               "heldRoot": .string(held.root.hex),
-            ]), SealingError(.documentInvalid, "two ledgers of \(partner) claim the same size"))
+            ]), once: "head-conflict:\(partner):\(held.epoch):\(held.size)",
+          SealingError(.documentInvalid, "two ledgers of \(partner) claim the same size"))
       }
       return
     }

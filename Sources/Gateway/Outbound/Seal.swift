@@ -23,8 +23,8 @@ struct Seal: Sendable {
   }
 
   func seal(_ transfer: Transfer) async throws {
-    context.claimsInUse.withLockedValue { _ = $0.insert(transfer.id) }
-    defer { context.claimsInUse.withLockedValue { _ = $0.remove(transfer.id) } }
+    context.useClaim(of: transfer, 1)
+    defer { context.useClaim(of: transfer, -1) }
     let claim = "\(context.home.claims(transfer.agreement))/\(Claim(of: transfer).fileName)"
     let original: Original
     do {

@@ -2,7 +2,6 @@
 
 import Foundation
 import Logging
-import Policies
 import Sealing
 import ServiceLifecycle
 import Store
@@ -142,8 +141,8 @@ struct Ending: Sendable {
 
   /// Ends a transfer of ours before release, with its signed non-delivery report, and lets the recipient know.
   func end(_ transfer: Transfer, _ state: TransferState, code: String, note: String) async throws -> Transfer {
-    context.claimsInUse.withLockedValue { _ = $0.insert(transfer.id) }
-    defer { context.claimsInUse.withLockedValue { _ = $0.remove(transfer.id) } }
+    context.useClaim(of: transfer, 1)
+    defer { context.useClaim(of: transfer, -1) }
     let hasManifest = !transfer.manifest.isEmpty
     let report = TakeBack(
       id: transfer.id, sender: transfer.sender, recipient: transfer.peer,
@@ -162,13 +161,9 @@ struct Ending: Sendable {
     }
     try await context.pool.run {
       let outcomes = Outcomes(context: context)
-      if !hasManifest {
-        try outcomes.giveBack(
-          "\(context.home.claims(row.agreement))/\(Claim(of: row).fileName)", name: row.name, agreement: row.agreement,
-          id: row.id, code: code, detail: note, next: ReasonCode(rawValue: code)?.nextStep ?? "Drop the file again.")
-      }
       try outcomes.write(row)
       try context.spool.remove(row.place)
+      if !hasManifest { try outcomes.giveBackClaim(of: row) }
     }
     context.news.lane(of: row.peer).takeBacks.notify()
     return row
