@@ -347,12 +347,7 @@ struct Collect: Sendable {
       }
       guard [200, 404, 410].contains(reply.status) else { throw Self.unexpected(reply, transfer.link) }
     }
-    try await context.ledger.write { tx in
-      // As it is now: its key may have come.
-      guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state == transfer.state, row.key == nil
-      else { return }
-      _ = try tx.amend(row) { $0.nextAt = nil }
-    }
+    _ = try await context.ledger.write { try $0.amend(transfer) { $0.nextAt = nil } }
   }
 
   private func putReceipts(_ transfer: Transfer) async throws {
