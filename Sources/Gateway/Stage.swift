@@ -46,11 +46,12 @@ struct Stage: Service {
           continue
         }
         // What was under way before the look may have moved on since: its row is old.
-        let before = busy.withLockedValue { $0 }
-        let limit = concurrency * 2 + before.count
+        let underWay = busy.withLockedValue { $0 }
+        let limit = concurrency * 2 + underWay.count
         let due = try await context.ledger.read {
           try $0.due(direction, state, peer: peer, hasKey: hasKey, at: instant, limit: limit)
-        }.filter { transfer in !before.contains(transfer.place) && !busy.withLockedValue { $0.contains(transfer.place) }
+        }.filter { transfer in
+          !underWay.contains(transfer.place) && !busy.withLockedValue { $0.contains(transfer.place) }
         }
         for transfer in due {
           while true {

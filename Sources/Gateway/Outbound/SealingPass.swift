@@ -45,13 +45,11 @@ struct SealingPass: Sendable {
 
   /// - Parameter judged: the ledger's sequence before consent is looked at.
   func run(_ original: Original, _ decision: Decision, judged: Int64) throws -> Outcome {
-    do {
-      return try pass(original, decision, judged: judged)
-    } catch {
-      // Half a body keeps the disk full, which may be why it is half.
-      try context.spool.discard(transfer.id)
-      throw error
-    }
+    let outcome = Result { try pass(original, decision, judged: judged) }
+    if case .success(.sealed) = outcome { return try outcome.get() }
+    // Nothing stays of what does not go: half a body keeps the disk full, which may be why it is half.
+    try context.spool.discard(transfer.id)
+    return try outcome.get()
   }
 
   private func pass(_ original: Original, _ decision: Decision, judged: Int64) throws -> Outcome {
@@ -87,7 +85,6 @@ struct SealingPass: Sendable {
       }
       let report = try records.source.report()
       guard let counts = report.counts(under: agreement) else {
-        try context.spool.discard(transfer.id)
         return try original.isUnchanged() ? .invalid(report) : .changed
       }
       final = Evaluation.completed(decision, draft, under: agreement, counts)
@@ -97,14 +94,8 @@ struct SealingPass: Sendable {
         FileSource(original.file, bytes: original.bytes, layout: .plain), to: FileSink(part), payloadKey: payloadKey,
         wholePrefixes: prefixes)
     }
-    guard try original.isUnchanged() else {
-      try context.spool.discard(transfer.id)
-      return .changed
-    }
-    guard final.outcome == .permit else {
-      try context.spool.discard(transfer.id)
-      return .refused(final)
-    }
+    guard try original.isUnchanged() else { return .changed }
+    guard final.outcome == .permit else { return .refused(final) }
     try part.syncData()
     try keepTree(result)
     try context.spool.finish(place)

@@ -128,12 +128,10 @@ struct Withdrawal: Sendable {
     guard decision.outcome == .permit else { return nil }
     let work = SealingPass(context: context, transfer: row, agreement: agreement, draft: draft, instant: instant)
     return try await context.passes.run {
-      do {
-        return try pass()
-      } catch {
-        try context.spool.discard(row.id)
-        throw error
-      }
+      let outcome = Result { try pass() }
+      if case .success(_?) = outcome { return try outcome.get() }
+      try context.spool.discard(row.id)
+      return try outcome.get()
     }
     @Sendable func pass() throws -> (SealedPackage, Transfer)? {
       let payloadKey = try PackageKey(parsing: retained).open(with: context.keys.identities, binding: manifest.binding)
@@ -167,10 +165,7 @@ struct Withdrawal: Sendable {
       let report = try source.report()
       guard report.isValid, let kept = report.filtered?.kept, kept > 0,
         kept == (manifest.records ?? 0) - Int64(dropped.count)
-      else {
-        try context.spool.discard(row.id)
-        return nil
-      }
+      else { return nil }
       try part.syncData()
       try work.keepTree(result)
       try context.spool.finish(place)
@@ -180,10 +175,7 @@ struct Withdrawal: Sendable {
         RecordCounts(
           read: report.records, kept: kept, withheld: [droppingCode: Int64(dropped.count)], forbidden: nil),
         isResealed: true)
-      guard final.outcome == .permit else {
-        try context.spool.discard(row.id)
-        return nil
-      }
+      guard final.outcome == .permit else { return nil }
       let fresh = work.manifest(result, made.key, records: kept, final, replaces: transfer.id)
       let envelope = context.sign(fresh.document, as: .manifest)
       var next = row
