@@ -21,10 +21,12 @@ struct DemoCommand: AsyncParsableCommand {
   var policies = "policies"
   @Flag(help: "Keep the two homes and print where they are.")
   var keep = false
+  @Flag(help: "Print JSON Lines.")
+  var json = false
 
   func run() async throws {
     let root = FileManager.default.temporaryDirectory.appendingPathComponent("sallyport-demo-\(getpid())").path
-    let demo = Demo(root: root, keysExample: keysExample, policies: policies, keep: keep)
+    let demo = Demo(root: root, keysExample: keysExample, policies: policies, keep: keep, asJSON: json)
     demo.cleanUpAtExit()
     do {
       // The shipped examples keep schemas; a file of yours goes as it is.
@@ -53,7 +55,8 @@ private final class Demo {
   /// The sender's and the recipient's.
   private var homes: [Home] = []
   private var agencies: [String] = []
-  private let out = Output(asJSON: false)
+  private let out: Output
+  private var number = 0
   private let keep: Bool
   /// Kept from everybody else, so that a gateway finds its own free.
   private var ports: [ReservedPort] = []
@@ -63,11 +66,23 @@ private final class Demo {
   /// For atexit(3), which takes no context; set once, before anything is started.
   nonisolated(unsafe) private static var current: Demo?
 
-  init(root: String, keysExample: String, policies: String, keep: Bool) {
+  init(root: String, keysExample: String, policies: String, keep: Bool, asJSON: Bool) {
+    out = Output(asJSON: asJSON)
     self.keep = keep
     self.root = root
     self.keysExample = keysExample
     self.policies = policies
+  }
+
+  /// The next step.
+  private func step(_ text: String) {
+    number += 1
+    out.row(["step": .integer(Int64(number)), "text": .string(text)], human: "\(number). \(text)")
+  }
+
+  /// What the step shows.
+  private func detail(_ text: String) {
+    out.row(["step": .integer(Int64(number)), "text": .string(text)], human: "     \(text)")
   }
 
   /// Two agencies' gateways, introduced to each other, under an agreement that both signed.
@@ -105,7 +120,7 @@ private final class Demo {
   func exchange(_ file: String, _ agreement: String) async throws {
     guard FileManager.default.isReadableFile(atPath: file) else { throw DiskError("read", file, errno: ENOENT) }
     try await begin("registry.demo.example", "benefits.demo.example", agreement)
-    out.line("1. \(agencies[0]) drops \(URL(fileURLWithPath: file).lastPathComponent) for \(agencies[1])")
+    step("\(agencies[0]) drops \(URL(fileURLWithPath: file).lastPathComponent) for \(agencies[1])")
     let size = Int64(try File(file, O_RDONLY).status().st_size)
     let start = ContinuousClock.now
     let (id, trace) = try await drop(file, agreement)
@@ -116,8 +131,7 @@ private final class Demo {
     }
     try await show(agreement, id, trace, original: file)
     let rate = Int64(Double(size) / max(seconds, 0.001))
-    out.line(
-      "5. \(Progress.bytes(size)) in \(Int(seconds * 1000)) ms, outbox to signed receipt: \(Progress.bytes(rate))/s")
+    step("\(Progress.bytes(size)) in \(Int(seconds * 1000)) ms, outbox to signed receipt: \(Progress.bytes(rate))/s")
   }
 
   private func drop(_ file: String, _ agreement: String) async throws -> (TransferID, [JSON]) {
@@ -130,31 +144,31 @@ private final class Demo {
     let there = try await session(homes[1]).perform(.trace, ["id": .string(id.text)])
     let name = there.first?.text("inboxName") ?? ""
     let inbox = "\(homes[1].inbox(AgencyID(agencies[0])!, agreement))/\(name)"
-    out.line("2. it arrived: inbox/\(agencies[0])/\(agreement)/\(name)")
+    step("it arrived: inbox/\(agencies[0])/\(agreement)/\(name)")
     let why = try await session(homes[0]).perform(.agreementsExplain, ["id": .string(id.text)])
     if why.first?.member("records") == nil {
       guard FileManager.default.contentsEqual(atPath: original, andPath: inbox) else {
         throw AdminError(.failed, "what arrived is not what was sent")
       }
-      out.line("     the same bytes")
+      detail("the same bytes")
     } else {
-      out.line("     \(why.first?.text("sentence") ?? "")")
+      detail(why.first?.text("sentence") ?? "")
       for (what, path) in [("dropped", original), ("arrived", inbox)] {
         let text = String(decoding: try File.contents(path, bytesMax: 1 << 24), as: UTF8.self)
-        out.line("     \(what)  \(text.split(separator: "\n").first ?? "")")
+        detail("\(what)  \(text.split(separator: "\n").first ?? "")")
       }
     }
-    out.line("3. receipts, signed by \(agencies[1]) and verified by \(agencies[0]):")
+    step("receipts, signed by \(agencies[1]) and verified by \(agencies[0]):")
     for row in trace {
       if let receipt = row.member("receipt") {
-        out.line(
-          "     \(receipt.text("kind"))  at \(receipt.text("at"))  manifest \(receipt.text("manifest").prefix(16))…")
+        detail(
+          "\(receipt.text("kind"))  at \(receipt.text("at"))  manifest \(receipt.text("manifest").prefix(16))…")
       }
     }
-    out.line("4. the sender's ledger:")
+    step("the sender's ledger:")
     for row in trace {
       if let entry = row.member("entry") {
-        out.line("     #\(entry.text("sequence"))  \(entry.text("at"))  \(entry.text("kind"))")
+        detail("#\(entry.text("sequence"))  \(entry.text("at"))  \(entry.text("kind"))")
       }
     }
     for home in homes {
@@ -163,7 +177,7 @@ private final class Demo {
         throw AdminError(.failed, "a ledger does not verify")
       }
     }
-    out.line("   both ledgers verify.")
+    detail("both ledgers verify.")
   }
 
   /// The same file with one date that cannot be: it comes back with the place and the rule.
@@ -172,22 +186,22 @@ private final class Demo {
     let broken = "\(root)/deaths-broken.csv"
     try DurableFile.write(
       Array(text.replacing(/\d\d\d\d-\d\d-\d\d/, with: "1933-02-30", maxReplacements: 1).utf8), to: broken)
-    out.line("6. \(agencies[0]) drops it again, with a date that cannot be")
+    step("\(agencies[0]) drops it again, with a date that cannot be")
     let (_, trace) = try await drop(broken, agreement)
     let reason = "\(homes[0].returned(agreement))/deaths-broken.csv.reason.txt"
     guard trace.first?.text("state") == "refused", let lines = FileManager.default.contents(atPath: reason) else {
       throw AdminError(.failed, "a broken file was not refused")
     }
-    out.line("7. it stays here, and its job finds returned/\(agreement)/deaths-broken.csv.reason.txt:")
-    for line in String(decoding: lines, as: UTF8.self).split(separator: "\n") { out.line("     \(line)") }
+    step("it stays here, and its job finds returned/\(agreement)/deaths-broken.csv.reason.txt:")
+    for line in String(decoding: lines, as: UTF8.self).split(separator: "\n") { detail(String(line)) }
   }
 
   /// Consent: who agreed goes, and who withdraws while the package waits for its four eyes does not.
   func showWithdrawal(_ file: String, _ agreement: String) async throws {
     try await begin("hospital.demo.example", "cover.demo.example", agreement)
     let own = session(homes[0])
-    out.line(
-      "8. at \(agencies[0]) three of five patients have agreed; it drops \(URL(fileURLWithPath: file).lastPathComponent)"
+    step(
+      "at \(agencies[0]) three of five patients have agreed; it drops \(URL(fileURLWithPath: file).lastPathComponent)"
     )
     for person in ["ABC1000", "ABC1001", "ABC1002"] {
       _ = try await own.perform(
@@ -198,16 +212,16 @@ private final class Demo {
     _ = try await own.perform(.poke)
     let sealed = try await waiting(for: id.text)
     let why = try await own.perform(.agreementsExplain, ["id": .string(id.text)])
-    out.line("     \(why.first?.text("sentence") ?? "")")
-    out.line("     it is sealed, and waits: \(sealed.text("note"))")
-    out.line("9. ABC1001 withdraws at the front desk")
+    detail(why.first?.text("sentence") ?? "")
+    detail("it is sealed, and waits: \(sealed.text("note"))")
+    step("ABC1001 withdraws at the front desk")
     let ack = try await own.perform(
       .consentRecord,
       ["subject": "ABC1001", "agreement": .string(agreement), "event": .string(ConsentEvent.withdrawn.rawValue)])
-    out.line("     acknowledged after \(ack.first?.text("milliseconds") ?? "") ms: \(ack.first?.text("plain") ?? "")")
+    detail("acknowledged after \(ack.first?.text("milliseconds") ?? "") ms: \(ack.first?.text("plain") ?? "")")
     let rest = try await own.perform(.queue, ["all": false, "limit": 10]).first { $0.text("agreement") == agreement }
     let next = rest?.text("id") ?? ""
-    out.line("10. it was sealed again without that record, as \(next); two people approve it")
+    step("it was sealed again without that record, as \(next); two people approve it")
     for person in ["Ana Example", "Bo Example"] {
       _ = try await own.perform(.agreementsApprove, ["id": .string(next), "by": .string(person)])
     }
@@ -217,19 +231,20 @@ private final class Demo {
     let inbox = homes[1].inbox(AgencyID(agencies[0])!, agreement)
     let arrived = try Directory.names(inbox).map { try File.contents("\(inbox)/\($0)", bytesMax: 1 << 20) }
     for line in arrived.flatMap({ $0.split(separator: 10) }) {
-      out.line("     arrived  \(String(decoding: line, as: UTF8.self))")
+      detail("arrived  \(String(decoding: line, as: UTF8.self))")
     }
+    step("two of them ask who got their data")
     for person in ["ABC1000", "ABC1001"] {
       let report = try await own.perform(.report, ["subject": .string(person)])
       let told = report.first { !$0.text("receiverName").isEmpty }.map {
         "\($0.text("action")), to \($0.text("receiverName"))"
       }
-      out.line("11. report \(person): \(told ?? "nobody got data about this person")")
+      detail("report \(person): \(told ?? "nobody got data about this person")")
     }
     let audit = try await own.perform(.consentAudit)
     guard audit.last?.text("faults") == "0" else { throw AdminError(.failed, "the release rule did not hold") }
-    out.line(
-      "12. consent audit: \(audit.last?.text("events") ?? "") events and \(audit.last?.text("releases") ?? "") release replayed, the release rule held."
+    step(
+      "consent audit: \(audit.last?.text("events") ?? "") events and \(audit.last?.text("releases") ?? "") release replayed, the release rule held."
     )
   }
 

@@ -18,11 +18,13 @@ struct KeysCommand: AsyncParsableCommand {
     @Option(name: .shortAndLong, help: "The file to write, which must not exist.", completion: .file()) var output:
       String
     @Flag(help: "X25519 alone, for age before 1.3.") var classical = false
+    @Flag(help: "Print JSON Lines.") var json = false
 
     func run() async throws {
       let identity = try Identity(generating: classical ? .x25519 : .mlkem768x25519)
       try IdentityWriter.write(identity, to: output)
-      Output(asJSON: false).line("\(identity.recipient)")
+      let recipient = identity.recipient.description
+      Output(asJSON: json).row(["file": .string(output), "recipient": .string(recipient)], human: recipient)
     }
   }
 
@@ -201,7 +203,8 @@ struct CardCommand: AsyncParsableCommand {
 
     func run() async throws {
       let card = try KeyRing.loadCard(options.home).card
-      for pem in card.signingKeys.filter({ $0.state == .active }).compactMap(\.key.pem) { options.output.line(pem) }
+      let keys = card.signingKeys.filter { $0.state == .active }.compactMap(\.key.pem)
+      options.output.rows(keys.map { ["pem": .string($0)] }) { $0.text("pem") }
     }
   }
 

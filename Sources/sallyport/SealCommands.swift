@@ -21,8 +21,21 @@ struct StreamOptions: ParsableArguments {
   var sync = false
   @Flag(help: "No progress bar.")
   var quiet = false
+  @Flag(help: "Print JSON Lines about the output; on standard error where that is standard output.")
+  var json = false
 
   var count: Int { min(64, max(1, workers ?? ProcessInfo.processInfo.activeProcessorCount)) }
+
+  /// For scripts; people see that it went well.
+  func tell(_ result: PassResult, fileBytes: Int64) {
+    guard json else { return }
+    Output(asJSON: true, to: output == "-" ? STDERR_FILENO : STDOUT_FILENO).rows([
+      [
+        "file": .string(output), "fileBytes": .integer(fileBytes), "payloadBytes": .integer(result.plainBytes),
+        "treeRoot": .string(result.treeRoot.hex),
+      ]
+    ]) { _ in "" }
+  }
 
   func engine() throws -> CipherEngine {
     let fastest = try CipherEngine.selfTest()
@@ -56,12 +69,15 @@ struct SealCommand: AsyncParsableCommand {
     let progress = Progress(total: input.size, quiet: stream.quiet)
     let pass = Pass(engine: try stream.engine(), workers: stream.count) { progress.update($0) }
     let sealedBytes = try input.size.map { Int64(key.bytes.count) + (try BodyGeometry(plainBytes: $0)).sealedBytes }
-    try Destination.write(to: stream.output, bytes: sealedBytes, mode: 0o644, sync: stream.sync) { destination in
+    let result = try Destination.write(
+      to: stream.output, bytes: sealedBytes, mode: 0o644, sync: stream.sync
+    ) { destination in
       try destination.put(key.bytes)
-      _ = try pass.seal(
+      return try pass.seal(
         input.source(layout: .plain), to: destination.sink(after: key.bytes.count), payloadKey: payloadKey)
     }
     progress.finish()
+    stream.tell(result, fileBytes: Int64(key.bytes.count) + result.sealedBytes)
   }
 }
 
@@ -91,11 +107,14 @@ struct OpenCommand: AsyncParsableCommand {
     let progress = Progress(total: input.size, quiet: stream.quiet)
     let pass = Pass(engine: try stream.engine(), workers: stream.count) { progress.update($0) }
     let plainBytes = try input.size.map { try BodyGeometry(sealedBytes: $0 - Int64(offset)).plainBytes }
-    try Destination.write(to: stream.output, bytes: plainBytes, mode: 0o600, sync: stream.sync) { destination in
-      _ = try pass.open(
+    let result = try Destination.write(
+      to: stream.output, bytes: plainBytes, mode: 0o600, sync: stream.sync
+    ) { destination in
+      try pass.open(
         input.source(layout: .sealed, after: offset, of: start), to: destination.sink(), payloadKey: payloadKey)
     }
     progress.finish()
+    stream.tell(result, fileBytes: result.plainBytes)
   }
 }
 
@@ -174,9 +193,9 @@ private struct Destination {
   /// place of a file may be read by whom that could be read by; a new file by `mode`.
   ///
   /// - Parameter bytes: how many will be written, where that is known; they are reserved first.
-  static func write(
-    to path: String, bytes: Int64?, mode: mode_t, sync: Bool, _ body: (Destination) throws -> Void
-  ) throws {
+  static func write<Value>(
+    to path: String, bytes: Int64?, mode: mode_t, sync: Bool, _ body: (Destination) throws -> Value
+  ) throws -> Value {
     guard path != "-" else { return try body(Destination(box: nil)) }
     var info = stat()
     let isThere = stat(path, &info) == 0
@@ -198,11 +217,12 @@ private struct Destination {
           Box(try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: mode))
         }
       if let bytes { try box.file.reserve(bytes) }
-      try body(Destination(box: box))
+      let value = try body(Destination(box: box))
       if sync { try box.file.syncData() }
       if unnamed >= 0, sp_name_file(unnamed, temporary) != 0 { throw DiskError("link", temporary) }
       try Directory.rename(temporary, path)
       if sync { try Directory.sync(directory) }
+      return value
     } catch {
       unlink(temporary)
       throw error

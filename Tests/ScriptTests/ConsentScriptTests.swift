@@ -465,8 +465,12 @@ import Testing
       try agencies.recipient.start()
     }
     let offers = "\(agencies.recipient.home)/policies/offered"
-    #expect(eventually { ((try? FileManager.default.contentsOfDirectory(atPath: offers)) ?? []).count == 1 })
-    let digest = String(try FileManager.default.contentsOfDirectory(atPath: offers)[0].prefix(64))
+    // Not the name of one that is being written, which begins with a dot.
+    func offered() -> String? {
+      try? FileManager.default.contentsOfDirectory(atPath: offers).first { !$0.hasPrefix(".") }
+    }
+    #expect(eventually { offered() != nil })
+    let digest = String(try #require(offered()).prefix(64))
     for command in [["agreements", "list"], ["status"], ["doctor"]] {
       let told = try Command.sallyport(command + ["--home", agencies.recipient.home])
       #expect(told.text.contains(digest), "\(command): \(told.text)\(told.errors)")

@@ -443,6 +443,15 @@ import Testing
     #expect(try agencies.findings() == [])
   }
 
+  /// What `scripts/demo` shows, to scripts; it fails where a step did not go as it tells.
+  @Test func theDemonstrationEnds() throws {
+    let demo = try Command.run(
+      Command.sallyport, ["demo", "--json"], directory: Command.root.path)
+    #expect(demo.status == 0, "\(demo.errors)")
+    let steps = try demo.lines.map { try JSONSerialization.jsonObject(with: Data($0.utf8)) as? [String: Any] }
+    #expect(Set(steps.compactMap { $0?["step"] as? Int }) == Set(1...12))
+  }
+
   @Test func everyCommandSpeaksJSONLines() throws {
     let agencies = try TestAgencies()
     try agencies.start()
@@ -451,7 +460,8 @@ import Testing
     let id = try #require(agencies.sender.outcome("j.txt", "id"))
     let commands = [
       ["status"], ["queue", "--all"], ["trace", id], ["check"], ["doctor"], ["keys", "list"], ["keys", "fingerprint"],
-      ["card", "show"], ["partners", "list"], ["partners", "show", agencies.recipient.id], ["agreements", "list"],
+      ["card", "show"], ["card", "signing-key"], ["partners", "list"], ["partners", "show", agencies.recipient.id],
+      ["agreements", "list"],
       ["agreements", "show", TestAgencies.agreement], ["ledger", "show"], ["ledger", "verify"],
       ["agreements", "explain", file, "--agreement", TestAgencies.agreement],
     ]

@@ -48,6 +48,25 @@ import Testing
     #expect(opened.output == plain)
   }
 
+  /// A line about what was written; beside the data where that goes to standard output.
+  @Test func scriptsAreToldWhatWasWritten() throws {
+    func object(_ line: String) throws -> [String: Any] {
+      try #require(try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any])
+    }
+    let file = "\(scratch.path)/id"
+    let made = try Command.sallyport(["keys", "generate", "-o", file, "--json"])
+    let recipient = try #require(object(made.text)["recipient"] as? String)
+    let plain = try random(100_000)
+    let sealed = "\(scratch.path)/sealed"
+    let told = try object(Command.sallyport(["seal", plain, "-r", recipient, "-o", sealed, "--json"]).text)
+    let bytes = try #require(FileManager.default.attributesOfItem(atPath: sealed)[.size] as? Int)
+    #expect(told["file"] as? String == sealed && told["fileBytes"] as? Int == bytes)
+    #expect(told["payloadBytes"] as? Int == 100_000)
+    let opened = try Command.sallyport(["open", sealed, "-i", file, "-o", "-", "--json"])
+    #expect(opened.output.count == 100_000)
+    #expect(try object(opened.errors)["treeRoot"] as? String == told["treeRoot"] as? String)
+  }
+
   @Test(arguments: ["openssl", "sodium"])
   func eitherCipherCanBeForced(cipher: String) throws {
     let plain = try random(200_000)

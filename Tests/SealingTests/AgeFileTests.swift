@@ -48,6 +48,14 @@ import Testing
     #expect(errorCode { try PackageKey.create(for: recipients) } == .keyInvalid)
   }
 
+  /// C2SP age.md, "The MLKEM768-X25519 hybrid post-quantum recipient type": the example's recipient, by its SHA-256.
+  @Test func theHybridRecipientOfTheSpecificationsExampleIsFound() throws {
+    let text = "AGE-SECRET-KEY-PQ-1XX76JRALNLXDMEW0CRK45QMCCH4X06SE84UN3VPM33W6HWDX0H3SK3ZQFR"
+    let recipient = try Identity(Array(text.utf8)).recipient.description
+    #expect(recipient.hasPrefix("age1pq1x34nzsvr0rxjsgdn8zgyhfe8j7ceq5r9rdelkjuh3y235jzxshfg8"))
+    #expect(Digest(of: Array(recipient.utf8)).hex == "a091dd7e0ee9d62b75173dcc98441a0424baa941e66a8776e570a4ae60ff61ea")
+  }
+
   @Test func anotherIdentityFindsNoMatch() throws {
     for kind in RecipientKind.allCases {
       let sealed = try InMemory.seal([1], to: [Identity(generating: kind).recipient])
