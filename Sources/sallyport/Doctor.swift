@@ -72,6 +72,12 @@ struct Doctor {
         "warning", "\(row.text("partner")) has not answered the withdrawal notice \(row.text("notice")) in time",
         "sallyport consent notices")
     }
+    let own = configuration.agency.text
+    for row in status where row.text("kind") == "key-expiry" && row.text("agency") != own {
+      add(
+        "warning", "key \(row.text("key")) of \(row.text("agency")) expires in \(row.text("days")) days",
+        "ask the partner for a new card")
+    }
     for row in status where row.text("kind") == "expires-uncollected" {
       add(
         "warning", "\(row.text("partner")) has not come for \(row.text("name")); it expires \(row.text("expiresAt"))",

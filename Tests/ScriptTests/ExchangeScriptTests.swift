@@ -452,6 +452,25 @@ import Testing
     #expect(Set(steps.compactMap { $0?["step"] as? Int }) == Set(1...12))
   }
 
+  /// One's own keys and the partners', in `status`, the log and `doctor`.
+  @Test func keysThatSoonExpireAreAnnounced() throws {
+    var options = TestAgencies.Options()
+    options.keysValidDays = 20
+    let agencies = try TestAgencies(options)
+    try agencies.start()
+    let status = try agencies.sender.sallyport("status").text
+    let doctor = try Command.sallyport(["doctor", "--home", agencies.sender.home])
+    #expect(doctor.status == 2)
+    for agency in [agencies.sender, agencies.recipient] {
+      #expect(status.contains("of \(agency.id) expires in 19 days"), "\(status)")
+      #expect(
+        eventually { agencies.sender.log.contains("of \(agency.id) expires in 19 days") }, "\(agencies.sender.log)")
+    }
+    let lines = doctor.lines.filter { $0.contains("expires in 19 days") }
+    #expect(
+      lines.count == 4 && lines.filter { $0.contains("of \(agencies.recipient.id)") }.count == 2, "\(doctor.text)")
+  }
+
   @Test func everyCommandSpeaksJSONLines() throws {
     let agencies = try TestAgencies()
     try agencies.start()

@@ -153,6 +153,7 @@ public final class TestAgencies {
     public var bytesMax = 1 << 40
     public var wholeFile = false
     public var postQuantum = false
+    public var keysValidDays: Int?
     public var introduces = true
     /// Members of the agreement beside the usual ones: fields, records; and what stands for subjects and consent.
     public var terms = ""
@@ -202,6 +203,7 @@ public final class TestAgencies {
       if !options.callsOutOnly || agency === hub || agency === sender && hub == nil {
         keyOptions.endpoint = "https://\(agency.place.address):\(agency.port.number)"
       }
+      if let days = options.keysValidDays { keyOptions.validDays = days }
       let keys = try KeyRing(agency: AgencyID(agency.id)!, options: keyOptions, at: Date())
       try keys.save(home, passphrase: passphrase, cost: .minimal)
       let configuration = """
