@@ -49,6 +49,12 @@ def cpu(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def cpu_of_children(pid):
+    """CPU seconds so far of a process's children that run."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return sum(cpu(int(child)) for child in file.read().split())
+
+
 def interleave(cases, rounds, before=lambda name: None):
     """Runs every case once a round: for each its (seconds, CPU seconds, peak KiB) by round."""
     runs = {name: [] for name in cases}
@@ -247,14 +253,15 @@ def bench_relay(directory, size, rounds):
 
     try:
         def upload():
+            before = cpu_of_children(server.pid)
             start = time.monotonic()
-            run([*curl, "-H", "Expect:", "-T", payload, f"{base}/x"])
+            _, curl_cpu, _ = run([*curl, "-H", "Expect:", "-T", payload, f"{base}/x"])
             descriptor = os.open(os.path.join(root, "x"), os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
             seconds = time.monotonic() - start
             os.unlink(os.path.join(root, "x"))
-            return seconds, 0, 0
+            return seconds, curl_cpu + cpu_of_children(server.pid) - before, 0
 
         def relay():
             number = len(os.listdir(pair.inbox)) if os.path.isdir(pair.inbox) else 0
@@ -269,15 +276,17 @@ def bench_relay(directory, size, rounds):
             spool_in = os.path.join(pair.homes["recipient"], "spool", "in", "sender.example.gov")
             while not os.path.isdir(spool_in) or not any(n.endswith(".part") for n in os.listdir(spool_in)):
                 time.sleep(0.001)
+            before = pair.cpu()
             start = time.monotonic()
             while not received(name):
                 time.sleep(0.002)
             end = time.monotonic()
+            cpu = pair.cpu() - before
             while '"delivered"' not in (open(outcome).read() if os.path.exists(outcome) else ""):
                 time.sleep(0.01)
             for arrived in os.listdir(pair.inbox):
                 os.unlink(os.path.join(pair.inbox, arrived))
-            return end - start, 0, max(pair.memory())
+            return end - start, cpu, max(pair.memory())
 
         report(f"relay {size >> 20} MiB over mutual TLS, spool to durable and verified",
                interleave({"sallyport relay": relay, "curl to nginx (dav PUT, fsync)": upload}, rounds),

@@ -150,21 +150,31 @@ package enum Directory {
     return lstat(path, &info) == 0
   }
 
-  /// Names in `path` but "." and "..", unordered, at most `countMax`.
+  /// Names in `path` but "." and "..", unordered, at most `countMax`; without those that are not UTF-8.
   package static func names(_ path: String, countMax: Int = .max) throws(DiskError) -> [String] {
+    try list(path, countMax: countMax).names
+  }
+
+  /// As `names`; and how many names are not UTF-8, which can neither travel nor be told of.
+  package static func list(_ path: String, countMax: Int = .max) throws(DiskError) -> (names: [String], illegible: Int)
+  {
     guard let stream = opendir(path) else { throw DiskError("opendir", path) }
     defer { closedir(stream) }
     var names: [String] = []
+    var illegible = 0
     errno = 0
     while names.count < countMax, let entry = readdir(stream) {
       let name = withUnsafePointer(to: &entry.pointee.d_name) {
         $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(validatingCString: $0) }
       }
-      // A name that is not UTF-8 cannot travel, and stays where it is.
-      if let name, name != ".", name != ".." { names.append(name) }
+      guard let name else {
+        illegible += 1
+        continue
+      }
+      if name != ".", name != ".." { names.append(name) }
     }
     guard errno == 0 || names.count >= countMax else { throw DiskError("readdir", path) }
-    return names
+    return (names, illegible)
   }
 
   /// Free bytes and inodes for unprivileged users (statvfs(3)).

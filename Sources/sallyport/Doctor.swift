@@ -129,6 +129,8 @@ struct Doctor {
         add("fault", "\(path) cannot be read and written by this user", "chown \(geteuid()) \(path)")
         continue
       }
+      let illegible = try Directory.list(path).illegible
+      if illegible > 0 { add("warning", "\(path): \(Folder.illegible(illegible))", "ls -b \(path)") }
       let kind = Self.remote[Int64(sp_filesystem_type(path))]
       add("ok", "folder \(agreement.id): \(kind.map { "on \($0), found by scans" } ?? "watched and scanned")", "")
     }

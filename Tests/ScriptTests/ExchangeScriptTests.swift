@@ -141,6 +141,24 @@ import Testing
     #expect(try agencies.findings() == [])
   }
 
+  /// It cannot be returned with a reason, or named in a manifest: the log and `doctor` tell of it.
+  @Test func aNameThatIsNotUTF8StaysAndIsToldOf() throws {
+    let agencies = try TestAgencies()
+    try agencies.sender.startSending()
+    try agencies.recipient.start()
+    let path =
+      "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)/f".utf8.map { CChar(bitPattern: $0) } + [-1, 0]
+    let descriptor = open(path, O_WRONLY | O_CREAT, 0o644)
+    #expect(descriptor >= 0)
+    close(descriptor)
+    try agencies.sender.drop("good.txt", Data("x".utf8))
+    #expect(eventually { agencies.sender.outcome("good.txt") == "delivered" })
+    let told = "names that are not UTF-8: 1"
+    #expect(eventually { agencies.sender.log.contains(told) })
+    #expect(try Command.sallyport(["doctor", "--home", agencies.sender.home]).text.contains(told))
+    #expect(access(path, F_OK) == 0)
+  }
+
   @Test func hiddenAndTemporaryNamesStayAndWhyTells() throws {
     let agencies = try TestAgencies()
     try agencies.start()

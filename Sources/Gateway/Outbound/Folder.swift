@@ -49,6 +49,11 @@ package struct Folder: Sendable {
     try DurableFile.write(Array("\(agreement)\n".utf8), to: "\(path)/\(Self.sentinel)")
   }
 
+  /// What is said of names that are not UTF-8.
+  package static func illegible(_ count: Int) -> String {
+    "names that are not UTF-8: \(count); those files stay there until they are renamed"
+  }
+
   /// Judges one name. `observations` remembers sizes and times for `stable`.
   package func judge(_ name: String, _ observations: inout StabilityMemory, now: Date) -> FolderEntry {
     if name.hasPrefix(".") { return .ignored("hidden names are left alone") }

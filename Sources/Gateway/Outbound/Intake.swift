@@ -41,6 +41,7 @@ struct Intake: Service {
       var watched: Set<String> = []
       var down: [String: String] = [:]
       var known: [String: KnownClaims] = [:]
+      var illegible: [String: Int] = [:]
       while !Task.isCancelled {
         let seen = context.news.folders.generation
         var isFull = false
@@ -53,7 +54,13 @@ struct Intake: Service {
             }
             var memory = memories[folder.agreement] ?? StabilityMemory()
             var claims = known[folder.agreement] ?? KnownClaims(since: context.now())
-            isFull = try await scan(folder, &memory, &claims) >= Self.claimsMax || isFull
+            let found = try await scan(folder, &memory, &claims)
+            isFull = found.ready >= Self.claimsMax || isFull
+            if found.illegible != illegible.updateValue(found.illegible, forKey: folder.agreement) ?? 0,
+              found.illegible > 0
+            {
+              context.logger.warning("\(folder.path): \(Folder.illegible(found.illegible))")
+            }
             memories[folder.agreement] = memory
             known[folder.agreement] = claims
             if down.removeValue(forKey: folder.agreement) != nil {
@@ -99,19 +106,22 @@ struct Intake: Service {
     }
   }
 
-  /// One round; how many files were claimed.
-  private func scan(_ folder: Folder, _ memory: inout StabilityMemory, _ known: inout KnownClaims) async throws -> Int {
+  /// One round; how many files were claimed, and how many names nobody can read.
+  private func scan(
+    _ folder: Folder, _ memory: inout StabilityMemory, _ known: inout KnownClaims
+  ) async throws -> (ready: Int, illegible: Int) {
     guard try context.hasRoom() else {
       throw DiskError("stay above the low-water mark of", context.home.path, errno: ENOSPC)
     }
     try await recover(folder, &known)
     let now = context.now()
     let before = memory
-    let (ready, unfit, after) = try await context.pool.run { () -> ([String], [(String, String)], StabilityMemory) in
+    typealias Judged = (ready: [String], unfit: [(String, String)], illegible: Int, memory: StabilityMemory)
+    let (ready, unfit, illegible, after) = try await context.pool.run { () -> Judged in
       var memory = before
       var ready: [String] = []
       var unfit: [(String, String)] = []
-      let names = try Directory.names(folder.path)
+      let (names, illegible) = try Directory.list(folder.path)
       for name in names {
         switch folder.judge(name, &memory, now: now) {
         case .ready: ready.append(name)
@@ -121,7 +131,7 @@ struct Intake: Service {
         if ready.count >= Self.claimsMax { break }
       }
       memory.keep(only: Set(names))
-      return (ready, unfit, memory)
+      return (ready, unfit, illegible, memory)
     }
     memory = after
     for (name, why) in unfit {
@@ -134,7 +144,7 @@ struct Intake: Service {
     }
     let claimed = try await context.pool.run { try claim(ready, folder) }
     try await record(claimed, folder, &known)
-    return ready.count
+    return (ready.count, illegible)
   }
 
   private func claim(_ names: [String], _ folder: Folder) throws -> [Claim] {
