@@ -146,8 +146,7 @@ package final class GatewayContext: Sendable {
     lock = try HomeLock(home: home.path)
     ledger = try Ledger(
       home: home.path, now: now,
-      sign: { head in keyBox.withLockedValue { $0 }.sign(head.document, as: .head, at: now()) },
-      mayBlock: { BlockingPool.isCurrent })
+      sign: { head in keyBox.withLockedValue { $0 }.sign(head.document, as: .head, at: now()) })
     spool = try Spool(home: home.path)
     try Directory.make(home.staging)
     stagingSync = DirectorySync(home.staging)

@@ -11,17 +11,17 @@ package struct File: ~Copyable, Sendable {
 
   /// open(2) with O_CLOEXEC and O_NOFOLLOW. A new file (O_EXCL) has just `mode`, whatever the umask.
   ///
-  /// - Parameter isPassing: what is read and written is not to stay in the page cache.
-  package init(_ path: String, _ flags: Int32, mode: mode_t = 0o600, isPassing: Bool = false) throws(DiskError) {
+  /// - Parameter keeping: of a body or payload, which passes once, how many bytes of its beginning may stay in the page cache.
+  package init(_ path: String, _ flags: Int32, mode: mode_t = 0o600, keeping: Int64? = nil) throws(DiskError) {
     access = FileAccess(
-      descriptor: Glibc.open(path, flags | O_CLOEXEC | O_NOFOLLOW, mode), path: path, isPassing: isPassing)
+      descriptor: Glibc.open(path, flags | O_CLOEXEC | O_NOFOLLOW, mode), path: path, keeping: keeping)
     if descriptor < 0 { throw DiskError("open", path) }
     if flags & O_EXCL != 0, mode & 0o077 != 0, fchmod(descriptor, mode) != 0 { throw DiskError("fchmod", path) }
   }
 
   /// Takes over a descriptor.
   package init(owning descriptor: Int32, path: String) {
-    access = FileAccess(descriptor: descriptor, path: path, isPassing: false)
+    access = FileAccess(descriptor: descriptor, path: path, keeping: nil)
   }
 
   deinit { Glibc.close(descriptor) }

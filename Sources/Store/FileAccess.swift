@@ -1,8 +1,8 @@
 // Positional reads and writes of an open file, by any number of workers at once.
 //
-// A body passes once. It need not push out of the page cache what the machine keeps there, nor take new pages, which a virtual machine
-// may have to fetch from its host first: long pieces of a passing file are read and written with RWF_DONTCACHE where kernel and file
-// system have it.
+// A body passes once, and is read again soon: by the relay, or when its key comes. Its beginning, as much as memory has room for, stays
+// in the page cache until then, on its way to the disk from the moment it is written. The rest need not push out of the cache what
+// the machine keeps there: long pieces of it are read and written with RWF_DONTCACHE where kernel and file system have it.
 
 import CLinux
 import Glibc
@@ -11,11 +11,13 @@ import Glibc
 package struct FileAccess: Sendable {
   package let descriptor: Int32
   package let path: String
-  /// Whether what is read and written is not to stay in the page cache.
-  let isPassing: Bool
+  /// How much of the beginning of a file that passes may stay in the page cache; nil for any other file.
+  let keeping: Int64?
 
-  /// Pieces below this stay in the cache also of a passing file: a small body is read again at once.
+  /// Shorter pieces are written as those of any other file.
   static let passingBytesMin = 256 << 10
+  /// An eighth of the machine's memory.
+  package static let share = Int64(sysconf(Int32(_SC_PHYS_PAGES)) / 8 * sysconf(Int32(_SC_PAGESIZE)))
 
   /// What stays in the cache is written up to a multiple of this in the file. Longer writes are held up by each other at the lock of the
   /// inode, and get large new pages; those that cross a multiple get many small ones (two threads, 2 GiB: 5.5 s with 1 MiB; 1.4 s
@@ -25,7 +27,8 @@ package struct FileAccess: Sendable {
   /// preadv(2) until `parts` are full or the file ends; how many bytes came.
   package func read(into parts: [UnsafeMutableRawBufferPointer], at offset: Int64) throws(DiskError) -> Int {
     var left = Vectors(parts)
-    var passes = isPassing && left.bytes >= Self.passingBytesMin
+    // What is in the cache already stays there.
+    var passes = keeping != nil && left.bytes >= Self.passingBytesMin
     var done: Int64 = 0
     while left.bytes > 0 {
       let (first, count) = left.first(left.bytes)
@@ -49,7 +52,8 @@ package struct FileAccess: Sendable {
   /// pwritev(2) until all of `parts` is written.
   package func write(_ parts: [UnsafeMutableRawBufferPointer], at offset: Int64) throws(DiskError) {
     var left = Vectors(parts)
-    var passes = isPassing && left.bytes >= Self.passingBytesMin
+    let isLong = left.bytes >= Self.passingBytesMin
+    var passes = isLong && keeping.map { offset >= $0 } ?? false
     var done: Int64 = 0
     while left.bytes > 0 {
       let (first, count) = left.first(
@@ -67,6 +71,7 @@ package struct FileAccess: Sendable {
       done += Int64(put)
       left.drop(put)
     }
+    if keeping != nil, isLong, !passes { sp_start_writing(descriptor, offset, done) }
   }
 }
 

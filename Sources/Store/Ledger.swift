@@ -19,20 +19,14 @@ package final class Ledger: Sendable {
   let pool: DatabasePool
   private let queue: CommitQueue
   private let readers: ReadQueue
-  private let mayBlock: @Sendable () -> Bool
 
   /// Opens, migrates and checks the ledger in `home`.
   ///
   /// - Parameters:
   ///   - now: the clock, for audit entries.
   ///   - sign: signs heads with this agency's keys.
-  ///   - mayBlock: whether the calling thread is one that work blocks: it reads by itself then, which spares two changes of thread.
   /// - Throws: `LedgerError.rolledBack` behind heads.log, `notDurable`, `damaged`; DatabaseError; DiskError.
-  package init(
-    home: String, now: @escaping @Sendable () -> Date, sign: @escaping HeadSigner,
-    mayBlock: @escaping @Sendable () -> Bool = { false }
-  ) throws {
-    self.mayBlock = mayBlock
+  package init(home: String, now: @escaping @Sendable () -> Date, sign: @escaping HeadSigner) throws {
     path = "\(home)/ledger.sqlite"
     var configuration = Configuration()
     configuration.label = "ledger"
@@ -76,15 +70,9 @@ package final class Ledger: Sendable {
 
   /// Reads a snapshot. Cancelling the caller does not end it.
   package func read<Value: Sendable>(_ body: @escaping @Sendable (Reader) throws -> Value) async throws -> Value {
-    if mayBlock() { return try readHere(body) }
-    return try await withCheckedThrowingContinuation { continuation in
+    try await withCheckedThrowingContinuation { continuation in
       readers.add { db in continuation.resume(with: Result { try db.get().snapshot(body) }) }
     }
-  }
-
-  /// Not async: GRDB's `unsafeRead` would be the asynchronous one.
-  private func readHere<Value>(_ body: (Reader) throws -> Value) throws -> Value {
-    try pool.unsafeRead { try $0.snapshot(body) }
   }
 
   /// Reads a snapshot, blocking: for start-up and for commands.

@@ -380,12 +380,12 @@ private final class Counter: Sendable {
     try spool.remove(place)  // again is no error
   }
 
-  /// On a disk, and on tmpfs, which knows no RWF_DONTCACHE.
-  @Test(arguments: ["/dev/shm", nil])
-  func whatPassesTheCacheIsWrittenAndReadLikeAnything(_ folder: String?) throws {
+  /// On a disk, and on tmpfs, which knows no RWF_DONTCACHE; what stays in the cache, and what does not.
+  @Test(arguments: ["/dev/shm", nil], [0, Int64.max])
+  func whatPassesTheCacheIsWrittenAndReadLikeAnything(_ folder: String?, keeping: Int64) throws {
     let path = "\(folder ?? scratch.path)/passing-\(TransferID().text)"
     defer { unlink(path) }
-    let file = try File(path, O_RDWR | O_CREAT | O_EXCL, isPassing: true)
+    let file = try File(path, O_RDWR | O_CREAT | O_EXCL, keeping: keeping)
     let count = 3 * FileAccess.passingBytesMin + 4097
     let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ ($0 >> 12)) }
     try file.write(bytes, at: 7)

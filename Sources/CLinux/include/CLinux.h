@@ -36,3 +36,6 @@ int sp_copy(int from, int to);
 /// `parts` are `count` struct iovec.
 long long sp_preadv_passing(int fd, const void *parts, int count, long long offset);
 long long sp_pwritev_passing(int fd, const void *parts, int count, long long offset);
+
+/// sync_file_range(2): what was written goes on its way to the disk; nobody waits for it.
+void sp_start_writing(int fd, long long offset, long long bytes);

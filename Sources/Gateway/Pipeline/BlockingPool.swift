@@ -33,9 +33,6 @@ package final class BlockingPool: TaskExecutor {
 
   private var isCurrent: Bool { Self.current.currentValue === self }
 
-  /// Whether this thread runs a task of some pool.
-  package static var isCurrent: Bool { current.currentValue != nil }
-
   package func enqueue(_ job: consuming ExecutorJob) {
     let job = UnownedJob(job)
     // What is left of a task when the pool has shut down runs too.
