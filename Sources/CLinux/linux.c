@@ -87,15 +87,15 @@ int sp_copy(int from, int to) {
 #define RWF_DONTCACHE 0x80
 #endif
 
-// A hint: what goes wrong is told by fdatasync.
-void sp_start_writing(int fd, long long offset, long long bytes) {
-  sync_file_range(fd, offset, bytes, SYNC_FILE_RANGE_WRITE);
-}
-
 long long sp_preadv_passing(int fd, const void *parts, int count, long long offset) {
   return preadv2(fd, parts, count, offset, RWF_DONTCACHE);
 }
 
 long long sp_pwritev_passing(int fd, const void *parts, int count, long long offset) {
   return pwritev2(fd, parts, count, offset, RWF_DONTCACHE);
+}
+
+// A hint: what goes wrong is told by fdatasync.
+void sp_start_writing(int fd, long long offset, long long bytes) {
+  sync_file_range(fd, offset, bytes, SYNC_FILE_RANGE_WRITE);
 }

@@ -215,7 +215,7 @@ package struct Administration: Sendable {
     for expiry in cards.flatMap({ KeyExpiry.due($0, at: instant) }) {
       rows.append([
         "kind": "key-expiry", "agency": .string(expiry.agency.text), "key": .string(expiry.key),
-        "days": .integer(Int64(max(0, expiry.daysLeft(at: instant)))),
+        "days": .integer(Int64(max(0, expiry.daysLeft(at: instant)))), "text": .string(expiry.sentence(at: instant)),
       ])
     }
     return rows

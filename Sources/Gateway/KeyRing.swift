@@ -293,6 +293,12 @@ package struct KeyExpiry: Equatable, Sendable {
 
   package func daysLeft(at instant: Date) -> Int { Int((notAfter.timeIntervalSince(instant) / 86400).rounded(.down)) }
 
+  /// What people are told.
+  package func sentence(at instant: Date) -> String {
+    let days = daysLeft(at: instant)
+    return "key \(key) of \(agency) \(days < 0 ? "has expired" : "expires in \(days) days")"
+  }
+
   /// Active keys of `card` that expire within the first warning.
   package static func due(_ card: Card, at instant: Date) -> [KeyExpiry] {
     let horizon = instant + Double(warningDays[0]) * 86400

@@ -187,8 +187,7 @@ struct Maintenance: Service {
       guard warned[expiry.key] != step else { continue }
       warned[expiry.key] = step
       let remedy = expiry.agency == context.agency ? "sallyport keys rotate" : "ask the partner for a new card"
-      let when = days < 0 ? "has expired" : "expires in \(days) days"
-      context.logger.warning("key \(expiry.key) of \(expiry.agency) \(when): \(remedy)")
+      context.logger.warning("\(expiry.sentence(at: instant)): \(remedy)")
     }
   }
 }

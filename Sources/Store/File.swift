@@ -11,17 +11,17 @@ package struct File: ~Copyable, Sendable {
 
   /// open(2) with O_CLOEXEC and O_NOFOLLOW. A new file (O_EXCL) has just `mode`, whatever the umask.
   ///
-  /// - Parameter keeping: of a body or payload, which passes once, how many bytes of its beginning may stay in the page cache.
-  package init(_ path: String, _ flags: Int32, mode: mode_t = 0o600, keeping: Int64? = nil) throws(DiskError) {
+  /// - Parameter keptBytes: of a body or payload, how many bytes of its beginning may stay in the page cache.
+  package init(_ path: String, _ flags: Int32, mode: mode_t = 0o600, keptBytes: Int64? = nil) throws(DiskError) {
     access = FileAccess(
-      descriptor: Glibc.open(path, flags | O_CLOEXEC | O_NOFOLLOW, mode), path: path, keeping: keeping)
+      descriptor: Glibc.open(path, flags | O_CLOEXEC | O_NOFOLLOW, mode), path: path, keptBytes: keptBytes)
     if descriptor < 0 { throw DiskError("open", path) }
     if flags & O_EXCL != 0, mode & 0o077 != 0, fchmod(descriptor, mode) != 0 { throw DiskError("fchmod", path) }
   }
 
   /// Takes over a descriptor.
   package init(owning descriptor: Int32, path: String) {
-    access = FileAccess(descriptor: descriptor, path: path, keeping: nil)
+    access = FileAccess(descriptor: descriptor, path: path, keptBytes: nil)
   }
 
   deinit { Glibc.close(descriptor) }
@@ -155,7 +155,7 @@ package enum Directory {
     try list(path, countMax: countMax).names
   }
 
-  /// As `names`; and how many names are not UTF-8, which can neither travel nor be told of.
+  /// As `names`; and how many names are not UTF-8, but for hidden ones.
   package static func list(_ path: String, countMax: Int = .max) throws(DiskError) -> (names: [String], illegible: Int)
   {
     guard let stream = opendir(path) else { throw DiskError("opendir", path) }
@@ -168,7 +168,7 @@ package enum Directory {
         $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(validatingCString: $0) }
       }
       guard let name else {
-        illegible += 1
+        if entry.pointee.d_name.0 != 46 { illegible += 1 }
         continue
       }
       if name != ".", name != ".." { names.append(name) }

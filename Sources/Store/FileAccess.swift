@@ -1,8 +1,8 @@
 // Positional reads and writes of an open file, by any number of workers at once.
 //
-// A body passes once, and is read again soon: by the relay, or when its key comes. Its beginning, as much as memory has room for, stays
-// in the page cache until then, on its way to the disk from the moment it is written. The rest need not push out of the cache what
-// the machine keeps there: long pieces of it are read and written with RWF_DONTCACHE where kernel and file system have it.
+// A body is written once and read soon after: by the relay, or when its key comes. What of each fits into a share of the memory stays in
+// the page cache for that, and goes on its way to the disk as soon as a long piece is written. What follows need not push out of
+// the cache what the machine keeps there: long pieces of it are read and written with RWF_DONTCACHE where kernel and file system have it.
 
 import CLinux
 import Glibc
@@ -11,24 +11,27 @@ import Glibc
 package struct FileAccess: Sendable {
   package let descriptor: Int32
   package let path: String
-  /// How much of the beginning of a file that passes may stay in the page cache; nil for any other file.
-  let keeping: Int64?
+  /// How many bytes of the beginning may stay in the page cache, for a body or a payload; nil for any other file.
+  let keptBytes: Int64?
 
-  /// Shorter pieces are written as those of any other file.
+  /// Shorter pieces are read and written as those of any other file.
   static let passingBytesMin = 256 << 10
-  /// An eighth of the machine's memory.
-  package static let share = Int64(sysconf(Int32(_SC_PHYS_PAGES)) / 8 * sysconf(Int32(_SC_PAGESIZE)))
+  /// An eighth of the machine's memory, of each file.
+  package static let keptBytesMax = Int64(sysconf(Int32(_SC_PHYS_PAGES)) / 8 * sysconf(Int32(_SC_PAGESIZE)))
 
   /// What stays in the cache is written up to a multiple of this in the file. Longer writes are held up by each other at the lock of the
   /// inode, and get large new pages; those that cross a multiple get many small ones (two threads, 2 GiB: 5.5 s with 1 MiB; 1.4 s
   /// with 32 KiB anywhere, 0.7 s with these).
-  static let cachedBytes = 32 << 10
+  static let pieceBytes = 32 << 10
+
+  /// Whether a long piece that is written at `offset` is not to stay in the page cache.
+  func isPassing(_ offset: Int64) -> Bool { keptBytes.map { offset >= $0 } ?? false }
 
   /// preadv(2) until `parts` are full or the file ends; how many bytes came.
   package func read(into parts: [UnsafeMutableRawBufferPointer], at offset: Int64) throws(DiskError) -> Int {
     var left = Vectors(parts)
     // What is in the cache already stays there.
-    var passes = keeping != nil && left.bytes >= Self.passingBytesMin
+    var passes = keptBytes != nil && left.bytes >= Self.passingBytesMin
     var done: Int64 = 0
     while left.bytes > 0 {
       let (first, count) = left.first(left.bytes)
@@ -53,11 +56,11 @@ package struct FileAccess: Sendable {
   package func write(_ parts: [UnsafeMutableRawBufferPointer], at offset: Int64) throws(DiskError) {
     var left = Vectors(parts)
     let isLong = left.bytes >= Self.passingBytesMin
-    var passes = isLong && keeping.map { offset >= $0 } ?? false
+    var passes = isLong && isPassing(offset)
     var done: Int64 = 0
     while left.bytes > 0 {
       let (first, count) = left.first(
-        passes ? left.bytes : Self.cachedBytes - Int((offset + done) % Int64(Self.cachedBytes)))
+        passes ? left.bytes : Self.pieceBytes - Int((offset + done) % Int64(Self.pieceBytes)))
       let put =
         passes
         ? Int(sp_pwritev_passing(descriptor, first, count, offset + done))
@@ -71,7 +74,7 @@ package struct FileAccess: Sendable {
       done += Int64(put)
       left.drop(put)
     }
-    if keeping != nil, isLong, !passes { sp_start_writing(descriptor, offset, done) }
+    if keptBytes != nil, isLong, !passes { sp_start_writing(descriptor, offset, done) }
   }
 }
 

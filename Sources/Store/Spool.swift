@@ -79,7 +79,7 @@ package final class Spool: Sendable {
   package func create(_ place: Place, bytes: Int64) throws(DiskError) -> File {
     if case .incoming = place { try Directory.make(directory(place)) }
     try Directory.remove(part(place))
-    let file = try File(part(place), O_RDWR | O_CREAT | O_EXCL, keeping: FileAccess.share)
+    let file = try File(part(place), O_RDWR | O_CREAT | O_EXCL, keptBytes: FileAccess.keptBytesMax)
     do {
       try file.reserve(bytes)
     } catch {
@@ -93,7 +93,7 @@ package final class Spool: Sendable {
   /// An existing part, to be continued; nil when there is none.
   package func reopen(_ place: Place) throws(DiskError) -> File? {
     do throws(DiskError) {
-      return try File(part(place), O_RDWR, keeping: FileAccess.share)
+      return try File(part(place), O_RDWR, keptBytes: FileAccess.keptBytesMax)
     } catch  where error.errno == ENOENT {
       return nil
     }
@@ -109,7 +109,7 @@ package final class Spool: Sendable {
   }
 
   package func open(_ place: Place) throws(DiskError) -> File {
-    try File(body(place), O_RDONLY, keeping: FileAccess.share)
+    try File(body(place), O_RDONLY, keptBytes: FileAccess.keptBytesMax)
   }
 
   /// Removes body, part and side file. Called only after the commit of a state that needs none of them.

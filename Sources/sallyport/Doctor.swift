@@ -74,9 +74,7 @@ struct Doctor {
     }
     let own = configuration.agency.text
     for row in status where row.text("kind") == "key-expiry" && row.text("agency") != own {
-      add(
-        "warning", "key \(row.text("key")) of \(row.text("agency")) expires in \(row.text("days")) days",
-        "ask the partner for a new card")
+      add("warning", row.text("text"), "ask the partner for a new card")
     }
     for row in status where row.text("kind") == "expires-uncollected" {
       add(
@@ -99,10 +97,8 @@ struct Doctor {
     let card = try KeyRing.loadCard(home)
     let instant = Date()
     for expiry in KeyExpiry.due(card.card, at: instant) {
-      let days = expiry.daysLeft(at: instant)
       add(
-        days < 0 ? "fault" : "warning",
-        days < 0 ? "key \(expiry.key) has expired" : "key \(expiry.key) expires in \(days) days",
+        expiry.daysLeft(at: instant) < 0 ? "fault" : "warning", expiry.sentence(at: instant),
         "sallyport keys rotate --use sign|seal")
     }
   }
@@ -129,8 +125,12 @@ struct Doctor {
         add("fault", "\(path) cannot be read and written by this user", "chown \(geteuid()) \(path)")
         continue
       }
-      let illegible = try Directory.list(path).illegible
-      if illegible > 0 { add("warning", "\(path): \(Folder.illegible(illegible))", "ls -b \(path)") }
+      do {
+        let illegible = try Directory.list(path).illegible
+        if illegible > 0 { add("warning", "\(path): \(Folder.illegible(illegible))", "ls -b \(path)") }
+      } catch {
+        add("fault", "\(error)", "")
+      }
       let kind = Self.remote[Int64(sp_filesystem_type(path))]
       add("ok", "folder \(agreement.id): \(kind.map { "on \($0), found by scans" } ?? "watched and scanned")", "")
     }

@@ -164,7 +164,7 @@ struct StatusCommand: AsyncParsableCommand {
         "  WARNING   \(row.text("partner")) has not answered the withdrawal notice \(row.text("notice"))"
       case "expires-uncollected":
         "  WARNING   \(row.text("partner")) has not come for \(row.text("name")) (\(row.text("id"))); it expires \(row.text("expiresAt"))"
-      default: "  WARNING   key \(row.text("key")) of \(row.text("agency")) expires in \(row.text("days")) days"
+      default: "  WARNING   \(row.text("text"))"
       }
     }
   }

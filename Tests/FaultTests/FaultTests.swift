@@ -108,12 +108,18 @@ import Testing
     #expect(verdict.isSound, "\(verdict)")
   }
 
+  /// 1,048,832 bytes in pieces of 32 KiB.
+  private static let writesOfSegment = 33
+
   /// Three segments are under way when one of them cannot be written.
   @Test func aWriteThatFailsAmidALargeBodyStopsTheGateway() throws {
     let bench = try FaultBench(payloads: ["large.txt": FaultBench.payload(of: 40 << 20)])
     let (verdict, ended, log) = try bench.experiment(
       \TestAgencies.recipient,
-      ["FAULT_OPS": "write", "FAULT_MATCH": ".part", "FAULT_AT": "20", "FAULT_ERRNO": "\(EIO)"])
+      [
+        "FAULT_OPS": "write", "FAULT_MATCH": ".part", "FAULT_AT": "\(20 * Self.writesOfSegment)",
+        "FAULT_ERRNO": "\(EIO)",
+      ])
     #expect(ended == 74, "\(log)")
     #expect(verdict.isSound, "\(verdict)")
   }
@@ -128,7 +134,8 @@ import Testing
       $0.contains(" write ") && $0.hasSuffix(".part")
     }
     // Of its 201 segments, the first 128 were durable and known to be.
-    #expect((40...80).contains(written.count), "\(written.count) segments came again")
+    let segments = written.count / Self.writesOfSegment
+    #expect((40...80).contains(segments), "\(segments) segments came again")
   }
 
   /// A sweep that cannot fail shows nothing: two seeded faults must be found.

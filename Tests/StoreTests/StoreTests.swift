@@ -382,10 +382,10 @@ private final class Counter: Sendable {
 
   /// On a disk, and on tmpfs, which knows no RWF_DONTCACHE; what stays in the cache, and what does not.
   @Test(arguments: ["/dev/shm", nil], [0, Int64.max])
-  func whatPassesTheCacheIsWrittenAndReadLikeAnything(_ folder: String?, keeping: Int64) throws {
+  func whatPassesTheCacheIsWrittenAndReadLikeAnything(_ folder: String?, keptBytes: Int64) throws {
     let path = "\(folder ?? scratch.path)/passing-\(TransferID().text)"
     defer { unlink(path) }
-    let file = try File(path, O_RDWR | O_CREAT | O_EXCL, keeping: keeping)
+    let file = try File(path, O_RDWR | O_CREAT | O_EXCL, keptBytes: keptBytes)
     let count = 3 * FileAccess.passingBytesMin + 4097
     let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ ($0 >> 12)) }
     try file.write(bytes, at: 7)
@@ -397,9 +397,17 @@ private final class Counter: Sendable {
     #expect(try file.access.read(into: parts, at: 7) == count)
     #expect(read.prefix(count).elementsEqual(bytes))
     #expect(try file.bytes(at: 7 + 4096, count: 100) == Array(bytes[4096..<4196]))
+    #expect(file.access.isPassing(0) == (keptBytes == 0))
     // As the page cache sees it.
     let plain = try File(path, O_RDONLY)
     #expect(try plain.bytes(at: 7, count: count) == bytes)
+  }
+
+  @Test func aBodyStaysInThePageCacheUpToItsShare() throws {
+    let body = FileAccess(descriptor: -1, path: "", keptBytes: 1000)
+    #expect(!body.isPassing(0) && !body.isPassing(999) && body.isPassing(1000))
+    #expect(!FileAccess(descriptor: -1, path: "", keptBytes: nil).isPassing(.max))
+    #expect(FileAccess.keptBytesMax > 1 << 20)
   }
 
   @Test func aDurableFileIsReplacedWhole() throws {

@@ -37,5 +37,5 @@ int sp_copy(int from, int to);
 long long sp_preadv_passing(int fd, const void *parts, int count, long long offset);
 long long sp_pwritev_passing(int fd, const void *parts, int count, long long offset);
 
-/// sync_file_range(2): what was written goes on its way to the disk; nobody waits for it.
+/// sync_file_range(2): what was written goes on its way to the disk; only a full queue of the disk is waited for.
 void sp_start_writing(int fd, long long offset, long long bytes);

@@ -47,6 +47,8 @@ final class CollectedBody: Sendable {
     }
   }
 
+  /// What is there is written again: after a sync that failed the page cache may hold what the disk does not, and no sync to come
+  /// would tell.
   private func look() throws {
     let buffer = SegmentBuffer(sealedBytesMax: geometry.sealedSegmentBytesMax)
     for index in roots.indices {
@@ -55,6 +57,7 @@ final class CollectedBody: Sendable {
       guard try file.file.read(into: room, at: Self.offset(index)) == bytes,
         SegmentDigest.root(buffer, sealedBytes: bytes) == roots[index]
       else { continue }
+      try file.file.write(UnsafeRawBufferPointer(room), at: Self.offset(index))
       done(index, bytes)
     }
   }

@@ -110,7 +110,7 @@ struct OpenPackage: Sendable {
     let body = try context.body(of: transfer)
     let path = staged(transfer)
     try Directory.remove(path)
-    let payload = try File(path, O_RDWR | O_CREAT | O_EXCL, keeping: FileAccess.share)
+    let payload = try File(path, O_RDWR | O_CREAT | O_EXCL, keptBytes: FileAccess.keptBytesMax)
     try payload.reserve(manifest.payloadBytes)
     let isLarge = manifest.bodyBytes > Int64(BodyGeometry.sealedSegmentBytes)
     let workers = isLarge ? context.workers : 1
