@@ -20,6 +20,28 @@ import Testing
     return file
   }
 
+  /// A sync may have failed before the restart: what the page cache still holds is no proof that the disk has it.
+  @Test func whatIsFoundOfACollectedBodyIsWrittenAgain() throws {
+    let spool = try Spool(home: scratch.path)
+    let sealed = [UInt8](repeating: 7, count: BodyGeometry.sealedSegmentBytes + 100)
+    let transfer = Transfer(
+      direction: .in, sender: AgencyID("tax.example.gov")!, id: TransferID(), peer: AgencyID("tax.example.gov")!,
+      agreement: "a", state: .receiving, name: "n", bodyBytes: Int64(sealed.count), createdAt: Date())
+    let buffer = SegmentBuffer()
+    let roots = [0, BodyGeometry.sealedSegmentBytes].map { start in
+      let segment = sealed[start..<min(start + BodyGeometry.sealedSegmentBytes, sealed.count)]
+      buffer.bytes.copyBytes(from: segment)
+      return SegmentDigest.root(buffer, sealedBytes: segment.count)
+    }
+    let part = try spool.create(transfer.place, bytes: transfer.bodyBytes)
+    try part.write(sealed, at: 0)
+    try FileManager.default.setAttributes([.modificationDate: Date(timeIntervalSince1970: 0)], ofItemAtPath: part.path)
+    let body = try CollectedBody(spool, transfer, roots: roots) { _ in }
+    #expect(body.isComplete)
+    #expect(try part.status().st_mtim.tv_sec > 0)
+    #expect(try part.bytes(at: 0, count: sealed.count) == sealed)
+  }
+
   @Test(arguments: [0, 1, 65536, BodyGeometry.segmentBytes, 5 * BodyGeometry.segmentBytes + 77], [1, 2, 7])
   func filesAndStreamsSealAlikeAndOpenAgain(bytes: Int, workers: Int) throws {
     let plain = (0..<bytes).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 9) }
