@@ -89,6 +89,7 @@ package final class Transaction {
     next.code = ""
     next.note = ""
     change(&next)
+    next.updatedAt = at
     // What will never be sealed again leaves its sender no way into it.
     if next.direction == .out, next.state.isEnd || next.state == .releasing { try forgetRetained(next.id) }
     // A hub has no more use for it.
@@ -109,6 +110,7 @@ package final class Transaction {
   package func amend(_ transfer: Transfer, change: (inout Transfer) -> Void) throws -> Transfer {
     var next = transfer
     change(&next)
+    next.updatedAt = at
     precondition(next.state == transfer.state)
     try update(next, from: transfer)
     return next
@@ -135,7 +137,7 @@ package final class Transaction {
         next.durableBytes, next.expiresAt.map(Transfer.milliseconds),
         next.nextAt.map(Transfer.milliseconds), next.attempts, next.code, next.note, next.heldFrom?.rawValue,
         next.sealedTo,
-        next.inboxName, next.isCollected, next.via?.text, next.replacedBy?.text, Transfer.milliseconds(at),
+        next.inboxName, next.isCollected, next.via?.text, next.replacedBy?.text, Transfer.milliseconds(next.updatedAt),
         next.sender.text, next.id.text, transfer.state.rawValue,
       ])
     guard db.changesCount == 1 else { throw LedgerError.stale("transfer \(next.id)") }

@@ -59,6 +59,22 @@ private final class Counter: Sendable {
     try ledger.close()
   }
 
+  /// An outcome file is written from the row that the change returns.
+  @Test func aChangedRowSaysWhenItChanged() async throws {
+    let now = Date(timeIntervalSince1970: 1_800_000_000)
+    let ledger = try open(scratch.path, at: now)
+    let row = Transfer(
+      direction: .out, sender: sender, id: TransferID(), peer: peer, agreement: "a", state: .claimed, name: "n",
+      createdAt: now - 60)
+    let (held, amended, stored) = try await ledger.write { tx in
+      try tx.insert(row)
+      let held = try tx.advance(row, to: .held) { $0.heldFrom = .claimed }
+      return (held, try tx.amend(held) { $0.note = "x" }, try tx.reader.transfer(sender, row.id))
+    }
+    #expect(held.updatedAt == now && amended.updatedAt == now && stored?.updatedAt == now)
+    try ledger.close()
+  }
+
   @Test func whatAnAgreementHeldUpIsDueOnceItChanges() async throws {
     let now = Date()
     let ledger = try open(scratch.path, at: now)
