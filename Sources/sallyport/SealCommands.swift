@@ -29,12 +29,11 @@ struct StreamOptions: ParsableArguments {
   /// For scripts; people see that it went well.
   func tell(_ result: PassResult, fileBytes: Int64) {
     guard json else { return }
-    Output(asJSON: true, to: output == "-" ? STDERR_FILENO : STDOUT_FILENO).rows([
+    Output(asJSON: true, to: output == "-" ? STDERR_FILENO : STDOUT_FILENO).row(
       [
         "file": .string(output), "fileBytes": .integer(fileBytes), "payloadBytes": .integer(result.plainBytes),
         "treeRoot": .string(result.treeRoot.hex),
-      ]
-    ]) { _ in "" }
+      ], human: "")
   }
 
   func engine() throws -> CipherEngine {

@@ -98,9 +98,7 @@ import Testing
     let identity = try Identity(generating: .x25519)
     var random = SeededGenerator(seed: 3)
     let sealed = try InMemory.seal(random.bytes(3 * 65536), to: [identity.recipient])
-    let chunks = stride(from: 0, to: sealed.body.count, by: 65552).map {
-      Array(sealed.body[$0..<min($0 + 65552, sealed.body.count)])
-    }
+    let chunks = InMemory.chunks(of: sealed.body)
     let bad: [[[UInt8]]] = [
       [chunks[1], chunks[0], chunks[2]], [chunks[0], chunks[0], chunks[2]], [chunks[0], chunks[2]],
       [chunks[0], chunks[1]], chunks + [chunks[2]], chunks + [[0]],

@@ -32,6 +32,11 @@ enum InMemory {
     return (key, body, MerkleTree.root(roots))
   }
 
+  /// The sealed chunks of a body, 65,552 bytes each but the last.
+  static func chunks(of body: [UInt8]) -> [[UInt8]] {
+    stride(from: 0, to: body.count, by: 65552).map { Array(body[$0..<min($0 + 65552, body.count)]) }
+  }
+
   static func open(
     key: PackageKey, body: [UInt8], with identities: [Identity], binding: Binding? = nil,
     engine: CipherEngine = .openssl

@@ -90,7 +90,7 @@ private struct Vector: Codable {
     let binding = vector.binding == nil ? nil : Sample.manifest().binding
     let identity = try Identity(Array(vector.identity!.utf8))
     let body = Array(bytes.dropFirst(key.bytes.count))
-    if let root = vector.root, root != MerkleTree.root(chunks(of: body).map { MerkleTree.leaf(Array($0)) }).hex {
+    if let root = vector.root, root != MerkleTree.root(InMemory.chunks(of: body).map(MerkleTree.leaf)).hex {
       throw SealingError(.bodyRoot, "another root")
     }
     let plain = try InMemory.open(key: key, body: body, with: [identity], binding: binding)
@@ -101,23 +101,21 @@ private struct Vector: Codable {
     guard let base = vector.chunksOf else { return Array(Data(base64Encoded: vector.file!)!) }
     let whole = Array(Data(base64Encoded: try load("\(base).json").file!)!)
     let key = try PackageKey(parsing: whole).bytes
-    let body = chunks(of: Array(whole.dropFirst(key.count)))
+    let body = InMemory.chunks(of: Array(whole.dropFirst(key.count)))
     return vector.chunks!.reduce(into: key) { $0 += body[$1] }
   }
 
-  private static func chunks(of body: [UInt8]) -> [ArraySlice<UInt8>] {
-    stride(from: 0, to: body.count, by: 65552).map { body[$0..<min($0 + 65552, body.count)] }
+  /// Existing vectors are never changed.
+  private static func save(_ name: String, _ vector: Vector) throws {
+    let target = folder.appendingPathComponent("\(name).json")
+    guard !FileManager.default.fileExists(atPath: target.path) else { return }
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    try encoder.encode(vector).write(to: target)
   }
 
-  /// Makes the vectors that are missing; existing ones are never changed.
+  /// Makes the vectors that are missing.
   private static func write() throws {
-    func save(_ name: String, _ vector: Vector) throws {
-      let target = folder.appendingPathComponent("\(name).json")
-      guard !FileManager.default.fileExists(atPath: target.path) else { return }
-      let encoder = JSONEncoder()
-      encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-      try encoder.encode(vector).write(to: target)
-    }
     for kind in RecipientKind.allCases {
       let identity = try Identity(generating: kind)
       let text = identity.secretText.withBytes { String(decoding: $0, as: UTF8.self) }
@@ -164,20 +162,10 @@ private struct Vector: Codable {
           comment: "another body than the one that was signed", expect: "body.root",
           file: Data(whole).base64EncodedString(), identity: text, root: Digest(of: plain).hex))
     }
-    try writeChunks(save)
-    try writeSigned(save)
+    try writeChunks()
+    try writeSigned()
     let key = try SigningKey(generating: .ed25519)
     let envelope = Envelope(signing: Sample.manifest().document, as: .manifest, with: [key])
-    let signer = Hex.encode(key.verifying.bytes)
-    func document(
-      _ name: String, _ comment: String, _ expect: String, _ bytes: [UInt8], _ kind: String, signedBy: String? = nil
-    ) throws {
-      try save(
-        "document-\(name)",
-        Vector(
-          comment: comment, expect: expect, file: Data(bytes).base64EncodedString(), document: kind, signedBy: signedBy)
-      )
-    }
     let text = String(decoding: Sample.manifest().document.canonical, as: UTF8.self)
     try document("manifest", "a manifest", "success", Array(text.utf8), "manifest")
     try document(
@@ -192,16 +180,30 @@ private struct Vector: Codable {
     try document(
       "manifest-unknown", "an unknown member", "document.invalid",
       Array(text.replacing("\"version\":1}", with: "\"version\":1,\"x\":1}").utf8), "manifest")
-    try document("envelope", "a signed manifest", "success", envelope.bytes, "manifest", signedBy: signer)
+    try document("envelope", "a signed manifest", "success", envelope.bytes, "manifest", by: [key])
     try document(
       "envelope-stranger", "signed by another key", "document.signature", envelope.bytes, "manifest",
-      signedBy: Hex.encode(try SigningKey(generating: .ed25519).verifying.bytes))
+      by: [SigningKey(generating: .ed25519)])
     try document(
-      "envelope-kind", "another payload type", "document.invalid", envelope.bytes, "receipt", signedBy: signer)
+      "envelope-kind", "another payload type", "document.invalid", envelope.bytes, "receipt", by: [key])
+  }
+
+  /// - Parameter keys: that must have signed it; without any, it is no envelope.
+  private static func document(
+    _ name: String, _ comment: String, _ expect: String, _ bytes: [UInt8], _ kind: String, by keys: [SigningKey] = []
+  ) throws {
+    func hex(_ algorithm: SigningAlgorithm) -> String? {
+      keys.first { $0.verifying.algorithm == algorithm }.map { Hex.encode($0.verifying.bytes) }
+    }
+    try save(
+      "document-\(name)",
+      Vector(
+        comment: comment, expect: expect, file: Data(bytes).base64EncodedString(), document: kind,
+        signedBy: hex(.ed25519), alsoSignedBy: hex(.mlDSA65)))
   }
 
   /// Chunks of one body out of their order.
-  private static func writeChunks(_ save: (String, Vector) throws -> Void) throws {
+  private static func writeChunks() throws {
     let identity = try Identity(generating: .x25519)
     let text = identity.secretText.withBytes { String(decoding: $0, as: UTF8.self) }
     let plain = [UInt8](repeating: 0, count: 2 * 65536 + 1)
@@ -225,20 +227,7 @@ private struct Vector: Codable {
   }
 
   /// Signed documents of every kind that crosses the wire, and one signed in both algorithms.
-  private static func writeSigned(_ save: (String, Vector) throws -> Void) throws {
-    func document(
-      _ name: String, _ comment: String, _ expect: String, _ bytes: [UInt8], _ kind: String,
-      by keys: [SigningKey] = []
-    ) throws {
-      func hex(_ algorithm: SigningAlgorithm) -> String? {
-        keys.first { $0.verifying.algorithm == algorithm }.map { Hex.encode($0.verifying.bytes) }
-      }
-      try save(
-        "document-\(name)",
-        Vector(
-          comment: comment, expect: expect, file: Data(bytes).base64EncodedString(), document: kind,
-          signedBy: hex(.ed25519), alsoSignedBy: hex(.mlDSA65)))
-    }
+  private static func writeSigned() throws {
     let classical = try SigningKey(generating: .ed25519)
     let postQuantum = try SigningKey(generating: .mlDSA65)
     let both = [classical, postQuantum]
