@@ -32,8 +32,7 @@ package struct Check: Sendable {
     for fault in try context.ledger.integrityFaults() {
       findings.append(.init(invariant: "database", subject: "ledger.sqlite", detail: fault))
     }
-    let heads = try HeadsFile.read(context.home.heads)
-    for fault in try context.ledger.verify(heads: heads).faults {
+    for fault in try context.ledger.verify(isOurs: context.keys.signed).faults {
       findings.append(.init(invariant: "audit", subject: "ledger", detail: fault))
     }
     var transfers: Int64 = 0

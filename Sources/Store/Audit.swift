@@ -91,12 +91,16 @@ struct HeadsLog: ~Copyable {
   }
 
   /// Every head in the file's bytes, in order; lines that are not whole envelopes are passed over.
-  static func heads(in bytes: [UInt8]) -> [LedgerHead] {
+  private static func heads(in bytes: [UInt8]) -> [LedgerHead] {
     let complete = bytes.lastIndex(of: 10).map { bytes[..<$0] } ?? []
-    return complete.split(separator: 10).compactMap { line in
-      guard let envelope = try? Envelope(parsing: Array(line), as: .head) else { return nil }
-      return try? LedgerHead(envelope.unverified())
-    }
+    return complete.split(separator: 10).compactMap { head(in: Array($0))?.head }
+  }
+
+  /// nil for what is no whole head: a crash may have torn it.
+  static func head(in line: [UInt8]) -> (envelope: Envelope, head: LedgerHead)? {
+    guard let envelope = try? Envelope(parsing: line, as: .head), let head = try? LedgerHead(envelope.unverified())
+    else { return nil }
+    return (envelope, head)
   }
 
   private static func append(_ bytes: [UInt8], to file: borrowing File) throws(DiskError) {
@@ -115,15 +119,36 @@ struct HeadsLog: ~Copyable {
   }
 }
 
-/// Reads heads.log beside a gateway that may be writing it.
-package enum HeadsFile {
-  static let bytesMax = 1 << 31
+/// The lines of heads.log as it was when the reader was made: it grows with the years, and a gateway may be writing it.
+final class HeadsReader {
+  private let file: File
+  private let size: Int64
+  private var offset: Int64 = 0
+  private var bytes: [UInt8] = []
+  /// Where the next line begins in `bytes`.
+  private var start = 0
 
-  /// Every whole head, in order; none when there is no file yet.
+  init(_ path: String) throws(DiskError) {
+    let file = try File(path, O_RDONLY)
+    size = Int64(try file.status().st_size)
+    self.file = file
+  }
+
+  /// The next line without its end; nil after the last whole one.
   ///
-  /// - Throws: DiskError when the file is there and cannot be read, or is over 2 GiB: nothing is said to hold then.
-  package static func read(_ path: String) throws(DiskError) -> [LedgerHead] {
-    guard Directory.exists(path) else { return [] }
-    return HeadsLog.heads(in: try File.contents(path, bytesMax: bytesMax))
+  /// - Throws: DiskError EFBIG for a line that is longer than any head.
+  func next() throws(DiskError) -> [UInt8]? {
+    while true {
+      if let end = bytes[start...].firstIndex(of: 10) {
+        defer { start = end + 1 }
+        return Array(bytes[start..<end])
+      }
+      let count = min(size - offset, Int64(HeadsLog.lineBytesMax))
+      guard count > 0 else { return nil }
+      guard bytes.count - start <= HeadsLog.lineBytesMax else { throw DiskError("read", file.path, errno: EFBIG) }
+      bytes = try bytes[start...] + file.bytes(at: offset, count: Int(count))
+      start = 0
+      offset += count
+    }
   }
 }

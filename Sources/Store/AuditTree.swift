@@ -3,6 +3,7 @@
 import Foundation
 import GRDB
 import Sealing
+import Synchronization
 
 enum AuditTree {
   /// The epoch and the frontier, made anew in an empty database.
@@ -15,19 +16,26 @@ enum AuditTree {
         epoch = TransferID().text
         try db.execute(sql: "INSERT INTO meta (name, value) VALUES ('epoch', ?)", arguments: [epoch])
       }
-      let size = try UInt64.fetchOne(db, sql: "SELECT coalesce(max(sequence), 0) FROM audit") ?? 0
-      guard let saved = try Data.fetchOne(db, sql: "SELECT value FROM meta WHERE name = 'frontier'") else {
-        guard size == 0 else { throw LedgerError.damaged("the audit tree's edge is missing") }
-        return (epoch, MerkleFrontier())
-      }
-      let peaks = stride(from: 0, to: saved.count, by: Digest.byteCount).map {
-        Digest(Array(saved.dropFirst($0).prefix(Digest.byteCount)))
-      }
-      guard let frontier = MerkleFrontier(size: size, peaks: peaks) else {
-        throw LedgerError.damaged("the audit tree's edge does not fit its \(size) entries")
-      }
-      return (epoch, frontier)
+      return (epoch, try frontier(db))
     }
+  }
+
+  /// The edge as it is stored.
+  ///
+  /// - Throws: `LedgerError.damaged` when it is none of a tree with so many entries.
+  fileprivate static func frontier(_ db: Database) throws -> MerkleFrontier {
+    let size = try UInt64.fetchOne(db, sql: "SELECT coalesce(max(sequence), 0) FROM audit") ?? 0
+    guard let saved = try Data.fetchOne(db, sql: "SELECT value FROM meta WHERE name = 'frontier'") else {
+      guard size == 0 else { throw LedgerError.damaged("the audit tree's edge is missing") }
+      return MerkleFrontier()
+    }
+    let peaks = stride(from: 0, to: saved.count, by: Digest.byteCount).map {
+      Digest(Array(saved.dropFirst($0).prefix(Digest.byteCount)))
+    }
+    guard let frontier = MerkleFrontier(size: size, peaks: peaks) else {
+      throw LedgerError.damaged("the audit tree's edge does not fit its \(size) entries")
+    }
+    return frontier
   }
 
   static func save(_ frontier: MerkleFrontier, _ db: Database) throws {
@@ -48,19 +56,39 @@ enum AuditTree {
     }
     let actual =
       head.size == Int64(frontier.size)
-      ? frontier.root : try pool.read { try root(at: head.size, $0) }
+      ? frontier.root : try pool.read { try root(at: head.size, $0, TreeEdges()) }
     guard actual == head.root else {
       throw LedgerError.rolledBack("its first \(head.size) entries are not those whose head was signed")
     }
   }
 
   /// The root over the first `size` leaves, from their stored hashes.
-  static func root(at size: Int64, _ db: Database) throws -> Digest {
-    var frontier = MerkleFrontier()
+  static func root(at size: Int64, _ db: Database, _ edges: TreeEdges) throws -> Digest {
+    var frontier = edges.edge(atMost: size)
     let leaves = try Data.fetchCursor(
-      db, sql: "SELECT leaf FROM audit WHERE sequence <= ? ORDER BY sequence", arguments: [size])
-    while let leaf = try leaves.next() { frontier.append(Digest(Array(leaf))) }
+      db, sql: "SELECT leaf FROM audit WHERE sequence > ? AND sequence <= ? ORDER BY sequence",
+      arguments: [Int64(frontier.size), size])
+    while let leaf = try leaves.next() {
+      frontier.append(Digest(Array(leaf)))
+      edges.keep(frontier)
+    }
     return frontier.root
+  }
+}
+
+/// Edges of the tree on the way to its end: the heads that many partners hold cost one look at the log. Callable concurrently.
+final class TreeEdges: Sendable {
+  static let spacing: UInt64 = 1 << 14
+  /// Of the tree over `spacing` leaves, twice as many, and so on.
+  private let edges = Mutex<[MerkleFrontier]>([])
+
+  func edge(atMost size: Int64) -> MerkleFrontier {
+    edges.withLock { $0.prefix(Int(UInt64(size) / Self.spacing)).last } ?? MerkleFrontier()
+  }
+
+  func keep(_ edge: MerkleFrontier) {
+    guard edge.size.isMultiple(of: Self.spacing) else { return }
+    edges.withLock { if edge.size == UInt64($0.count + 1) * Self.spacing { $0.append(edge) } }
   }
 }
 
@@ -89,40 +117,40 @@ extension Ledger {
       throw LedgerError.rolledBack("a partner holds a head over \(head.size) entries, this ledger has \(now.size)")
     }
     guard thorough else { return }
-    guard try await read({ try AuditTree.root(at: head.size, $0.db) }) == head.root else {
+    let edges = edges
+    guard try await read({ try AuditTree.root(at: head.size, $0.db, edges) }) == head.root else {
       throw LedgerError.rolledBack("a partner holds another head over the first \(head.size) entries")
     }
   }
 
-  /// Recomputes the whole tree from the entries and compares it with the stored leaves, edge and `heads`.
-  package func verify(heads: [LedgerHead]) throws -> AuditVerification {
-    let (epoch, stored) = try AuditTree.load(pool)
-    var wanted: [Int64: [LedgerHead]] = [:]
-    var faults: [String] = []
-    for head in heads where head.epoch == epoch { wanted[head.size, default: []].append(head) }
+  /// Recomputes the whole tree from the entries and compares it with the stored leaves and edge, and with heads.log.
+  ///
+  /// - Parameter isOurs: whether this agency signed an envelope.
+  /// - Throws: DiskError; a head that is not ours, or not there, is a fault.
+  package func verify(isOurs: @escaping (Envelope) -> Bool) throws -> AuditVerification {
+    // The heads first: what is committed meanwhile is in none of them.
+    let lines = try HeadsReader(heads)
     var frontier = MerkleFrontier()
+    var faults: [String] = []
     try pool.read { db in
-      func compare() {
-        for head in wanted.removeValue(forKey: Int64(frontier.size)) ?? [] where head.root != frontier.root {
-          faults.append("the head over \(head.size) entries that was signed earlier does not match")
-        }
-      }
-      compare()
+      let epoch = try String.fetchOne(db, sql: "SELECT value FROM meta WHERE name = 'epoch'")
+      var signed = try SignedHeads(lines, epoch: epoch, isOurs: isOurs)
+      try signed.compare(frontier)
       let rows = try Row.fetchCursor(db, sql: "SELECT sequence, leaf, entry FROM audit ORDER BY sequence")
       while let row = try rows.next() {
         let sequence: Int64 = row["sequence"]
         let leaf = MerkleTree.leaf(Array(row["entry"] as Data))
         if sequence != Int64(frontier.size) + 1 {
           faults.append("entry \(frontier.size + 1) is missing")
-          return
+          break
         }
         if leaf.bytes != Array(row["leaf"] as Data) { faults.append("entry \(sequence) was changed") }
         frontier.append(leaf)
-        compare()
+        try signed.compare(frontier)
       }
+      if try frontier != AuditTree.frontier(db) { faults.append("the tree's stored edge does not match its entries") }
+      faults += signed.end()
     }
-    for size in wanted.keys.sorted() { faults.append("a head over \(size) entries was signed, but they are not there") }
-    if frontier != stored { faults.append("the tree's stored edge does not match its entries") }
     return AuditVerification(entries: Int64(frontier.size), root: frontier.root, faults: faults)
   }
 
@@ -130,5 +158,56 @@ extension Ledger {
   package func integrityFaults() throws -> [String] {
     try Self.assertDurable(pool)
     return try pool.read { try String.fetchAll($0, sql: "PRAGMA integrity_check(20)") }.filter { $0 != "ok" }
+  }
+}
+
+/// The heads of heads.log beside the tree as it grows: both are in order, so that neither is held in memory.
+private struct SignedHeads {
+  private let lines: HeadsReader
+  private var isOver = false
+  private let epoch: String?
+  private let isOurs: (Envelope) -> Bool
+  private var next: LedgerHead?
+  private var faults: [String] = []
+  private var hasForeign = false
+
+  /// - Parameter epoch: of the ledger; heads of others are passed over.
+  init(_ lines: HeadsReader, epoch: String?, isOurs: @escaping (Envelope) -> Bool) throws(DiskError) {
+    self.lines = lines
+    self.epoch = epoch
+    self.isOurs = isOurs
+    try advance()
+  }
+
+  private mutating func advance() throws(DiskError) {
+    next = nil
+    while next == nil, !isOver, let line = try lines.next() {
+      guard let (envelope, head) = HeadsLog.head(in: line), head.epoch == epoch else { continue }
+      if isOurs(envelope) {
+        next = head
+      } else if !hasForeign {
+        hasForeign = true
+        faults.append("heads.log has a head over \(head.size) entries that this agency did not sign")
+      }
+    }
+  }
+
+  /// Compares the heads over as many entries as `frontier` has. Called with each size, in order.
+  mutating func compare(_ frontier: MerkleFrontier) throws(DiskError) {
+    while let head = next, head.size <= Int64(frontier.size) {
+      guard head.size == Int64(frontier.size), head.root == frontier.root else {
+        faults.append("the head over \(head.size) entries that was signed earlier does not match")
+        // Nor do those that come after it.
+        isOver = true
+        return next = nil
+      }
+      try advance()
+    }
+  }
+
+  /// After the last entry: what does not hold.
+  mutating func end() -> [String] {
+    if let next { faults.append("a head over \(next.size) entries was signed, but they are not there") }
+    return faults
   }
 }

@@ -16,7 +16,10 @@ package final class Ledger: Sendable {
   static let readers = 3
 
   package let path: String
+  /// heads.log
+  let heads: String
   let pool: DatabasePool
+  let edges = TreeEdges()
   private let queue: CommitQueue
   private let readers: ReadQueue
 
@@ -28,6 +31,7 @@ package final class Ledger: Sendable {
   /// - Throws: `LedgerError.rolledBack` behind heads.log, `notDurable`, `damaged`; DatabaseError; DiskError.
   package init(home: String, now: @escaping @Sendable () -> Date, sign: @escaping HeadSigner) throws {
     path = "\(home)/ledger.sqlite"
+    heads = "\(home)/heads.log"
     var configuration = Configuration()
     configuration.label = "ledger"
     configuration.busyMode = .timeout(10)
@@ -35,7 +39,6 @@ package final class Ledger: Sendable {
     pool = try DatabasePool(path: path, configuration: configuration)
     guard try !pool.read(Schema.migrator.hasBeenSuperseded) else { throw LedgerError.newer }
     try Schema.migrator.migrate(pool)
-    let heads = "\(home)/heads.log"
     // Made with the ledger, and left by a restore: one that is gone says nothing of what was signed.
     let isFresh = try pool.read { try Int.fetchOne($0, sql: "SELECT 1 FROM audit LIMIT 1") == nil }
     guard isFresh || Directory.exists(heads) else { throw LedgerError.rolledBack("heads.log is missing") }

@@ -19,6 +19,14 @@ private func open(_ home: String, at date: Date = Date()) throws -> Ledger {
   try Ledger(home: home, now: { date }, sign: { Envelope(signing: $0.document, as: .head, with: [key]) })
 }
 
+private func open(_ home: String, entries: Int) async throws -> Ledger {
+  let ledger = try open(home)
+  for _ in 0..<entries { try await ledger.write { try $0.insert(transfer()) } }
+  return ledger
+}
+
+private func isOurs(_ envelope: Envelope) -> Bool { (try? envelope.verify(SignerPolicy([key.verifying]))) != nil }
+
 private func transfer(_ state: TransferState = .claimed, _ direction: Direction = .out) -> Transfer {
   Transfer(
     direction: direction, sender: sender, id: TransferID(), peer: peer, agreement: "a", state: state, name: "n",
@@ -193,7 +201,7 @@ private final class Counter: Sendable {
     #expect(try await ledger.read { try $0.transfer(sender, row.id) } == nil)
     let entries = try await ledger.read { try $0.audit(limit: 10) }
     #expect(entries.count == 1 && String(decoding: entries[0].bytes, as: UTF8.self).contains(#""kind":"refusal""#))
-    #expect(try ledger.verify(heads: [ledger.head]).faults.isEmpty)
+    #expect(try ledger.verify(isOurs: isOurs).faults.isEmpty)
     try ledger.close()
   }
 
@@ -274,7 +282,7 @@ private final class Counter: Sendable {
       try await group.waitForAll()
     }
     #expect(try await ledger.read { try $0.counts().map(\.count) } == [133])
-    let verified = try ledger.verify(heads: [])
+    let verified = try ledger.verify(isOurs: isOurs)
     #expect(verified.entries == 133 && verified.faults == [])
     try ledger.close()
   }
@@ -310,16 +318,63 @@ private final class Counter: Sendable {
   }
 
   @Test func aChangedOrMissingEntryIsNamed() async throws {
+    try await open(scratch.path, entries: 10).close()
     let ledger = try open(scratch.path)
-    for _ in 0..<10 { try await ledger.write { try $0.insert(transfer()) } }
-    let heads = [ledger.head]
+    #expect(try ledger.verify(isOurs: isOurs).faults == [])
     try await ledger.pool.write {
       try $0.execute(
         sql: "UPDATE audit SET entry = replace(CAST(entry AS TEXT), 'claimed', 'sealed!') WHERE sequence = 4")
     }
-    #expect(try ledger.verify(heads: heads).faults.contains("entry 4 was changed"))
+    let differs = "the head over 10 entries that was signed earlier does not match"
+    let edge = "the tree's stored edge does not match its entries"
+    #expect(try ledger.verify(isOurs: isOurs).faults == ["entry 4 was changed", edge, differs])
     try await ledger.pool.write { try $0.execute(sql: "DELETE FROM audit WHERE sequence = 7") }
-    #expect(try ledger.verify(heads: heads).faults.contains("entry 7 is missing"))
+    let missing = "a head over 10 entries was signed, but they are not there"
+    #expect(
+      try ledger.verify(isOurs: isOurs).faults == ["entry 4 was changed", "entry 7 is missing", edge, missing])
+    try ledger.close()
+  }
+
+  @Test func aHeadThatIsNotOursIsNamed() async throws {
+    let ledger = try await open(scratch.path, entries: 3)
+    let stranger = try SigningKey(generating: .ed25519)
+    let forged = Envelope(signing: ledger.head.document, as: .head, with: [stranger])
+    try append(forged.bytes + [10])
+    let faults = ["heads.log has a head over 3 entries that this agency did not sign"]
+    #expect(try ledger.verify(isOurs: isOurs).faults == faults)
+    #expect(try ledger.verify { _ in true }.faults == [])
+    try ledger.close()
+  }
+
+  @Test func headsAreReadLineByLine() async throws {
+    let path = "\(scratch.path)/lines"
+    let lines = (0..<3000).map { [UInt8](repeating: 65, count: $0 % 700) }
+    try DurableFile.write(lines.flatMap { $0 + [10] } + [66], to: path)
+    let reader = try HeadsReader(path)
+    for line in lines { #expect(try reader.next() == line) }
+    #expect(try reader.next() == nil)
+    try DurableFile.write([UInt8](repeating: 65, count: 3 * HeadsLog.lineBytesMax), to: path)
+    #expect(throws: DiskError.self) { try HeadsReader(path).next() }
+  }
+
+  /// From wherever the last look went by, the roots are the same.
+  @Test func headsOfPartnersAreRootsOfTheTree() async throws {
+    let spacing = Int64(TreeEdges.spacing)
+    let ledger = try await open(scratch.path, entries: 1)
+    try await ledger.write { tx in
+      for number in 1..<(2 * spacing + 10) { try tx.append(AuditEvent("entry", ["number": .integer(number)])) }
+    }
+    let edges = TreeEdges()
+    for size in [1, spacing - 1, 2 * spacing + 10, spacing, spacing + 1, 2 * spacing, 0] {
+      let (fresh, resumed) = try ledger.readNow {
+        (try AuditTree.root(at: size, $0.db, TreeEdges()), try AuditTree.root(at: size, $0.db, edges))
+      }
+      #expect(fresh == resumed, "\(size)")
+    }
+    #expect(try ledger.readNow { try AuditTree.root(at: 2 * spacing + 10, $0.db, edges) } == ledger.head.root)
+    try await ledger.requireHead(ledger.head, thorough: true)
+    let other = LedgerHead(epoch: ledger.head.epoch, size: 5, root: ledger.head.root)
+    await #expect(throws: LedgerError.self) { try await ledger.requireHead(other, thorough: true) }
     try ledger.close()
   }
 
@@ -327,14 +382,21 @@ private final class Counter: Sendable {
     var ledger = try open(scratch.path)
     try await ledger.write { try $0.insert(transfer()) }
     try ledger.close()
-    let handle = try FileHandle(forWritingTo: URL(fileURLWithPath: "\(scratch.path)/heads.log"))
-    try handle.seekToEnd()
-    try handle.write(contentsOf: Data("{\"payload\":\"eyJlc".utf8))
-    try handle.close()
+    try append(Array("{\"payload\":\"eyJlc".utf8))
     ledger = try open(scratch.path)
     try await ledger.write { try $0.insert(transfer()) }
     try ledger.close()
-    #expect(try HeadsFile.read("\(scratch.path)/heads.log").last?.size == 2)
+    let lines = try HeadsReader("\(scratch.path)/heads.log")
+    var sizes: [Int64?] = []
+    while let line = try lines.next() { sizes.append(HeadsLog.head(in: line)?.head.size) }
+    #expect(sizes == [1, nil, 2])
+  }
+
+  private func append(_ bytes: [UInt8]) throws {
+    let handle = try FileHandle(forWritingTo: URL(fileURLWithPath: "\(scratch.path)/heads.log"))
+    try handle.seekToEnd()
+    try handle.write(contentsOf: Data(bytes))
+    try handle.close()
   }
 
   @Test func aHomeHasOneOwner() throws {
