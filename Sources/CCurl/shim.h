@@ -17,5 +17,4 @@ static inline CURLcode sp_curl_set_io(CURL *h, CURLoption o, sp_curl_io f) { ret
 typedef int (*sp_curl_seek)(void *, curl_off_t, int);
 static inline CURLcode sp_curl_set_seek(CURL *h, sp_curl_seek f) { return curl_easy_setopt(h, CURLOPT_SEEKFUNCTION, f); }
 static inline CURLcode sp_curl_get_long(CURL *h, CURLINFO i, long *v) { return curl_easy_getinfo(h, i, v); }
-static inline CURLcode sp_curl_get_off(CURL *h, CURLINFO i, curl_off_t *v) { return curl_easy_getinfo(h, i, v); }
 static inline CURLMcode sp_curl_multi_set_long(CURLM *m, CURLMoption o, long v) { return curl_multi_setopt(m, o, v); }

@@ -62,8 +62,9 @@ long long sp_filesystem_type(const char *path) {
 int sp_open_unnamed(const char *directory, unsigned mode) {
   int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
   // Whatever the umask.
-  if (fd >= 0) fchmod(fd, mode);
-  return fd;
+  if (fd < 0 || fchmod(fd, mode) == 0) return fd;
+  close(fd);
+  return -1;
 }
 
 int sp_name_file(int fd, const char *path) {

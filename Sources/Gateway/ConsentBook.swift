@@ -114,7 +114,7 @@ final class ConsentGate: @unchecked Sendable {
 
   var gate: RecordGate {
     var withhold: (@Sendable ([SubjectDigest]) -> [UInt8])?
-    if consent.model != .none { withhold = { subjects in self.verdicts(subjects.map { SubjectReference($0) }) } }
+    if consent.model != .none { withhold = { subjects in self.verdicts(of: subjects.map { SubjectReference($0) }) } }
     return RecordGate(
       subjects: { texts in Self.digests(texts, self.subjectKey) },
       pseudonyms: { texts in Self.digests(texts, self.pseudonymKey) }, withhold: withhold, reasons: ConsentRule.reasons)
@@ -124,7 +124,8 @@ final class ConsentGate: @unchecked Sendable {
     key.references(texts.bytes, ends: texts.ends).map { SubjectDigest(high: $0.high, low: $0.low) }
   }
 
-  private func verdicts(_ subjects: [SubjectReference]) -> [UInt8] {
+  /// 0: may go; else one more than a place in `ConsentRule.reasons`.
+  func verdicts(of subjects: [SubjectReference]) -> [UInt8] {
     let words = book.words(agreement, subjects)
     var (end, grant) = (UInt64.max, UInt64.max)
     let verdicts = words.map { word in

@@ -336,6 +336,23 @@ package final class GatewayContext: Sendable {
     return file
   }
 
+  /// Makes the whole part of a transfer its body, and commits what follows.
+  ///
+  /// - Throws: `LedgerError.stale` when the transfer has gone on meanwhile; of one that was ended nothing is left.
+  func finishBody<Value: Sendable>(
+    of transfer: Transfer, _ commit: @escaping @Sendable (Transaction) throws -> Value
+  ) async throws -> Value {
+    try await pool.run { [spool] in try spool.finish(transfer.place) }
+    do {
+      return try await ledger.write(commit)
+    } catch LedgerError.stale(let what) {
+      let row = try await ledger.read { try $0.transfer(transfer.sender, transfer.id) }
+      // Who ended it may have looked for what to remove before the body was there.
+      if let row, [.cancelled, .expired].contains(row.state) { try await discardBody(of: row) }
+      throw LedgerError.stale(what)
+    }
+  }
+
   /// Removes what came of a transfer that has ended, and ends the request that still brings it.
   func discardBody(of transfer: Transfer) async throws {
     sessions.end(transfer)

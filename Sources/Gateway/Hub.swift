@@ -85,14 +85,12 @@ struct Hub: Sendable {
 
   /// The body is whole and has the signed root: it goes on, or waits.
   func keep(_ transfer: Transfer, roots: [Digest]) async throws -> Transfer {
-    let context = context
-    try await context.pool.run {
-      if transfer.isCollected {
+    if transfer.isCollected {
+      try await context.pool.run { [context] in
         try context.spool.putTree(transfer.place, digest: MerkleTree.root(roots), roots: roots)
       }
-      try context.spool.finish(transfer.place)
     }
-    let row = try await context.ledger.write { tx in
+    let row = try await context.finishBody(of: transfer) { tx in
       let row = try tx.advance(transfer, to: .queued) {
         $0.durableBytes = $0.bodyBytes
         $0.nextAt = $0.isCollected ? nil : tx.at

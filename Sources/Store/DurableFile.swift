@@ -4,6 +4,7 @@
 //
 // A failure before the rename removes the temporary file and leaves the old one; after it, which of the two a power cut leaves is unknown.
 
+import CLinux
 import Glibc
 
 package enum DurableFile {
@@ -21,6 +22,15 @@ package enum DurableFile {
       unlink(temporary)
       throw error
     }
+  }
+
+  /// Copies the regular file `source` to `path`, which must not exist. Its bytes are durable when it returns, its name is not. Blocks.
+  package static func copy(_ source: String, to path: String, mode: mode_t = 0o600) throws(DiskError) {
+    let from = try File(source, O_RDONLY | O_NONBLOCK)
+    guard try from.status().st_mode & S_IFMT == S_IFREG else { throw DiskError("read", source, errno: EINVAL) }
+    let into = try File(path, O_WRONLY | O_CREAT | O_EXCL, mode: mode)
+    guard sp_copy(from.descriptor, into.descriptor) == 0 else { throw DiskError("copy", source) }
+    try into.syncData()
   }
 
   private static func writeNew(_ bytes: [UInt8], to path: String, mode: mode_t) throws(DiskError) {

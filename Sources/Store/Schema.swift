@@ -191,6 +191,9 @@ enum Schema {
             ('claimed', 'sealed', 'received', 'opened', 'delivering');
           """)
     }
+    migrator.registerMigration("10 what nothing wrote") { db in
+      try db.execute(sql: "ALTER TABLE partners DROP COLUMN last_error")
+    }
     return migrator
   }
 }

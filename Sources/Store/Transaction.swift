@@ -198,19 +198,17 @@ package final class Transaction {
     try execute(
       """
       INSERT INTO partners (agency, state, card, pending_card, pending_reason, head_epoch, head_size, head_root, head_proof,
-        cursor, last_seen, last_error)
-      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        cursor, last_seen)
+      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
       ON CONFLICT DO UPDATE SET state = excluded.state, card = excluded.card, pending_card = excluded.pending_card,
         pending_reason = excluded.pending_reason, head_epoch = excluded.head_epoch, head_size = excluded.head_size,
-        head_root = excluded.head_root, head_proof = excluded.head_proof, cursor = excluded.cursor, last_seen = excluded.last_seen,
-        last_error = excluded.last_error
+        head_root = excluded.head_root, head_proof = excluded.head_proof, cursor = excluded.cursor, last_seen = excluded.last_seen
       """,
       [
         partner.agency.text, partner.state.rawValue, Data(partner.card), partner.pendingCard.map { Data($0) },
         partner.pendingReason, partner.head?.epoch, partner.head?.size, partner.head?.root.hex,
         partner.headProof.map { Data($0) },
-        partner.cursor,
-        partner.lastSeen.map(Transfer.milliseconds), partner.lastError,
+        partner.cursor, partner.lastSeen.map(Transfer.milliseconds),
       ])
   }
 
@@ -255,14 +253,12 @@ package struct PartnerRecord: Equatable, Sendable {
   /// How far its list of what concerns us was read.
   package var cursor: Int64
   package var lastSeen: Date?
-  package var lastError: String
 
   package init(agency: AgencyID, state: State, card: [UInt8]) {
     self.agency = agency
     self.state = state
     self.card = card
     cursor = 0
-    lastError = ""
   }
 
   init(_ row: Row) throws {
@@ -278,6 +274,5 @@ package struct PartnerRecord: Equatable, Sendable {
     headProof = (row["head_proof"] as Data?).map { Array($0) }
     cursor = row["cursor"]
     lastSeen = (row["last_seen"] as Int64?).map(Transfer.date)
-    lastError = row["last_error"]
   }
 }

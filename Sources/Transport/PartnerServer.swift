@@ -82,6 +82,8 @@ package struct PartnerServerLimits: Sendable {
   package var handshakeSeconds: Int64 = 5
   /// Above the longest long poll.
   package var idleSeconds: Int64 = 75
+  /// A reader that takes less than a piece of a body in this time is cut off; it may resume.
+  package var pieceSeconds: Int64 = 60
   /// How long a connection may go on while the gateway stops.
   package var drainSeconds: Int64 = 5
   package var headerBytes = 16384
@@ -229,7 +231,9 @@ private struct PartnerConnection {
     loops.bodies(bodies, on: channel)
     defer { loops.bodies(-bodies, on: channel) }
     do {
-      try await Self.write(reply, isHead: isHead, to: writer, on: channel, streamed) { await loops.turn(of: channel) }
+      try await Self.write(
+        reply, isHead: isHead, to: writer, on: channel, pieceSeconds: limits.pieceSeconds, streamed
+      ) { await loops.turn(of: channel) }
     } catch {
       await reply.onEnd?(streamed.withLockedValue { $0 })
       throw error
@@ -239,7 +243,7 @@ private struct PartnerConnection {
 
   static func write(
     _ reply: HTTPReply, isHead: Bool, to writer: consuming ResponseWriter,
-    on channel: (any Channel)? = nil, _ streamed: NIOLockedValueBox<Int64> = .init(0),
+    on channel: (any Channel)? = nil, pieceSeconds: Int64 = 0, _ streamed: NIOLockedValueBox<Int64> = .init(0),
     turn: @escaping @Sendable () async -> Int = { ServerLoops.pieceBytesMax }
   ) async throws {
     var head = HTTPResponse(status: .init(code: reply.status))
@@ -251,19 +255,16 @@ private struct PartnerConnection {
     if isHead || (reply.body.isEmpty && reply.stream == nil) {
       try await writer.writeResponse(head)
     } else if let stream = reply.stream {
-      try await writer.write(response: head, body: body(reply, stream, on: channel, streamed, turn))
+      try await writer.write(response: head, body: body(reply, stream, on: channel, pieceSeconds, streamed, turn))
     } else {
       try await writer.write(response: head, body: .init(byteBuffer: ByteBuffer(bytes: reply.body)))
       await reply.onWritten?()
     }
   }
 
-  /// A reader that takes less than a piece in this time is cut off; it may resume.
-  static let pieceSeconds: Int64 = 60
-
   private static func body(
-    _ reply: HTTPReply, _ stream: BodyStream, on channel: (any Channel)?, _ streamed: NIOLockedValueBox<Int64>,
-    _ turn: @escaping @Sendable () async -> Int
+    _ reply: HTTPReply, _ stream: BodyStream, on channel: (any Channel)?, _ pieceSeconds: Int64,
+    _ streamed: NIOLockedValueBox<Int64>, _ turn: @escaping @Sendable () async -> Int
   ) -> ResponseBody {
     ResponseBody { writer in
       if !reply.body.isEmpty {

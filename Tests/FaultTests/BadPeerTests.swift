@@ -1,7 +1,6 @@
 // Partners that hang, cut, lie about offsets, send another body, or repeat what they sent.
 
 import Foundation
-import Gateway
 import Logging
 import NIOPosix
 import Sealing
@@ -10,6 +9,7 @@ import Store
 import TestSupport
 import Testing
 
+@testable import Gateway
 @testable import Transport
 
 @Suite struct BadPeerTests {
@@ -152,6 +152,27 @@ import Testing
     #expect(try isHeld())
     #expect(try eventually { try agencies.recipient.sallyport("trace", id.text).text.contains("expired") })
     #expect(try eventually { try !isHeld() })
+  }
+
+  /// The body is whole, and before that is recorded the transfer is over.
+  @Test func aBodyThatComesTooLateIsRemoved() async throws {
+    let agencies = try TestAgencies()
+    let gateway = try OwnGateway(of: agencies.recipient)
+    let context = gateway.context
+    var late = Transfer(
+      direction: .in, sender: AgencyID(agencies.sender.id)!, id: TransferID(), peer: AgencyID(agencies.sender.id)!,
+      agreement: TestAgencies.agreement, state: .receiving, name: "late.txt", createdAt: Date())
+    late.manifestDigest = Digest(of: []).hex
+    let receiving = late
+    _ = try await context.ledger.write { tx in
+      try tx.insert(receiving)
+      return try tx.advance(receiving, to: .expired)
+    }
+    let part = try context.spool.create(receiving.place, bytes: 1)
+    try part.write([65], at: 0)
+    await #expect(throws: LedgerError.self) { try await Admission(context: context).received(receiving) }
+    #expect(try context.spool.inventory().isEmpty)
+    try await context.close()
   }
 
   /// What a manifest may not say, and the code of the answer.

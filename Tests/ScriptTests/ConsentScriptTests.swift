@@ -1,6 +1,7 @@
 // Consent between two gateways, as administrators and citizens see it: filtered, withdrawn, sealed again, told, proved.
 
 import Foundation
+import Sealing
 import TestSupport
 import Testing
 
@@ -322,6 +323,45 @@ import Testing
     #expect(try consent("withdraw", "P3", "--event-id", "e1").status == 0)
     #expect(try consent("withdraw", "P4", "--event-id", "e1").status == 1)
     #expect(try agencies.sender.sallyport("consent", "audit").status == 0)
+  }
+
+  /// A grant that is over when the key would go is none; one that was given anew meanwhile is.
+  @Test func aGrantThatEndsBetweenSealingAndReleaseIsOver() throws {
+    let agencies = try TestAgencies(
+      TestAgencies.Options.optIn(approval: "{ mode: every-package, approvers: 1, expiresAfter: P5D }"))
+    let sender = agencies.sender
+    try agencies.start()
+    // Not over when it is sealed; to be released it must hold for as long as clocks may differ, five minutes.
+    let soon = Timestamp.format(Date() + 200)
+    for person in ["P1", "P2"] {
+      #expect(
+        try sender.sallyport("consent", "grant", person, "--agreement", TestAgencies.agreement, "--until", soon).status == 0)
+    }
+    try grant(agencies, ["P3"])
+    func id(_ name: String) throws -> String {
+      #expect(eventually { sender.outcome(name, "code") == "approval.pending" })
+      return try #require(sender.outcome(name, "id"))
+    }
+    try sender.drop("ends.ndjson", TestRecords.of(["P1", "P3"]))
+    let ends = try id("ends.ndjson")
+    try sender.drop("renewed.ndjson", TestRecords.of(["P2", "P3"]))
+    let renewed = try id("renewed.ndjson")
+    try grant(agencies, ["P2"])
+    for package in [renewed, ends] {
+      #expect(try sender.sallyport("agreements", "approve", package, "--by", "Ana").status == 0)
+    }
+    #expect(eventually { sender.outcome("renewed.ndjson") == "delivered" }, "\(sender.log)")
+    #expect(sender.outcome("renewed.ndjson", "id") == renewed)
+    // What is left goes under a new id, and is approved anew.
+    #expect(eventually { sender.outcome("ends.ndjson", "id") != ends })
+    #expect(sender.outcome("ends.ndjson~\(ends.prefix(8))") == "replaced")
+    #expect(try sender.sallyport("agreements", "approve", id("ends.ndjson"), "--by", "Ana").status == 0)
+    #expect(eventually { sender.outcome("ends.ndjson") == "delivered" }, "\(sender.log)")
+    #expect(TestRecords.claims(agencies.recipient.inbox(from: sender, "ends.ndjson")) == ["P3"])
+    #expect(TestRecords.claims(agencies.recipient.inbox(from: sender, "renewed.ndjson")) == ["P2", "P3"])
+    #expect(try sender.sallyport("consent", "audit").status == 0)
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
   }
 
   /// Whoever acts for a person is one that the agreement names; what is recorded at the recipient would stop nothing.

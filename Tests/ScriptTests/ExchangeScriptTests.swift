@@ -281,6 +281,34 @@ import Testing
     #expect(agencies.recipient.inboxNames(from: agencies.sender) == [])
   }
 
+  /// More packages for a partner that accepts connections and says nothing than go out at once, beside one that works.
+  @Test func aPartnerThatHangsDelaysNoOther() throws {
+    var options = TestAgencies.Options()
+    options.hasHub = true
+    options.isSigned = false
+    let agencies = try TestAgencies(options)
+    let (sender, live, hung) = (agencies.sender, agencies.recipient, agencies.hub!)
+    options.hasHub = false
+    for (id, partner) in [("live-files", live), ("hung-files", hung)] {
+      try agencies.agree(TestAgencies.yaml(options, sender.id, partner.id, id: id))
+    }
+    for partner in [live, hung] { try partner.start() }
+    try sender.startSending("hung-files")
+    hung.freeze(true)
+    for number in 0..<100 { try sender.drop("\(number).txt", Data("hung".utf8), agreement: "hung-files") }
+    #expect(try eventually { try sender.sallyport("queue", "--json").text.contains(#""state":"sending""#) })
+    for number in 0..<20 { try sender.drop("\(number).txt", Data("live".utf8), agreement: "live-files") }
+    func areDelivered(_ count: Int, _ agreement: String) -> Bool {
+      (0..<count).allSatisfy { sender.outcome("\($0).txt", agreement: agreement) == "delivered" }
+    }
+    #expect(eventually(30) { areDelivered(20, "live-files") }, "\(sender.log)")
+    #expect(hung.inboxNames(from: sender, agreement: "hung-files") == [])
+    hung.freeze(false)
+    #expect(eventually(60) { areDelivered(100, "hung-files") }, "\(sender.log)")
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
   @Test func aStrangerAndASuspendedPartnerGetNothing() throws {
     var options = TestAgencies.Options()
     options.introduces = false

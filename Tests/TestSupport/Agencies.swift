@@ -242,11 +242,11 @@ public final class TestAgencies {
     }
   }
 
-  public static func yaml(_ options: Options, _ sender: String, _ recipient: String) -> String {
+  public static func yaml(_ options: Options, _ sender: String, _ recipient: String, id: String = agreement) -> String {
     """
     kind: DataSharingAgreement
     schemaVersion: 1
-    id: \(agreement)
+    id: \(id)
     version: 1
     title: "Test files"
     parties:
@@ -266,6 +266,15 @@ public final class TestAgencies {
     approval: \(options.approval)
     \(options.terms)
     """
+  }
+
+  /// One more agreement, in all homes and signed.
+  public func agree(_ yaml: String) throws {
+    let agreement = try Agreement(yaml: yaml)
+    for agency in all {
+      try DurableFile.write(Array(yaml.utf8), to: "\(Home(agency.home).policies)/\(agreement.id).yaml")
+    }
+    try sign(agreement)
   }
 
   /// After the agreement's file was changed in both homes.

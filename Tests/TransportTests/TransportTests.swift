@@ -3,6 +3,7 @@
 import Foundation
 import Logging
 import NIOConcurrencyHelpers
+import NIOCore
 import NIOPosix
 import Sealing
 import ServiceLifecycle
@@ -31,6 +32,7 @@ private func serving(
   _ handler: @escaping PartnerServer.Handler, _ body: @escaping @Sendable (Int, TLSIdentity) async throws -> Void
 ) async throws {
   let identity = try TLSIdentity(key: TLSIdentity.generateKey(), name: "server.example.gov")
+  // Never shut down, as the gateway's own.
   let loops = ServerLoops(threads: 1)
   let (ports, listening) = AsyncStream<Int>.makeStream()
   let server = PartnerServer(
@@ -54,7 +56,6 @@ private func serving(
     await services.triggerGracefulShutdown()
     try await tasks.waitForAll()
   }
-  try await loops.group.shutdownGracefully()
 }
 
 @Suite struct WireTests {
@@ -264,6 +265,145 @@ private func serving(
         do { status = try await relays[2].send(request).status } catch { try await Task.sleep(for: .milliseconds(20)) }
       }
       #expect(status == 200)
+    }
+  }
+
+  /// Asks until it is answered; how long that took.
+  private func waits(_ relay: RelayClient, _ request: RelayRequest) async throws -> Duration {
+    let start = ContinuousClock.now
+    while ContinuousClock.now - start < .seconds(30) {
+      do {
+        let reply = try await relay.send(request)
+        if reply.status == 200 { return ContinuousClock.now - start }
+      } catch is RelayError {
+        try await Task.sleep(for: .milliseconds(20))
+      }
+    }
+    throw TestFailure("never answered")
+  }
+
+  @Test func anIdleConnectionIsClosed() async throws {
+    var limits = PartnerServerLimits()
+    limits.idleSeconds = 1
+    limits.connectionsPerPartner = 1
+    try await serving(pins: [client.pin], limits: limits) { _ in
+      HTTPReply(200)
+    } _: { [self] port, server in
+      let request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
+      let (first, second) = (RelayClient(identity: client), RelayClient(identity: client))
+      defer { for relay in [first, second] { relay.stop() } }
+      #expect(try await first.send(request).status == 200)
+      // The first keeps the one connection that the partner has, and asks nothing.
+      await #expect(throws: RelayError.self) { try await second.send(request) }
+      _ = try await waits(second, request)
+    }
+  }
+
+  @Test func moreConnectionsThanTheServerTakesWait() async throws {
+    var limits = PartnerServerLimits()
+    limits.connections = 4
+    limits.handshakeSeconds = 1
+    try await serving(pins: [client.pin], limits: limits) { _ in
+      HTTPReply(200)
+    } _: { [client] port, server in
+      // NIO accepts up to four at once: so many may be over the limit.
+      let strangers = try await Self.connect(to: port, times: 16)
+      let relay = RelayClient(identity: client)
+      defer { relay.stop() }
+      var request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
+      request.connectSeconds = 1
+      await #expect(throws: RelayError.self) { try await relay.send(request) }
+      for stranger in strangers { close(stranger) }
+      // Those that were closed before they were accepted may be seen only when their handshake does not come.
+      request.connectSeconds = 20
+      #expect(try await relay.send(request).status == 200)
+    }
+  }
+
+  @Test func whatIsUnderWayIsCutOffWhenTheGatewayStops() async throws {
+    var limits = PartnerServerLimits()
+    limits.drainSeconds = 1
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    let (requests, coming) = AsyncStream<Void>.makeStream()
+    let start = ContinuousClock.now
+    let cut = NIOLockedValueBox<Task<Void, Never>?>(nil)
+    try await serving(pins: [client.pin], limits: limits) { request in
+      coming.yield()
+      do { _ = try await request.collect(bytesMax: 1 << 30) } catch {}
+      return HTTPReply(200)
+    } _: { port, server in
+      // Two minutes long.
+      let body = RelayRequest.Body.file(offset: 0, length: 120 << 12) { room, _ in
+        sleep(1)
+        return min(room.count, 1 << 12)
+      }
+      let request = RelayRequest("PUT", "https://127.0.0.1:\(port)/", body: body, pins: [server.pin])
+      cut.withLockedValue { task in
+        task = Task { _ = await #expect(throws: RelayError.self) { try await relay.send(request) } }
+      }
+      for await _ in requests { break }
+    }
+    await cut.withLockedValue { $0 }?.value
+    #expect(ContinuousClock.now - start < .seconds(60))
+  }
+
+  @Test func aReaderThatTakesNothingIsCutOff() async throws {
+    var limits = PartnerServerLimits()
+    limits.pieceSeconds = 1
+    let bytes: Int64 = 256 << 20
+    let (ends, ended) = AsyncStream<Int64>.makeStream()
+    try await serving(pins: [client.pin], limits: limits) { _ in
+      var reply = HTTPReply(200)
+      reply.stream = BodyStream(bytes: bytes) { _, count in ByteBuffer(repeating: 7, count: count) }
+      reply.onEnd = { ended.yield($0) }
+      return reply
+    } _: { [client] port, server in
+      let relay = RelayClient(identity: client)
+      defer { relay.stop() }
+      var request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
+      let calls = NIOLockedValueBox(0)
+      request.take = { _ in
+        if calls.withLockedValue({ calls in (calls += 1, calls == 1).1 }) { sleep(5) }
+        return true
+      }
+      await #expect(throws: RelayError.self) { try await relay.send(request) }
+      let streamed = await ends.first { _ in true }
+      #expect(streamed! < bytes)
+    }
+  }
+
+  @Test func aPeerThatHangsEndsOnlyItsOwnRequests() async throws {
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    // Accepts, and never shakes hands.
+    let silent = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+    defer { close(silent) }
+    try #require(listen(silent, 5) == 0)
+    var address = sockaddr_in()
+    var size = socklen_t(MemoryLayout<sockaddr_in>.size)
+    _ = withUnsafeMutablePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(silent, $0, &size) }
+    }
+    let silentPort = UInt16(bigEndian: address.sin_port)
+    try await serving(pins: [client.pin]) { request in
+      if request.target == "/hangs" { do { try await Task.sleep(for: .seconds(8)) } catch {} }
+      return HTTPReply(200)
+    } _: { port, server in
+      let timedOut = 28
+      func fails(_ url: String, _ limit: (inout RelayRequest) -> Void) async {
+        var request = RelayRequest("GET", url, pins: [server.pin])
+        limit(&request)
+        await #expect { try await relay.send(request) } throws: { ($0 as? RelayError)?.code == timedOut }
+      }
+      async let connecting: Void = fails("https://127.0.0.1:\(silentPort)/") { $0.connectSeconds = 2 }
+      async let stalled: Void = fails("https://127.0.0.1:\(port)/hangs") { $0.stallSeconds = 2 }
+      async let over: Void = fails("https://127.0.0.1:\(port)/hangs") { $0.totalSeconds = 2 }
+      for _ in 0..<100 {
+        let reply = try await relay.send(RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin]))
+        #expect(reply.status == 200)
+      }
+      _ = await (connecting, stalled, over)
     }
   }
 

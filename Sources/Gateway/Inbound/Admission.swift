@@ -146,10 +146,8 @@ struct Admission: Sendable {
 
   /// The whole body is here, synced, and has the signed root.
   func received(_ transfer: Transfer) async throws -> (Transfer, Envelope) {
-    let context = context
-    try await context.pool.run { try context.spool.finish(transfer.place) }
     let (receipt, envelope) = context.receipt(.received, for: transfer, previous: nil)
-    let row = try await context.ledger.write { tx in
+    let row = try await context.finishBody(of: transfer) { tx in
       let row = try tx.advance(transfer, to: .received, ["receipt": .string(envelope.payloadDigest.hex)]) {
         $0.durableBytes = $0.bodyBytes
         // A relayed key comes by itself; who collects goes on to ask for it, and the stage looks only after what was left.

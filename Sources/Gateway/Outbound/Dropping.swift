@@ -1,8 +1,6 @@
 // How `send` hands a file over: as a claim that the next scan finds, with an id that is known beforehand.
 
-import CLinux
 import Foundation
-import Glibc
 import Sealing
 import Store
 
@@ -21,7 +19,7 @@ package enum Dropping {
     try folder.make(wasMade: Directory.exists(folder.path))
     let temporary = "\(claims)/.\(id)"
     do {
-      try copy(file, to: temporary)
+      try DurableFile.copy(file, to: temporary)
       try Directory.rename(temporary, "\(claims)/\(Claim(id: id, name: name).fileName)")
       try Directory.sync(claims)
     } catch {
@@ -29,13 +27,5 @@ package enum Dropping {
       throw error
     }
     return id
-  }
-
-  private static func copy(_ source: String, to target: String) throws {
-    let from = try File(source, O_RDONLY)
-    guard try from.status().st_mode & S_IFMT == S_IFREG else { throw DiskError("read", source, errno: EINVAL) }
-    let into = try File(target, O_WRONLY | O_CREAT | O_EXCL)
-    guard sp_copy(from.descriptor, into.descriptor) == 0 else { throw DiskError("copy", source) }
-    try into.syncData()
   }
 }

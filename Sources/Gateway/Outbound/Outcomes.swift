@@ -2,7 +2,6 @@
 //
 // These files are a view of the ledger: written by rename, so never half, and written again at start for what changed last.
 
-import CLinux
 import Foundation
 import Glibc
 import Logging
@@ -202,16 +201,9 @@ struct Outcomes: Sendable {
   private func moveAcross(_ source: String, to target: String) throws {
     let temporary = "\(target).moving"
     try Directory.remove(temporary)
-    try copy(source, to: temporary)
+    try DurableFile.copy(source, to: temporary, mode: 0o640)
     try Directory.renameExclusively(temporary, target)
     try Directory.sync(Directory.parent(of: target))
     try Directory.remove(source)
-  }
-
-  private func copy(_ source: String, to target: String) throws {
-    let from = try File(source, O_RDONLY | O_NONBLOCK)
-    let into = try File(target, O_WRONLY | O_CREAT | O_EXCL, mode: 0o640)
-    guard sp_copy(from.descriptor, into.descriptor) == 0 else { throw DiskError("copy", source) }
-    try into.syncData()
   }
 }

@@ -23,6 +23,7 @@ struct ReleaseRule: Sendable {
   let context: GatewayContext
 
   func open(_ transfer: Transfer) async throws -> Outcome {
+    if let stopped = try await judgedAgain(transfer) { return stopped }
     let policies = context.policies
     let partner = context.partners[transfer.peer]
     let context = context
@@ -84,34 +85,82 @@ struct ReleaseRule: Sendable {
   /// More people than these are not looked up one by one: the whole package is judged again.
   static let changesMax = 10_000
 
-  /// Asks the ledger about everybody who changed since the package was judged; about all of them once its horizon has passed.
+  /// Looks once more at everybody in a package whose horizon has passed, or since whose judgement too many changed: before the
+  /// transaction, as when it was sealed, for the gateway waits for no more than the few who change meanwhile.
+  ///
+  /// - Returns: what stops it; nil when nothing does, until its new horizon.
+  private func judgedAgain(_ transfer: Transfer) async throws -> Outcome? {
+    let context = context
+    let instant = context.now() + GatewayContext.skewSeconds
+    let (package, sequence, isFar) = try await context.ledger.read { reader in
+      let package = try reader.package(transfer.id)
+      return (package, try reader.auditSize(), try package.map { try Self.changed($0, reader) == nil } ?? false)
+    }
+    guard let package, isFar || Self.isOver(package, at: instant), let agreement = context.agreement(of: package),
+      agreement.consent.model != .none
+    else { return nil }
+    let gate = ConsentGate(
+      agreement, package.id, master: context.keys.subjectMaster, book: context.consents, at: instant)
+    let stopped = try await context.passes.run { () -> Outcome? in
+      guard let index = try context.spool.subjects(of: package.id) else { return Self.unknown }
+      return try Self.withdrawn { stop in
+        try index.forEach { entries in
+          for (entry, verdict) in zip(entries, gate.verdicts(of: entries.map(\.subject))) where verdict != 0 {
+            stop(verdict, [entry.ordinal])
+          }
+        }
+      }
+    }
+    if let stopped { return stopped }
+    try await context.ledger.write { tx in
+      guard var row = try tx.reader.package(package.id) else { return }
+      row.judged = sequence
+      row.horizon = gate.horizon
+      try tx.put(row)
+    }
+    return nil
+  }
+
+  private static let unknown = Outcome.waits(
+    code: "consent.unknown", note: "the index of the package's subjects is missing")
+
+  private static func isOver(_ package: PackageRow, at instant: Date) -> Bool {
+    package.horizon.map { instant >= $0 } ?? false
+  }
+
+  /// nil: too many.
+  private static func changed(_ package: PackageRow, _ reader: Reader) throws -> [SubjectReference]? {
+    try reader.subjectsChanged(package.agreement, after: package.judged, limit: changesMax)
+  }
+
+  private static func withdrawn(
+    _ look: (_ stop: (_ verdict: UInt8, _ ordinals: [Int64]) -> Void) throws -> Void
+  ) rethrows -> Outcome? {
+    var (all, code): ([Int64], String) = ([], "")
+    try look { verdict, ordinals in
+      guard !ordinals.isEmpty else { return }
+      code = ConsentRule.reasons[Int(verdict) - 1]
+      all += ordinals
+    }
+    return all.isEmpty ? nil : .withdrawn(all.sorted(), code: code)
+  }
+
+  /// Asks the ledger about everybody who changed since the package was judged.
   private static func withdrawn(
     _ package: PackageRow, _ agreement: Agreement, _ tx: Transaction, _ spool: Spool
   ) throws -> Outcome? {
-    let isLate = package.horizon.map { tx.at + GatewayContext.skewSeconds >= $0 } ?? false
-    let rule = ConsentRule(agreement.consent, at: isLate ? tx.at + GatewayContext.skewSeconds : tx.at)
-    let changed = isLate ? nil : try tx.reader.subjectsChanged(agreement.id, after: package.judged, limit: changesMax)
-    if let changed, changed.isEmpty { return nil }
-    guard let index = try spool.subjects(of: package.id) else {
-      return .waits(code: "consent.unknown", note: "the index of the package's subjects is missing")
+    guard !isOver(package, at: tx.at + GatewayContext.skewSeconds), let changed = try changed(package, tx.reader) else {
+      return .waits(code: "consent.unknown", note: "who is in the package must be looked at again")
     }
-    var ordinals: [Int64] = []
-    var code = ""
-    func judge(_ subject: SubjectReference, _ places: () throws -> [Int64]) throws {
-      let verdict = rule.verdict(try tx.consentWord(agreement.id, subject) ?? 0)
-      guard verdict != 0 else { return }
-      let found = try places()
-      if !found.isEmpty { code = ConsentRule.reasons[Int(verdict) - 1] }
-      ordinals += found
-    }
-    if let changed {
-      for subject in changed { try judge(subject) { try index.ordinals(of: subject) } }
-    } else {
-      try index.forEach { entries in
-        for entry in entries { try judge(entry.subject) { [entry.ordinal] } }
+    if changed.isEmpty { return nil }
+    guard let index = try spool.subjects(of: package.id) else { return unknown }
+    let rule = ConsentRule(agreement.consent, at: tx.at)
+    return try withdrawn { stop in
+      for subject in changed {
+        let verdict = rule.verdict(try tx.consentWord(agreement.id, subject) ?? 0)
+        if verdict != 0 { stop(verdict, try index.ordinals(of: subject)) }
       }
     }
-    return ordinals.isEmpty ? nil : .withdrawn(ordinals.sorted(), code: code)
   }
 }
 
