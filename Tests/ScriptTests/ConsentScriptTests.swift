@@ -335,7 +335,8 @@ import Testing
     let soon = Timestamp.format(Date() + 200)
     for person in ["P1", "P2"] {
       #expect(
-        try sender.sallyport("consent", "grant", person, "--agreement", TestAgencies.agreement, "--until", soon).status == 0)
+        try sender.sallyport("consent", "grant", person, "--agreement", TestAgencies.agreement, "--until", soon).status
+          == 0)
     }
     try grant(agencies, ["P3"])
     func id(_ name: String) throws -> String {
