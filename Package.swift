@@ -125,7 +125,7 @@ let package = Package(
         "Records", "TestSupport", .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
       ],
       exclude: ["Cases"], swiftSettings: strict),
-    .testTarget(name: "PoliciesTests", dependencies: ["Policies"], swiftSettings: strict),
+    .testTarget(name: "PoliciesTests", dependencies: ["Policies", "TestSupport"], swiftSettings: strict),
     .testTarget(
       name: "StoreTests",
       dependencies: ["Store", "TestSupport", .product(name: "NIOConcurrencyHelpers", package: "swift-nio")],

@@ -89,11 +89,10 @@ final class ConsentBook: @unchecked Sendable {
 
 /// The gate of one sealing: asks the book, and remembers until when its answers hold.
 final class ConsentGate: @unchecked Sendable {
-  // Proof for @unchecked: `earliestEnd` and `earliestGrant` are touched only under `lock`.
+  // Proof for @unchecked: `earliest` is touched only under `lock`.
   private let lock = NSLock()
-  /// Minutes, and seconds, of the grants that were let through; .max for none.
-  private var earliestEnd = UInt64.max
-  private var earliestGrant = UInt64.max
+  /// Of the grants that were let through.
+  private var earliest = EarliestGrant()
   private let rule: ConsentRule
   private let consent: Agreement.Consent
   private let subjectKey: SubjectKey
@@ -114,7 +113,7 @@ final class ConsentGate: @unchecked Sendable {
 
   var gate: RecordGate {
     var withhold: (@Sendable ([SubjectDigest]) -> [UInt8])?
-    if consent.model != .none { withhold = { subjects in self.verdicts(of: subjects.map { SubjectReference($0) }) } }
+    if consent.model != .none { withhold = { subjects in self.verdicts(subjects.map { SubjectReference($0) }) } }
     return RecordGate(
       subjects: { texts in Self.digests(texts, self.subjectKey) },
       pseudonyms: { texts in Self.digests(texts, self.pseudonymKey) }, withhold: withhold, reasons: ConsentRule.reasons)
@@ -124,32 +123,20 @@ final class ConsentGate: @unchecked Sendable {
     key.references(texts.bytes, ends: texts.ends).map { SubjectDigest(high: $0.high, low: $0.low) }
   }
 
-  /// 0: may go; else one more than a place in `ConsentRule.reasons`.
-  func verdicts(of subjects: [SubjectReference]) -> [UInt8] {
+  private func verdicts(_ subjects: [SubjectReference]) -> [UInt8] {
     let words = book.words(agreement, subjects)
-    var (end, grant) = (UInt64.max, UInt64.max)
+    var batch = EarliestGrant()
     let verdicts = words.map { word in
       let verdict = rule.verdict(word)
-      if verdict == 0, word != 0 {
-        end = min(end, word >> 3 & ((1 << 29) - 1))
-        grant = min(grant, word >> 32)
-      }
+      if verdict == 0 { batch.add(word) }
       return verdict
     }
-    lock.withLock {
-      earliestEnd = min(earliestEnd, end)
-      earliestGrant = min(earliestGrant, grant)
-    }
+    lock.withLock { earliest.add(batch) }
     return verdicts
   }
 
   /// When the first of those let through may go no more.
-  var horizon: Date? {
-    let (end, grant) = lock.withLock { (earliestEnd, earliestGrant) }
-    guard grant != .max else { return nil }
-    // The earliest of both make a record that ends no later than any.
-    return rule.end(UInt64(ConsentState.granted.rawValue) | end << 3 | grant << 32)
-  }
+  var horizon: Date? { lock.withLock { earliest }.end(by: rule) }
 }
 
 extension SubjectReference {

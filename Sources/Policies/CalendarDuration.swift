@@ -22,11 +22,39 @@ package struct CalendarDuration: Equatable, Sendable, CustomStringConvertible {
     description = text
   }
 
-  /// The instant that lies this long after another.
-  package func after(_ instant: Date) -> Date {
+  private static let calendar = {
     var calendar = Calendar(identifier: .gregorian)
     calendar.timeZone = TimeZone(secondsFromGMT: 0)!
-    let moved = calendar.date(byAdding: DateComponents(month: months, day: days), to: instant)
+    return calendar
+  }()
+  private static let day = 86400.0
+
+  /// The instant that lies this long after another.
+  package func after(_ instant: Date) -> Date {
+    let moved = Self.calendar.date(byAdding: DateComponents(month: months, day: days), to: instant)
     return (moved ?? instant) + Double(seconds)
+  }
+
+  /// When what began at `instant` is over. As `after`, but where a month lacks the days of another, nothing lasts longer than what began
+  /// later: of the 30th at 23:00 and the 31st at 1:00 both end with the second.
+  package func end(from instant: Date) -> Date {
+    let midnight = Self.calendar.startOfDay(for: instant)
+    return [instant, midnight + Self.day, midnight + 2 * Self.day, midnight + 3 * Self.day].map(after).min()!
+  }
+
+  /// The latest beginning, in whole seconds, of what is over at `instant`: just what began until then has its `end` until then.
+  package func latestBeginning(overAt instant: Date) -> Date {
+    let moved = instant - Double(seconds) - Double(days) * Self.day
+    let calendar = Self.calendar
+    guard let month = calendar.dateInterval(of: .month, for: moved),
+      let start = calendar.date(byAdding: .month, value: -months, to: month.start),
+      let length = calendar.dateInterval(of: .month, for: start)?.duration
+    else { return .distantPast }
+    let offset = moved.timeIntervalSince(month.start)
+    let time = offset.truncatingRemainder(dividingBy: Self.day)
+    // Days that the later month lacks end on its last one.
+    let isLast = offset >= month.duration - Self.day
+    let day = isLast ? max(offset - time, length - Self.day) : offset - time
+    return start + (day >= length ? length - 1 : (day + time).rounded(.down))
   }
 }

@@ -134,33 +134,29 @@ package struct ConsentRule: Sendable {
 
   private let model: Agreement.Consent.Model
   private let validityMax: CalendarDuration?
-  private let now: Date
-  /// Grants from before this are expired, whatever they say.
+  /// Seconds since 1970.
+  private let (now, later): (UInt64, UInt64)
+  /// Grants from then or before are over, whatever they say.
   private let oldest: UInt64
 
-  package init(_ consent: Agreement.Consent, at now: Date) {
+  /// - Parameter skew: so many seconds longer a grant must last: clocks differ.
+  package init(_ consent: Agreement.Consent, at instant: Date, skew: TimeInterval = 0) {
+    func seconds(_ date: Date) -> UInt64 { UInt64(max(0, date.timeIntervalSince1970)) }
     model = consent.model
     validityMax = consent.validityMax
-    self.now = now
+    (now, later) = (seconds(instant), seconds(instant + skew))
     // The calendar backwards: found once, not for each record.
-    oldest =
-      validityMax.map { span in
-        var calendar = Calendar(identifier: .gregorian)
-        calendar.timeZone = TimeZone(secondsFromGMT: 0)!
-        let moved = calendar.date(byAdding: DateComponents(month: -span.months, day: -span.days), to: now) ?? now
-        return UInt64(max(0, moved.timeIntervalSince1970 - Double(span.seconds)))
-      } ?? 0
+    oldest = validityMax.map { seconds($0.latestBeginning(overAt: instant + skew)) } ?? 0
   }
 
   package func verdict(_ word: UInt64) -> UInt8 {
     guard let state = ConsentState(rawValue: UInt8(word & 7)) else { return model == .optIn ? 1 : 0 }
     switch state {
     case .granted:
-      let seconds = UInt64(max(0, now.timeIntervalSince1970))
       let end = word >> 3 & ((1 << 29) - 1)
       // Not yet given is not given.
-      if word >> 32 > seconds { return model == .optIn ? 1 : 0 }
-      if model == .optIn, end != (1 << 29) - 1, end * 60 <= seconds { return 7 }
+      if word >> 32 > now { return model == .optIn ? 1 : 0 }
+      if model == .optIn, end != (1 << 29) - 1, end * 60 <= later { return 7 }
       return model == .optIn && word >> 32 <= oldest ? 7 : 0
     case .lifted: return model == .optIn ? 1 : 0
     case .refused: return 2
@@ -174,7 +170,33 @@ package struct ConsentRule: Sendable {
   /// When a record that may go now may go no more by itself; nil: never.
   package func end(_ word: UInt64) -> Date? {
     guard model == .optIn, let record = ConsentRecord(word: word), record.state == .granted else { return nil }
-    return [record.validUntil, validityMax?.after(record.at)].compactMap { $0 }.min()
+    return [record.validUntil, validityMax?.end(from: record.at)].compactMap { $0 }.min()
+  }
+}
+
+/// When the first of many records that may go may go no more.
+package struct EarliestGrant: Sendable {
+  /// Minutes, and seconds, as in a word; .max for none.
+  private var end = UInt64.max
+  private var grant = UInt64.max
+
+  package init() {}
+
+  package mutating func add(_ word: UInt64) {
+    guard word != 0 else { return }
+    end = min(end, word >> 3 & ((1 << 29) - 1))
+    grant = min(grant, word >> 32)
+  }
+
+  package mutating func add(_ other: EarliestGrant) {
+    end = min(end, other.end)
+    grant = min(grant, other.grant)
+  }
+
+  package func end(by rule: ConsentRule) -> Date? {
+    guard grant != .max else { return nil }
+    // The earliest of both make a record that ends no later than any.
+    return rule.end(UInt64(ConsentState.granted.rawValue) | end << 3 | grant << 32)
   }
 }
 

@@ -3,7 +3,9 @@
 
 import Foundation
 import NIOConcurrencyHelpers
+import Policies
 import Sealing
+import Store
 import TestSupport
 import Testing
 import Transport
@@ -316,5 +318,57 @@ extension TestAgency {
   /// Whether a body that came in waits in the spool.
   fileprivate var holdsABody: Bool {
     FileManager.default.subpaths(atPath: "\(home)/spool/in")?.contains { $0.hasSuffix(".body") } == true
+  }
+}
+
+/// The rule on a package whose body is with its recipient, its gateway in this process.
+@Suite struct ReleaseRuleTests {
+  @Test func aPackageIsJudgedAgainBeforeTheTransaction() async throws {
+    let agencies = try TestAgencies(.optIn())
+    let sender = agencies.sender
+    try sender.startSending()
+    func grant(_ person: String) throws {
+      #expect(try sender.sallyport("consent", "grant", person, "--agreement", TestAgencies.agreement).status == 0)
+    }
+    for person in ["P1", "P2"] { try grant(person) }
+    try sender.drop("a.ndjson", TestRecords.of(["P1", "P2"]))
+    #expect(try eventually { try sender.sallyport("queue", "--json").text.contains(#""code":"partner.unreachable""#) })
+    // Somebody else, since it was judged.
+    try grant("P3")
+    sender.stop()
+    let context = try OwnGateway(of: sender).context
+    let queued = try context.ledger.readNow {
+      try $0.queue(state: .queued, peer: AgencyID(agencies.recipient.id)!, limit: 1)
+    }
+    let custody = try await context.ledger.write { tx in
+      let row = try tx.advance(tx.advance(queued[0], to: .sending), to: .custody)
+      let (receipt, envelope) = context.receipt(.received, for: row, previous: nil)
+      try tx.add(receipt: receipt, envelope: envelope)
+      return row
+    }
+    func package() throws -> PackageRow? { try context.ledger.readNow { try $0.package(custody.id) } }
+    // One who changed is too many each time: it ends all the same.
+    let endless = try await ReleaseRule(context: context, changesMax: -1).open(custody)
+    guard case .waits("consent.unknown", _) = endless else { throw TestFailure("\(endless)") }
+    // Too many once: everybody is looked at in the ledger, whatever the table in memory says.
+    let judged = try #require(try package()).judged
+    let agreement = try #require(context.current(TestAgencies.agreement, at: Date()))
+    let subject = try #require(Subject.reference("P2", ConsentJourney(context: context).key(agreement)))
+    let granted = try #require(try context.ledger.readNow { try $0.consentWord(agreement.id, subject) })
+    let withdrawn = ConsentRecord(state: .withdrawn, at: Date(), validUntil: nil).word
+    try await context.ledger.write { tx in
+      try tx.setConsent(agreement.id, subject, word: withdrawn)
+      var row = try tx.reader.package(custody.id)!
+      row.judged = 0
+      try tx.put(row)
+    }
+    let stopped = try await ReleaseRule(context: context, changesMax: 0).open(custody)
+    guard case .withdrawn([1], code: "consent.withdrawn") = stopped else { throw TestFailure("\(stopped)") }
+    #expect(try package()?.judged == 0)
+    try await context.ledger.write { try $0.setConsent(agreement.id, subject, word: granted) }
+    let opened = try await ReleaseRule(context: context, changesMax: 0).open(custody)
+    guard case .opened = opened else { throw TestFailure("\(opened)") }
+    #expect(try package()?.judged ?? 0 >= judged)
+    try await context.close()
   }
 }

@@ -2,6 +2,7 @@
 
 import Foundation
 import Sealing
+import TestSupport
 import Testing
 
 @testable import Policies
@@ -315,6 +316,36 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
     }
     #expect(rule.end(word(.granted, -1)) == CalendarDuration("P365D")!.after(Self.now - 86400))
     #expect(rule.end(word(.granted, -1, until: 3)) == Self.now + 3 * 86400)
+  }
+
+  /// At the ends of months too: who may go now has an end that is yet to come, and nobody else has.
+  @Test func aGrantIsOverAtItsEnd() throws {
+    var generator = SeededGenerator(seed: 7)
+    let starts = ["2023-01-31", "2024-02-29", "2024-01-30", "2026-10-30", "2026-10-31", "2026-11-30"].map {
+      Timestamp.parse("\($0)T10:00:00Z")!
+    }
+    for text in ["P1M", "P13M", "P1Y", "P365D", "P1M3D", "PT48H", "P1MT5H"] {
+      let terms = try consent(Self.optIn.replacingOccurrences(of: "P365D", with: text))
+      let span = CalendarDuration(text)!
+      for _ in 0..<3000 {
+        func about(_ date: Date) -> Date { date + Double(Int.random(in: -200_000...200_000, using: &generator)) }
+        let grant = about(starts.randomElement(using: &generator)!)
+        let now = max(grant, about(span.after(grant)))
+        let rule = ConsentRule(terms, at: now)
+        let word = ConsentRecord(state: .granted, at: grant, validUntil: nil).word
+        let end = try #require(rule.end(word))
+        #expect((rule.verdict(word) == 0) == (end > now), "\(text) from \(grant) at \(now)")
+        #expect(end <= span.after(grant) && span.after(grant) <= end + 86400)
+      }
+      #expect(span.end(from: starts[0] + 1) >= span.end(from: starts[0]))
+    }
+    // It must last a little longer than now.
+    let terms = try consent(Self.optIn)
+    let word = ConsentRecord(state: .granted, at: Self.now - 364 * 86400, validUntil: nil).word
+    #expect(ConsentRule(terms, at: Self.now, skew: 86399).verdict(word) == 0)
+    #expect(ConsentRule(terms, at: Self.now, skew: 86400).verdict(word) == 7)
+    let tomorrow = ConsentRecord(state: .granted, at: Self.now + 10, validUntil: nil).word
+    #expect(ConsentRule(terms, at: Self.now, skew: 300).verdict(tomorrow) == 1)
   }
 
   @Test func theLatestActCountsAndOfTwoAtOnceTheNegativeOne() {

@@ -355,7 +355,7 @@ import Testing
     #expect(sender.outcome("renewed.ndjson", "id") == renewed)
     // What is left goes under a new id, and is approved anew.
     #expect(eventually { sender.outcome("ends.ndjson", "id") != ends })
-    #expect(sender.outcome("ends.ndjson~\(ends.prefix(8))") == "replaced")
+    #expect(eventually { sender.outcome("ends.ndjson~\(ends.prefix(8))") == "replaced" })
     #expect(try sender.sallyport("agreements", "approve", id("ends.ndjson"), "--by", "Ana").status == 0)
     #expect(eventually { sender.outcome("ends.ndjson") == "delivered" }, "\(sender.log)")
     #expect(TestRecords.claims(agencies.recipient.inbox(from: sender, "ends.ndjson")) == ["P3"])

@@ -20,24 +20,47 @@ struct ReleaseRule: Sendable {
     case waits(code: String, note: String)
   }
 
+  /// More people than these are not looked up one by one: the whole package is judged again.
+  static let changesMax = 10_000
+
   let context: GatewayContext
+  var changesMax = Self.changesMax
+
+  /// What one transaction came to.
+  private enum Look {
+    case settled(Outcome)
+    /// Everything else holds, but a grant in the package may be over, or too many people changed.
+    case judgeAgain(PackageRow, Agreement)
+  }
 
   func open(_ transfer: Transfer) async throws -> Outcome {
-    if let stopped = try await judgedAgain(transfer) { return stopped }
+    // Once is enough, but for ten thousand changes in between.
+    for _ in 0..<3 {
+      switch try await look(transfer) {
+      case .settled(let outcome): return outcome
+      case .judgeAgain(let package, let agreement):
+        if let stopped = try await judgeAgain(transfer, package, agreement) { return stopped }
+      }
+    }
+    return .waits(code: "consent.unknown", note: "too many people's consent changes")
+  }
+
+  private func look(_ transfer: Transfer) async throws -> Look {
     let policies = context.policies
     let partner = context.partners[transfer.peer]
-    let context = context
+    let (context, changesMax) = (context, changesMax)
     return try await context.ledger.write { tx in
+      func waits(_ code: String, _ note: String) -> Look { .settled(.waits(code: code, note: note)) }
       if let last = try tx.reader.lastInstant(), tx.at < last - GatewayContext.skewSeconds {
-        return .waits(code: "clock.behind", note: "this machine's clock is behind the ledger's last entry")
+        return waits("clock.behind", "this machine's clock is behind the ledger's last entry")
       }
       let manifest = try transfer.readManifest()
       if tx.at >= manifest.expiresAt + GatewayContext.skewSeconds {
-        return .waits(code: "expired", note: "the package has expired")
+        return waits("expired", "the package has expired")
       }
       let receipts = try tx.reader.receipts(transfer.sender, transfer.id)
       guard !receipts.isEmpty || partner?.card?.card.hasGateway == false else {
-        return .waits(code: "receipt.missing", note: "no received receipt is held")
+        return waits("receipt.missing", "no received receipt is held")
       }
       let agreement = policies.agreement(manifest.agreement.sha256)
       let heard = try tx.reader.consentHeard(manifest.agreement.id)
@@ -50,22 +73,24 @@ struct ReleaseRule: Sendable {
         context.circumstances(transfer.peer, agreement, packagesToday: 0, consentHeard: heard, at: tx.at))
       guard decision.outcome == .permit else {
         return decision.outcome == .refuse
-          ? .refused(decision) : .waits(code: decision.codes.first?.rawValue ?? "hold", note: decision.sentence)
+          ? .settled(.refused(decision)) : waits(decision.codes.first?.rawValue ?? "hold", decision.sentence)
       }
       // A key that is not on the card any more is as good as revoked.
       let held = Set(
         (partner?.card?.card.recipients ?? []).filter { $0.state != .revoked }.map { SealingPass.digest($0.key) })
       guard transfer.sealedTo.split(separator: ",").allSatisfy({ held.contains(String($0)) }) else {
-        return .waits(
-          code: "key.revoked",
-          note: "the key that the package is sealed to was revoked or replaced; cancel it and drop the file again")
+        return waits(
+          "key.revoked",
+          "the key that the package is sealed to was revoked or replaced; cancel it and drop the file again")
       }
       var package = try tx.reader.package(transfer.id)
       if let agreement, agreement.consent.model != .none {
-        guard let package else {
-          return .waits(code: "consent.unknown", note: "what consent was looked at is not known")
-        }
-        if let stopped = try Self.withdrawn(package, agreement, tx, context.spool) { return stopped }
+        guard let package else { return waits("consent.unknown", "what consent was looked at is not known") }
+        let isOver = package.horizon.map { tx.at + GatewayContext.skewSeconds >= $0 } ?? false
+        guard !isOver,
+          let changed = try tx.reader.subjectsChanged(agreement.id, after: package.judged, limit: changesMax)
+        else { return .judgeAgain(package, agreement) }
+        if let stopped = try Self.stopping(changed, package, agreement, tx, context.spool) { return .settled(stopped) }
       }
       let row = try tx.advance(
         transfer, to: .releasing, ["decision": decision.document, "policies": .string(policies.digest.hex)]
@@ -78,89 +103,73 @@ struct ReleaseRule: Sendable {
         package!.retained = nil
         try tx.put(package!)
       }
-      return .opened(row)
+      return .settled(.opened(row))
     }
   }
 
-  /// More people than these are not looked up one by one: the whole package is judged again.
-  static let changesMax = 10_000
+  private static let noIndex = Outcome.waits(
+    code: "consent.unknown", note: "the index of the package's subjects is missing")
 
-  /// Looks once more at everybody in a package whose horizon has passed, or since whose judgement too many changed: before the
-  /// transaction, as when it was sealed, for the gateway waits for no more than the few who change meanwhile.
-  ///
-  /// - Returns: what stops it; nil when nothing does, until its new horizon.
-  private func judgedAgain(_ transfer: Transfer) async throws -> Outcome? {
-    let context = context
-    let instant = context.now() + GatewayContext.skewSeconds
-    let (package, sequence, isFar) = try await context.ledger.read { reader in
-      let package = try reader.package(transfer.id)
-      return (package, try reader.auditSize(), try package.map { try Self.changed($0, reader) == nil } ?? false)
+  /// Those of the people who changed since the package was judged who stop it.
+  private static func stopping(
+    _ changed: [SubjectReference], _ package: PackageRow, _ agreement: Agreement, _ tx: Transaction, _ spool: Spool
+  ) throws -> Outcome? {
+    if changed.isEmpty { return nil }
+    guard let index = try spool.subjects(of: package.id) else { return noIndex }
+    let rule = ConsentRule(agreement.consent, at: tx.at, skew: GatewayContext.skewSeconds)
+    var stopped = Stopped()
+    for subject in changed {
+      let verdict = rule.verdict(try tx.consentWord(agreement.id, subject) ?? 0)
+      if verdict != 0 { stopped.add(try index.ordinals(of: subject), verdict) }
     }
-    guard let package, isFar || Self.isOver(package, at: instant), let agreement = context.agreement(of: package),
-      agreement.consent.model != .none
-    else { return nil }
-    let gate = ConsentGate(
-      agreement, package.id, master: context.keys.subjectMaster, book: context.consents, at: instant)
-    let stopped = try await context.passes.run { () -> Outcome? in
-      guard let index = try context.spool.subjects(of: package.id) else { return Self.unknown }
-      return try Self.withdrawn { stop in
-        try index.forEach { entries in
-          for (entry, verdict) in zip(entries, gate.verdicts(of: entries.map(\.subject))) where verdict != 0 {
-            stop(verdict, [entry.ordinal])
-          }
+    return stopped.outcome
+  }
+
+  /// Looks once more at everybody in a package, and remembers until when that holds. In no transaction of the writer, which would keep
+  /// the gateway waiting: what changes meanwhile is looked at in the next one.
+  ///
+  /// - Returns: what stops it.
+  private func judgeAgain(_ transfer: Transfer, _ package: PackageRow, _ agreement: Agreement) async throws -> Outcome?
+  {
+    let context = context
+    let rule = ConsentRule(agreement.consent, at: context.now(), skew: GatewayContext.skewSeconds)
+    let judged = try await context.ledger.read { try $0.auditSize() }
+    let (outcome, horizon) = try await context.threads(for: transfer.payloadBytes).run { () -> (Outcome?, Date?) in
+      guard let index = try context.spool.subjects(of: package.id) else { return (Self.noIndex, nil) }
+      var (stopped, earliest) = (Stopped(), EarliestGrant())
+      try index.forEach { entries in
+        // A batch a snapshot: a long one would keep the log of the database from being emptied.
+        let words = try context.ledger.readNow { reader in
+          try entries.map { try reader.consentWord(agreement.id, $0.subject) ?? 0 }
+        }
+        for (entry, word) in zip(entries, words) {
+          let verdict = rule.verdict(word)
+          if verdict == 0 { earliest.add(word) } else { stopped.add([entry.ordinal], verdict) }
         }
       }
+      return (stopped.outcome, earliest.end(by: rule))
     }
-    if let stopped { return stopped }
+    if let outcome { return outcome }
     try await context.ledger.write { tx in
       guard var row = try tx.reader.package(package.id) else { return }
-      row.judged = sequence
-      row.horizon = gate.horizon
+      (row.judged, row.horizon) = (judged, horizon)
       try tx.put(row)
     }
     return nil
   }
 
-  private static let unknown = Outcome.waits(
-    code: "consent.unknown", note: "the index of the package's subjects is missing")
+  /// Records that may not go.
+  private struct Stopped {
+    private var ordinals: [Int64] = []
+    private var code = ""
 
-  private static func isOver(_ package: PackageRow, at instant: Date) -> Bool {
-    package.horizon.map { instant >= $0 } ?? false
-  }
-
-  /// nil: too many.
-  private static func changed(_ package: PackageRow, _ reader: Reader) throws -> [SubjectReference]? {
-    try reader.subjectsChanged(package.agreement, after: package.judged, limit: changesMax)
-  }
-
-  private static func withdrawn(
-    _ look: (_ stop: (_ verdict: UInt8, _ ordinals: [Int64]) -> Void) throws -> Void
-  ) rethrows -> Outcome? {
-    var (all, code): ([Int64], String) = ([], "")
-    try look { verdict, ordinals in
-      guard !ordinals.isEmpty else { return }
+    mutating func add(_ found: [Int64], _ verdict: UInt8) {
+      guard !found.isEmpty else { return }
+      ordinals += found
       code = ConsentRule.reasons[Int(verdict) - 1]
-      all += ordinals
     }
-    return all.isEmpty ? nil : .withdrawn(all.sorted(), code: code)
-  }
 
-  /// Asks the ledger about everybody who changed since the package was judged.
-  private static func withdrawn(
-    _ package: PackageRow, _ agreement: Agreement, _ tx: Transaction, _ spool: Spool
-  ) throws -> Outcome? {
-    guard !isOver(package, at: tx.at + GatewayContext.skewSeconds), let changed = try changed(package, tx.reader) else {
-      return .waits(code: "consent.unknown", note: "who is in the package must be looked at again")
-    }
-    if changed.isEmpty { return nil }
-    guard let index = try spool.subjects(of: package.id) else { return unknown }
-    let rule = ConsentRule(agreement.consent, at: tx.at)
-    return try withdrawn { stop in
-      for subject in changed {
-        let verdict = rule.verdict(try tx.consentWord(agreement.id, subject) ?? 0)
-        if verdict != 0 { stop(verdict, try index.ordinals(of: subject)) }
-      }
-    }
+    var outcome: Outcome? { ordinals.isEmpty ? nil : .withdrawn(ordinals.sorted(), code: code) }
   }
 }
 
