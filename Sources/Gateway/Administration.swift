@@ -298,7 +298,7 @@ package struct Administration: Sendable {
       try context.ledger.verify(isOurs: context.keys.signed)
     }
     return [
-      "entries": .integer(result.entries), "root": .string(result.root.hex),
+      "entries": .integer(result.entries), "root": .string(result.root.hex), "heads": .integer(result.heads),
       "faults": .array(result.faults.map { .string($0) }),
     ]
   }

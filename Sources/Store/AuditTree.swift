@@ -2,8 +2,8 @@
 
 import Foundation
 import GRDB
+import Glibc
 import Sealing
-import Synchronization
 
 enum AuditTree {
   /// The epoch and the frontier, made anew in an empty database.
@@ -77,18 +77,20 @@ enum AuditTree {
 }
 
 /// Edges of the tree on the way to its end: the heads that many partners hold cost one look at the log. Callable concurrently.
-final class TreeEdges: Sendable {
+final class TreeEdges: @unchecked Sendable {
+  // Proof for @unchecked: `edges` is touched only under `lock`.
   static let spacing: UInt64 = 1 << 14
+  private let lock = NSLock()
   /// Of the tree over `spacing` leaves, twice as many, and so on.
-  private let edges = Mutex<[MerkleFrontier]>([])
+  private var edges: [MerkleFrontier] = []
 
   func edge(atMost size: Int64) -> MerkleFrontier {
-    edges.withLock { $0.prefix(Int(UInt64(size) / Self.spacing)).last } ?? MerkleFrontier()
+    lock.withLock { edges.prefix(Int(UInt64(size) / Self.spacing)).last } ?? MerkleFrontier()
   }
 
   func keep(_ edge: MerkleFrontier) {
     guard edge.size.isMultiple(of: Self.spacing) else { return }
-    edges.withLock { if edge.size == UInt64($0.count + 1) * Self.spacing { $0.append(edge) } }
+    lock.withLock { if edge.size == UInt64(edges.count + 1) * Self.spacing { edges.append(edge) } }
   }
 }
 
@@ -96,6 +98,8 @@ final class TreeEdges: Sendable {
 package struct AuditVerification: Equatable, Sendable {
   package let entries: Int64
   package let root: Digest
+  /// Of heads.log, that were compared.
+  package let heads: Int64
   /// Sentences, one per fault; empty when all holds.
   package let faults: [String]
 }
@@ -123,36 +127,63 @@ extension Ledger {
     }
   }
 
-  /// Recomputes the whole tree from the entries and compares it with the stored leaves and edge, and with heads.log.
+  /// Recomputes the whole tree from the entries and compares it with the stored leaves and edge, with heads.log, and with what this
+  /// process committed.
   ///
   /// - Parameter isOurs: whether this agency signed an envelope.
-  /// - Throws: DiskError; a head that is not ours, or not there, is a fault.
+  /// - Throws: DiskError; DatabaseError. What does not hold is a fault.
   package func verify(isOurs: @escaping (Envelope) -> Bool) throws -> AuditVerification {
     // The heads first: what is committed meanwhile is in none of them.
-    let lines = try HeadsReader(heads)
+    let committed = head
+    var signed = try SignedHeads(HeadsReader(heads), epoch: committed.epoch, isOurs: isOurs)
     var frontier = MerkleFrontier()
     var faults: [String] = []
-    try pool.read { db in
-      let epoch = try String.fetchOne(db, sql: "SELECT value FROM meta WHERE name = 'epoch'")
-      var signed = try SignedHeads(lines, epoch: epoch, isOurs: isOurs)
+    func compare() throws {
       try signed.compare(frontier)
-      let rows = try Row.fetchCursor(db, sql: "SELECT sequence, leaf, entry FROM audit ORDER BY sequence")
-      while let row = try rows.next() {
-        let sequence: Int64 = row["sequence"]
-        let leaf = MerkleTree.leaf(Array(row["entry"] as Data))
-        if sequence != Int64(frontier.size) + 1 {
-          faults.append("entry \(frontier.size + 1) is missing")
-          break
-        }
-        if leaf.bytes != Array(row["leaf"] as Data) { faults.append("entry \(sequence) was changed") }
-        frontier.append(leaf)
-        try signed.compare(frontier)
+      if Int64(frontier.size) == committed.size, frontier.root != committed.root {
+        faults.append("the first \(committed.size) entries are not those that this gateway committed")
       }
-      if try frontier != AuditTree.frontier(db) { faults.append("the tree's stored edge does not match its entries") }
-      faults += signed.end()
     }
-    return AuditVerification(entries: Int64(frontier.size), root: frontier.root, faults: faults)
+    try compare()
+    var isOver = false
+    while !isOver {
+      // A page a snapshot: a long one would keep the log of the database from being emptied.
+      try pool.read { db in
+        let rows = try Row.fetchAll(
+          db, sql: "SELECT sequence, leaf, entry FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?",
+          arguments: [Int64(frontier.size), Self.verifyPage])
+        isOver = rows.count < Self.verifyPage
+        for row in rows {
+          let sequence: Int64 = row["sequence"]
+          let leaf = MerkleTree.leaf(Array(row["entry"] as Data))
+          guard sequence == Int64(frontier.size) + 1 else {
+            faults.append("entry \(frontier.size + 1) is missing")
+            isOver = true
+            break
+          }
+          if leaf.bytes != Array(row["leaf"] as Data) { faults.append("entry \(sequence) was changed") }
+          frontier.append(leaf)
+          try compare()
+        }
+        guard isOver else { return }
+        do {
+          guard try frontier != AuditTree.frontier(db) else { return }
+          faults.append("the tree's stored edge does not match its entries")
+        } catch LedgerError.damaged(let what) {
+          faults.append(what)
+        }
+      }
+    }
+    if Int64(frontier.size) < committed.size {
+      faults.append("this gateway committed \(committed.size) entries, but they are not there")
+    }
+    faults += signed.end()
+    return AuditVerification(
+      entries: Int64(frontier.size), root: frontier.root, heads: signed.compared, faults: faults)
   }
+
+  /// Entries that are in memory at once.
+  private static let verifyPage = 1000
 
   /// SQLite's own check (PRAGMA integrity_check), and that the settings are durable.
   package func integrityFaults() throws -> [String] {
@@ -165,23 +196,33 @@ extension Ledger {
 private struct SignedHeads {
   private let lines: HeadsReader
   private var isOver = false
-  private let epoch: String?
+  private let epoch: String
   private let isOurs: (Envelope) -> Bool
   private var next: LedgerHead?
+  private(set) var compared: Int64 = 0
   private var faults: [String] = []
   private var hasForeign = false
 
   /// - Parameter epoch: of the ledger; heads of others are passed over.
-  init(_ lines: HeadsReader, epoch: String?, isOurs: @escaping (Envelope) -> Bool) throws(DiskError) {
+  init(_ lines: HeadsReader, epoch: String, isOurs: @escaping (Envelope) -> Bool) throws(DiskError) {
     self.lines = lines
     self.epoch = epoch
     self.isOurs = isOurs
     try advance()
   }
 
+  private mutating func line() throws(DiskError) -> [UInt8]? {
+    do {
+      return try lines.next()
+    } catch  where error.errno == EFBIG {
+      faults.append("heads.log has a line that is longer than any head")
+      return nil
+    }
+  }
+
   private mutating func advance() throws(DiskError) {
     next = nil
-    while next == nil, !isOver, let line = try lines.next() {
+    while next == nil, !isOver, let line = try line() {
       guard let (envelope, head) = HeadsLog.head(in: line), head.epoch == epoch else { continue }
       if isOurs(envelope) {
         next = head
@@ -201,6 +242,7 @@ private struct SignedHeads {
         isOver = true
         return next = nil
       }
+      compared += 1
       try advance()
     }
   }

@@ -170,7 +170,9 @@ struct LedgerCommand: AsyncParsableCommand {
       let rows = try await Session(options).perform(.ledgerVerify)
       let isSound = rows.first?.member("faults") == .array([])
       options.output.rows(rows) {
-        isSound ? "ok: \($0.text("entries")) entries, root \($0.text("root"))" : "DOES NOT HOLD: \($0.text("faults"))"
+        isSound
+          ? "ok: \($0.text("entries")) entries, root \($0.text("root")), \($0.text("heads")) signed heads"
+          : "DOES NOT HOLD: \($0.text("faults"))"
       }
       if !isSound { throw ExitCode(.failed) }
     }

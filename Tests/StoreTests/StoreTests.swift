@@ -320,18 +320,29 @@ private final class Counter: Sendable {
   @Test func aChangedOrMissingEntryIsNamed() async throws {
     try await open(scratch.path, entries: 10).close()
     let ledger = try open(scratch.path)
-    #expect(try ledger.verify(isOurs: isOurs).faults == [])
+    let whole = try ledger.verify(isOurs: isOurs)
+    #expect(whole.faults == [] && whole.heads == 2)
     try await ledger.pool.write {
       try $0.execute(
         sql: "UPDATE audit SET entry = replace(CAST(entry AS TEXT), 'claimed', 'sealed!') WHERE sequence = 4")
     }
     let differs = "the head over 10 entries that was signed earlier does not match"
     let edge = "the tree's stored edge does not match its entries"
-    #expect(try ledger.verify(isOurs: isOurs).faults == ["entry 4 was changed", edge, differs])
+    let other = "the first 10 entries are not those that this gateway committed"
+    #expect(try ledger.verify(isOurs: isOurs).faults == ["entry 4 was changed", other, edge, differs])
     try await ledger.pool.write { try $0.execute(sql: "DELETE FROM audit WHERE sequence = 7") }
-    let missing = "a head over 10 entries was signed, but they are not there"
+    let missing = ["this gateway committed 10 entries", "a head over 10 entries was signed"].map {
+      "\($0), but they are not there"
+    }
     #expect(
-      try ledger.verify(isOurs: isOurs).faults == ["entry 4 was changed", "entry 7 is missing", edge, missing])
+      try ledger.verify(isOurs: isOurs).faults == ["entry 4 was changed", "entry 7 is missing", edge] + missing)
+    // At the end none is missing between two.
+    try await ledger.pool.write { try $0.execute(sql: "DELETE FROM audit WHERE sequence > 4") }
+    let short = try ledger.verify(isOurs: isOurs).faults
+    #expect(short.count == 4 && short[1].contains("edge does not fit") && Array(short.suffix(2)) == missing)
+    // Whose epoch the database says it is changes nothing.
+    try await ledger.pool.write { try $0.execute(sql: "UPDATE meta SET value = 'other' WHERE name = 'epoch'") }
+    #expect(try ledger.verify(isOurs: isOurs).faults == short)
     try ledger.close()
   }
 
@@ -343,6 +354,8 @@ private final class Counter: Sendable {
     let faults = ["heads.log has a head over 3 entries that this agency did not sign"]
     #expect(try ledger.verify(isOurs: isOurs).faults == faults)
     #expect(try ledger.verify { _ in true }.faults == [])
+    try append([UInt8](repeating: 65, count: 3 * HeadsLog.lineBytesMax))
+    #expect(try ledger.verify(isOurs: isOurs).faults == faults + ["heads.log has a line that is longer than any head"])
     try ledger.close()
   }
 
