@@ -32,6 +32,7 @@ package final class GatewayContext: Sendable {
   let stagingSync: DirectorySync
   /// Bodies that partners bring now.
   let sessions = Sessions()
+  let refusals = RefusalBudget()
   let inboxSyncs = DirectorySyncs()
   let news = News()
 
@@ -346,11 +347,15 @@ package final class GatewayContext: Sendable {
     do {
       return try await ledger.write(commit)
     } catch LedgerError.stale(let what) {
-      let row = try await ledger.read { try $0.transfer(transfer.sender, transfer.id) }
-      // Who ended it may have looked for what to remove before the body was there.
-      if let row, [.cancelled, .expired].contains(row.state) { try await discardBody(of: row) }
+      try await discardBodyIfEnded(of: transfer)
       throw LedgerError.stale(what)
     }
+  }
+
+  /// Whoever ended a transfer may have looked for what to remove before it was there.
+  func discardBodyIfEnded(of transfer: Transfer) async throws {
+    let row = try await ledger.read { try $0.transfer(transfer.sender, transfer.id) }
+    if let row, [.cancelled, .expired, .refused].contains(row.state) { try await discardBody(of: row) }
   }
 
   /// Removes what came of a transfer that has ended, and ends the request that still brings it.
@@ -431,4 +436,20 @@ package struct PartnerDirectory: Sendable {
   package var all: [Partner] { partners.values.sorted { $0.agency < $1.agency } }
   /// The active partner whose card has this TLS pin.
   package func known(by pin: Digest) -> AgencyID? { pins[pin] }
+}
+
+/// How many packages of one partner are refused on the record: each costs room for good. Callable concurrently.
+final class RefusalBudget: Sendable {
+  static let perMinute = 60
+
+  private let counts = NIOLockedValueBox<[AgencyID: (minute: Int, count: Int)]>([:])
+
+  func mayHappen(_ partner: AgencyID, at instant: Date) -> Bool {
+    let minute = Int(instant.timeIntervalSince1970 / 60)
+    return counts.withLockedValue { all in
+      let count = all[partner].map { $0.minute == minute ? $0.count : 0 } ?? 0
+      all[partner] = (minute, count + 1)
+      return count < Self.perMinute
+    }
+  }
 }

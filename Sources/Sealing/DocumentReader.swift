@@ -139,8 +139,19 @@ package struct DocumentReader {
 extension String {
   /// Neither control characters nor line ends: it cannot be taken for more than it is where it is printed.
   package var isOneLine: Bool {
-    unicodeScalars.allSatisfy {
-      ![.control, .lineSeparator, .paragraphSeparator].contains($0.properties.generalCategory)
-    }
+    !unicodeScalars.contains(where: \.isLineBreaking)
+  }
+
+  /// The same text with a question mark for what would make it more than one line.
+  package var onOneLine: String {
+    var text = String.UnicodeScalarView()
+    text.append(contentsOf: unicodeScalars.map { $0.isLineBreaking ? "?" : $0 })
+    return String(text)
+  }
+}
+
+extension Unicode.Scalar {
+  fileprivate var isLineBreaking: Bool {
+    [.control, .lineSeparator, .paragraphSeparator].contains(properties.generalCategory)
   }
 }

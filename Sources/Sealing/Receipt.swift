@@ -97,7 +97,7 @@ public struct Receipt: Equatable, Sendable {
     sender = try reader.agency("sender")
     recipient = try reader.agency("recipient")
     manifest = try reader.digest("manifest")
-    code = try reader.string("code", bytesMax: 64)
+    code = try reader.line("code", bytesMax: 64)
     at = try reader.date("at")
     previous = try reader.optional("previous") { (r, n) throws(SealingError) in try r.digest(n) }
     var head = try reader.object("head")
@@ -179,7 +179,7 @@ public struct TakeBack: Equatable, Sendable {
     sender = try reader.agency("sender")
     recipient = try reader.agency("recipient")
     manifest = try reader.digest("manifest")
-    reason = try reader.string("reason", bytesMax: 64)
+    reason = try reader.line("reason", bytesMax: 64)
     at = try reader.date("at")
     try reader.finish()
   }

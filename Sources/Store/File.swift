@@ -145,6 +145,13 @@ package enum Directory {
     guard unlink(path) == 0 || errno == ENOENT else { throw DiskError("unlink", path) }
   }
 
+  /// lstat(2)
+  package static func status(_ path: String) throws(DiskError) -> stat {
+    var info = stat()
+    guard lstat(path, &info) == 0 else { throw DiskError("lstat", path) }
+    return info
+  }
+
   package static func exists(_ path: String) -> Bool {
     var info = stat()
     return lstat(path, &info) == 0

@@ -115,9 +115,11 @@ package struct Problem: Error, Equatable, Sendable, CustomStringConvertible {
       let kind = Kind(rawValue: String(type.dropFirst(Self.typePrefix.count)))
     else { return nil }
     var code = ""
-    if case .string(let text)? = members["code"], text.utf8.count <= 64 { code = text }
+    if case .string(let text)? = members["code"], text.utf8.count <= 64, text.isOneLine { code = text }
     var detail = ""
-    if case .string(let text)? = members["detail"] { detail = String(decoding: text.utf8.prefix(512), as: UTF8.self) }
+    if case .string(let text)? = members["detail"] {
+      detail = String(decoding: text.utf8.prefix(512), as: UTF8.self).onOneLine
+    }
     self.init(kind, code: code, detail, retryAfterSeconds: reply.headers["retry-after"].flatMap(Int.init))
   }
 

@@ -165,7 +165,7 @@ private struct PartnerConnection {
     let known = NIOLockedValueBox<Sealing.Digest?>(nil)
     let http = HTTP1Channel(
       responder: { request, writer, _ in
-        guard let partner = try await self.partner(on: channel, known) else {
+        guard let partner = known.withLockedValue({ $0 }).flatMap(partner) else {
           channel.close(promise: nil)
           return
         }
@@ -207,19 +207,20 @@ private struct PartnerConnection {
         promise.succeed(.certificateVerified)
       }
       try channel.pipeline.syncOperations.addHandler(tls)
-      try channel.pipeline.syncOperations.addHandler(HandshakeTimeout(.seconds(limits.handshakeSeconds)))
+      try channel.pipeline.syncOperations.addHandler(
+        HandshakeTimeout(.seconds(limits.handshakeSeconds)) { self.judgeResumed(channel, known) })
     }
   }
 
-  /// Who the peer is. A resumed TLS session brings no certificate to the callback; the session remembers it, and the pin
-  /// is judged again.
-  private func partner(on channel: any Channel, _ known: NIOLockedValueBox<Sealing.Digest?>) async throws -> AgencyID? {
-    if let pin = known.withLockedValue({ $0 }) { return partner(pin) }
-    guard let leaf = try await channel.nioSSL_peerCertificate().get() else { return nil }
-    let pin = try TLSIdentity.pin(of: leaf)
-    guard let resumed = partner(pin), shares.open(resumed, until: channel.closeFuture) else { return nil }
-    known.withLockedValue { $0 = pin }
-    return resumed
+  /// A resumed TLS session brings no certificate to the callback above; the session remembers it, and it is judged, and counted, again.
+  private func judgeResumed(_ channel: any Channel, _ known: NIOLockedValueBox<Sealing.Digest?>) {
+    guard known.withLockedValue({ $0 == nil }) else { return }
+    channel.nioSSL_peerCertificate().whenComplete { result in
+      guard let leaf = try? result.get(), let pin = try? TLSIdentity.pin(of: leaf), let resumed = partner(pin),
+        shares.open(resumed, until: channel.closeFuture)
+      else { return channel.close(promise: nil) }
+      known.withLockedValue { $0 = pin }
+    }
   }
 
   private func answer(
@@ -232,7 +233,7 @@ private struct PartnerConnection {
     defer { loops.bodies(-bodies, on: channel) }
     do {
       try await Self.write(
-        reply, isHead: isHead, to: writer, on: channel, pieceSeconds: limits.pieceSeconds, streamed
+        reply, isHead: isHead, to: writer, cutting: (channel, afterSeconds: limits.pieceSeconds), streamed
       ) { await loops.turn(of: channel) }
     } catch {
       await reply.onEnd?(streamed.withLockedValue { $0 })
@@ -243,7 +244,7 @@ private struct PartnerConnection {
 
   static func write(
     _ reply: HTTPReply, isHead: Bool, to writer: consuming ResponseWriter,
-    on channel: (any Channel)? = nil, pieceSeconds: Int64 = 0, _ streamed: NIOLockedValueBox<Int64> = .init(0),
+    cutting slow: (channel: any Channel, afterSeconds: Int64)? = nil, _ streamed: NIOLockedValueBox<Int64> = .init(0),
     turn: @escaping @Sendable () async -> Int = { ServerLoops.pieceBytesMax }
   ) async throws {
     var head = HTTPResponse(status: .init(code: reply.status))
@@ -255,7 +256,7 @@ private struct PartnerConnection {
     if isHead || (reply.body.isEmpty && reply.stream == nil) {
       try await writer.writeResponse(head)
     } else if let stream = reply.stream {
-      try await writer.write(response: head, body: body(reply, stream, on: channel, pieceSeconds, streamed, turn))
+      try await writer.write(response: head, body: body(reply, stream, cutting: slow, streamed, turn))
     } else {
       try await writer.write(response: head, body: .init(byteBuffer: ByteBuffer(bytes: reply.body)))
       await reply.onWritten?()
@@ -263,7 +264,7 @@ private struct PartnerConnection {
   }
 
   private static func body(
-    _ reply: HTTPReply, _ stream: BodyStream, on channel: (any Channel)?, _ pieceSeconds: Int64,
+    _ reply: HTTPReply, _ stream: BodyStream, cutting slow: (channel: any Channel, afterSeconds: Int64)?,
     _ streamed: NIOLockedValueBox<Int64>, _ turn: @escaping @Sendable () async -> Int
   ) -> ResponseBody {
     ResponseBody { writer in
@@ -275,7 +276,9 @@ private struct PartnerConnection {
       while sent < stream.bytes {
         let piece = try await stream.read(sent, min(await turn(), Int(stream.bytes - sent)))
         sent += Int64(piece.readableBytes)
-        let stall = channel?.eventLoop.scheduleTask(in: .seconds(pieceSeconds)) { channel?.close(promise: nil) }
+        let stall = slow.map { slow in
+          slow.channel.eventLoop.scheduleTask(in: .seconds(slow.afterSeconds)) { slow.channel.close(promise: nil) }
+        }
         defer { stall?.cancel() }
         try await writer.write(piece)
         streamed.withLockedValue { [sent] in $0 = sent }
@@ -365,13 +368,18 @@ package struct AdminServer: Service {
   }
 }
 
-/// Closes a connection whose TLS handshake does not end in time; without it such a client would also block a shutdown.
+/// Closes a connection whose TLS handshake does not end in time; without it such a client would also block a shutdown. Tells when it
+/// ended.
 private final class HandshakeTimeout: ChannelInboundHandler, RemovableChannelHandler {
   typealias InboundIn = NIOAny
   private let limit: TimeAmount
+  private let onCompleted: () -> Void
   private var timer: Scheduled<Void>?
 
-  init(_ limit: TimeAmount) { self.limit = limit }
+  init(_ limit: TimeAmount, onCompleted: @escaping () -> Void) {
+    self.limit = limit
+    self.onCompleted = onCompleted
+  }
 
   func handlerAdded(context: ChannelHandlerContext) {
     let channel = context.channel
@@ -381,6 +389,7 @@ private final class HandshakeTimeout: ChannelInboundHandler, RemovableChannelHan
   func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
     if case .handshakeCompleted? = event as? TLSUserEvent {
       timer?.cancel()
+      onCompleted()
       context.fireUserInboundEventTriggered(event)
       context.pipeline.syncOperations.removeHandler(self, promise: nil)
     } else {

@@ -126,6 +126,7 @@ struct Doctor {
         continue
       }
       do {
+        try Folder(home, agreement: agreement.id, contract: .init()).requireSafe()
         let illegible = try Directory.list(path).illegible
         if illegible > 0 { add("warning", "\(path): \(Folder.illegible(illegible))", "ls -b \(path)") }
       } catch {

@@ -83,6 +83,8 @@ import Testing
     let other = try attacker.package([UInt8](repeating: 66, count: 100))
     var reply = try await attacker.send("PATCH", path(id, "/body"), other.body, ["Upload-Offset: 0"])
     #expect(reply.status == 403 && Problem(reply)?.code == "body.root")
+    let spool = "\(agencies.recipient.home)/spool/in/\(agencies.sender.id)"
+    #expect(try FileManager.default.contentsOfDirectory(atPath: spool) == [])
     reply = try await attacker.send("PUT", path(id, "/key"), package.key)
     #expect(reply.status == 403)
 
@@ -277,6 +279,55 @@ import Testing
       #expect(reply.status == (number < 3 ? 201 : 429), "\(number)")
       #expect(number < 3 || Problem(reply)?.code == code && reply.headers["retry-after"] != nil)
     }
+  }
+
+  /// Admitted one by one, there is room for each; together there is not.
+  @Test func roomIsLookedAtAgainWhenABodyBegins() async throws {
+    let agencies = try TestAgencies()
+    let free = try Directory.free(agencies.recipient.home).bytes
+    // Of a body and its payload there is room for two and a half bodies.
+    let bytes: Int64 = 256 << 20
+    let settings = "\(agencies.recipient.home)/sallyport.yaml"
+    try String(contentsOfFile: settings, encoding: .utf8)
+      .replacingOccurrences(of: "lowWaterBytes: 1048576", with: "lowWaterBytes: \(free - bytes * 5 / 2)")
+      .write(toFile: settings, atomically: false, encoding: .utf8)
+    try agencies.recipient.start()
+    let attacker = try Attacker(agencies)
+    defer { attacker.relay.stop() }
+    var statuses: [Int] = []
+    let ids = (0..<4).map { _ in TransferID() }
+    for id in ids {
+      let body = try BodyGeometry(plainBytes: bytes).sealedBytes
+      let package = try attacker.package([1], id: id) {
+        $0["payloadBytes"] = .integer(bytes)
+        $0["body"] = ["bytes": .integer(body), "treeRoot": .string(Digest(of: []).hex)]
+      }
+      #expect(try await attacker.send("PUT", "/v1/transfers/\(id)/manifest", package.manifest.bytes).status == 201)
+    }
+    for id in ids {
+      statuses.append(try await attacker.send("PATCH", "/v1/transfers/\(id)/body", [1], ["Upload-Offset: 0"]).status)
+    }
+    #expect(statuses == [204, 204, 507, 507])
+  }
+
+  /// Each refusal stays in the ledger: at the limit the next one is told to wait, and nothing is stored.
+  @Test func refusalsOfOnePartnerAreBounded() async throws {
+    let agencies = try TestAgencies()
+    try agencies.recipient.start()
+    let attacker = try Attacker(agencies)
+    defer { attacker.relay.stop() }
+    var statuses: [Int: Int] = [:]
+    for _ in 0..<200 {
+      let id = TransferID()
+      let package = try attacker.package([1], id: id) { $0["mediaType"] = "text/html" }
+      let reply = try await attacker.send("PUT", "/v1/transfers/\(id)/manifest", package.manifest.bytes)
+      statuses[reply.status, default: 0] += 1
+      #expect(reply.status != 429 || Problem(reply)?.code == "limit.refusals" && reply.headers["retry-after"] != nil)
+    }
+    // A minute may end meanwhile.
+    #expect((60...120).contains(statuses[403] ?? 0) && statuses[403]! + (statuses[429] ?? 0) == 200, "\(statuses)")
+    let rows = try agencies.recipient.sallyport("queue", "--all", "--json").lines
+    #expect(rows.count { $0.contains(#""state":"refused""#) } == statuses[403], "\(rows.first ?? "")")
   }
 
   @Test func belowTheLowWaterMarkNothingNewIsTaken() async throws {

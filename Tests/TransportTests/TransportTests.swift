@@ -284,7 +284,7 @@ private func serving(
 
   @Test func anIdleConnectionIsClosed() async throws {
     var limits = PartnerServerLimits()
-    limits.idleSeconds = 1
+    limits.idleSeconds = 5
     limits.connectionsPerPartner = 1
     try await serving(pins: [client.pin], limits: limits) { _ in
       HTTPReply(200)
@@ -387,22 +387,25 @@ private func serving(
     }
     let silentPort = UInt16(bigEndian: address.sin_port)
     try await serving(pins: [client.pin]) { request in
-      if request.target == "/hangs" { do { try await Task.sleep(for: .seconds(8)) } catch {} }
+      if request.target == "/hangs" { do { try await Task.sleep(for: .seconds(12)) } catch {} }
       return HTTPReply(200)
     } _: { port, server in
       let timedOut = 28
+      let ended = NIOLockedValueBox(0)
       func fails(_ url: String, _ limit: (inout RelayRequest) -> Void) async {
         var request = RelayRequest("GET", url, pins: [server.pin])
         limit(&request)
         await #expect { try await relay.send(request) } throws: { ($0 as? RelayError)?.code == timedOut }
+        ended.withLockedValue { $0 += 1 }
       }
-      async let connecting: Void = fails("https://127.0.0.1:\(silentPort)/") { $0.connectSeconds = 2 }
-      async let stalled: Void = fails("https://127.0.0.1:\(port)/hangs") { $0.stallSeconds = 2 }
-      async let over: Void = fails("https://127.0.0.1:\(port)/hangs") { $0.totalSeconds = 2 }
+      async let connecting: Void = fails("https://127.0.0.1:\(silentPort)/") { $0.connectSeconds = 5 }
+      async let stalled: Void = fails("https://127.0.0.1:\(port)/hangs") { $0.stallSeconds = 5 }
+      async let over: Void = fails("https://127.0.0.1:\(port)/hangs") { $0.totalSeconds = 5 }
       for _ in 0..<100 {
         let reply = try await relay.send(RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin]))
         #expect(reply.status == 200)
       }
+      #expect(ended.withLockedValue { $0 } == 0)
       _ = await (connecting, stalled, over)
     }
   }
@@ -429,6 +432,44 @@ private func serving(
         try await group.waitForAll()
       }
     }
+  }
+
+  /// A resumed session is counted when it is there, and not with its first request.
+  @Test func resumedConnectionsThatAskNothingCountToo() async throws {
+    var limits = PartnerServerLimits()
+    limits.connectionsPerPartner = 4
+    let folder = try Scratch()
+    let (certificate, key) = (try folder.file("c.pem", Data(client.certificatePEM.utf8)), "\(folder.path)/k.der")
+    try client.keyDER.withBytes { try Data($0).write(to: URL(fileURLWithPath: key)) }
+    try await serving(pins: [client.pin], limits: limits) { _ in
+      HTTPReply(200)
+    } _: { port, _ in
+      let result = try await Task.detached {
+        try Command.run(
+          "/bin/bash",
+          [
+            "-c",
+            """
+            s="openssl s_client -connect 127.0.0.1:\(port) -cert \(certificate) -key \(key) -keyform DER -quiet -no_ign_eof"
+            (printf 'GET / HTTP/1.1\r\nHost: x\r\n\r\n'; sleep 1) | $s -sess_out \(folder.path)/s >/dev/null 2>&1
+            for i in 1 2 3 4 5 6 7 8; do (sleep 4 | timeout 5 $s -sess_in \(folder.path)/s >/dev/null 2>&1) & done
+            sleep 2
+            ss -tnH state established "( sport = :\(port) )" | wc -l
+            wait
+            """,
+          ])
+      }.value
+      #expect(result.lines.last == "4", "\(result.text) \(result.errors)")
+    }
+  }
+
+  @Test func aPartnersWordsArePrintedAsOneLine() {
+    let lie: JSON = [
+      "type": .string("\(Problem.typePrefix)unavailable"), "status": 503, "detail": "\u{1b}[2K\rFORGED\nLINE\u{2028}x",
+      "code": "a\nb",
+    ]
+    let problem = Problem(HTTPReply(503, headers: ["content-type": "application/problem+json"], body: lie.canonical))
+    #expect(problem?.detail == "?[2K?FORGED?LINE?x" && problem?.code == "")
   }
 
   @Test func repliesAndRequestsHaveLimits() async throws {

@@ -113,6 +113,12 @@ struct Admission: Sendable {
   private func refuse(_ transfer: Transfer, code: String, _ decision: Decision) async throws -> (
     String, String, Envelope
   ) {
+    // Each stays in the ledger.
+    guard try context.hasRoom() else { throw Problem.noRoom }
+    guard context.refusals.mayHappen(transfer.link, at: context.now()) else {
+      throw Problem(
+        .busy, code: "limit.refusals", "too many packages are refused: \(decision.sentence)", retryAfterSeconds: 60)
+    }
     let (receipt, envelope) = context.receipt(.refused, for: transfer, code: code, previous: nil)
     try await context.ledger.write { tx in
       try tx.insert(transfer)
@@ -138,7 +144,7 @@ struct Admission: Sendable {
       throw Problem(.busy, code: "limit.bytes-per-partner", "too many bytes are under way", retryAfterSeconds: 60)
     }
     guard try context.hasRoom(for: manifest.bodyBytes + (isOurs ? manifest.payloadBytes : 0)) else {
-      throw Problem(.full, code: "disk.full", "there is no room for this package", retryAfterSeconds: 60)
+      throw Problem.noRoom
     }
   }
 
@@ -256,4 +262,8 @@ struct Admission: Sendable {
     if stops { try await context.discardBody(of: transfer) }
     return signed
   }
+}
+
+extension Problem {
+  static let noRoom = Problem(.full, code: "disk.full", "there is no room for this package", retryAfterSeconds: 60)
 }

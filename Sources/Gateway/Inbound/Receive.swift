@@ -116,7 +116,12 @@ struct Receive: Sendable {
     let work = Work()
     let (ticket, open) = try await sessions.take(first) { work.cancel() }
     let task = Task(executorPreference: request.executor) { () async throws -> HTTPReply in
-      try await append(first, request, offset, expected, ticket, open)
+      do {
+        return try await append(first, request, offset, expected, ticket, open)
+      } catch LedgerError.stale(let what) {
+        try await context.discardBodyIfEnded(of: first)
+        throw LedgerError.stale(what)
+      }
     }
     work.set(task)
     return try await withTaskCancellationHandler {
@@ -175,8 +180,10 @@ struct Receive: Sendable {
       let (code, note) = (SealingError.Code.bodyRoot.rawValue, "the body is not the one that was signed")
       // Between us and the sender a hub may have changed it; and a hub signs nothing.
       if transfer.via != nil { throw try await hub.reject(transfer) }
-      return Self.refusal(
-        code, note, try await OpenPackage(context: context).quarantine(transfer, code: code, note: note))
+      let receipt = try await OpenPackage(context: context).quarantine(transfer, code: code, note: note)
+      // What came says nothing that the refusal does not, and would take room that no limit counts.
+      try await context.pool.run { [context] in try context.spool.remove(transfer.place) }
+      return Self.refusal(code, note, receipt)
     }
     if transfer.direction == .hub {
       return try await standing(hub.keep(transfer, roots: body.segmentRoots))

@@ -38,15 +38,37 @@ package struct Folder: Sendable {
   }
 
   /// Makes the directory with its claim directory and sentinel, unless `wasMade` says that it existed before.
+  ///
+  /// - Throws: DiskError ENODEV for a missing mount; `ConfigurationError` where others could take what is the gateway's.
   func make(wasMade: Bool) throws {
     if wasMade {
       guard Directory.exists("\(path)/\(Self.sentinel)") else {
         throw DiskError("look for the mount of", path, errno: ENODEV)
       }
-      return
+    } else {
+      try Directory.make("\(path)/.claimed")
+      try DurableFile.write(Array("\(agreement)\n".utf8), to: "\(path)/\(Self.sentinel)")
     }
-    try Directory.make("\(path)/.claimed")
-    try DurableFile.write(Array("\(agreement)\n".utf8), to: "\(path)/\(Self.sentinel)")
+    try requireSafe()
+  }
+
+  /// Whoever else may write here must not be able to move `.claimed`: a link in its place would lead to another agreement's files.
+  ///
+  /// - Throws: `ConfigurationError`; DiskError.
+  package func requireSafe() throws {
+    let claims = "\(path)/.claimed"
+    let (folder, claimed) = (try Directory.status(path), try Directory.status(claims))
+    func isOurs(_ info: stat) -> Bool { info.st_mode & S_IFMT == S_IFDIR && [geteuid(), 0].contains(info.st_uid) }
+    guard isOurs(folder) else {
+      throw ConfigurationError("\(path) is not a directory of this user", remedy: "chown \(geteuid()) \(path)")
+    }
+    guard folder.st_mode & 0o022 == 0 || folder.st_mode & S_ISVTX != 0 else {
+      throw ConfigurationError("others may write in \(path), and move what is not theirs", remedy: "chmod +t \(path)")
+    }
+    guard isOurs(claimed), claimed.st_mode & 0o022 == 0 else {
+      throw ConfigurationError(
+        "\(claims) is not the directory that the gateway made, or others may write in it", remedy: "ls -ld \(claims)")
+    }
   }
 
   /// What is said of names that are not UTF-8.

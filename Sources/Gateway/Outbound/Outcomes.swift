@@ -100,21 +100,23 @@ struct Outcomes: Sendable {
 
   private static func older(_ name: String, _ id: String) -> String { "\(name)~\(id.prefix(8))" }
 
-  /// What an outcome file of ours says; nil when there is none: a batch job takes its outcomes when it likes.
+  /// What an outcome file of ours says; nil when there is none: a batch job takes its outcomes when it likes. What is no small file is
+  /// nothing of ours.
   private func contents(_ path: String) throws -> [String: JSON]? {
     do {
       let text = try File.contents(path, bytesMax: 65536).dropLast()
       guard case .object(let members)? = try? JSON(canonical: Array(text), bytesMax: 65536) else { return nil }
       return members
     } catch {
-      guard error.errno == ENOENT else { throw error }
+      guard [ENOENT, EINVAL, ELOOP, EFBIG, ENXIO].contains(error.errno) else { throw error }
       return nil
     }
   }
 
   /// Whose outcome lies under a name, and since when its file is known; nil when nothing of ours does.
   private func holder(of path: String) throws -> (id: String, claimed: String)? {
-    guard let members = try contents(path), case .string(let id)? = members["id"] else { return nil }
+    guard let members = try contents(path), case .string(let id)? = members["id"], TransferID(id) != nil
+    else { return nil }
     guard case .string(let claimed)? = members["claimed"] else { return (id, "") }
     return (id, claimed)
   }
@@ -123,8 +125,18 @@ struct Outcomes: Sendable {
     try Directory.remove(temporary)
     let file = try File(temporary, O_WRONLY | O_CREAT | O_EXCL, mode: 0o640)
     try file.write(text, at: 0)
-    try Directory.rename(temporary, path)
+    do {
+      try Directory.rename(temporary, path)
+    } catch {
+      guard error.errno == EISDIR else { throw error }
+      // It is a view of the ledger: whoever put a directory in its place holds up nothing else.
+      context.logger.error("\(path) cannot be written: a directory has its name")
+      try Directory.remove(temporary)
+    }
   }
+
+  /// What this gateway calls its own files in `returned/`.
+  private static let suffixes = [".outcome.json", ".reason.json", ".reason.txt", ".set-aside.age"]
 
   /// Gives the claimed original of a transfer that ended before it was sealed back, unless it is not there any more.
   func giveBackClaim(of transfer: Transfer) throws {
@@ -142,8 +154,9 @@ struct Outcomes: Sendable {
   ) throws {
     let directory = context.home.returned(agreement)
     try Directory.make(directory, mode: 0o750)
-    // A name that may not travel is not used for our files either.
-    let safe = FileName.fault(name) == nil ? name : id.text
+    // A name that may not travel is not used for our files either, nor one that would be taken for one of ours.
+    let isOurs = Self.suffixes.contains { name.hasSuffix($0) }
+    let safe = FileName.fault(name) == nil && !isOurs ? name : id.text
     var kept = "\(directory)/\(safe)"
     if Directory.exists(kept) { kept = "\(directory)/\(safe)~\(id.text.prefix(8))" }
     do {
