@@ -116,8 +116,8 @@ struct Admission: Sendable {
     // Each stays in the ledger.
     guard try context.hasRoom() else { throw Problem.noRoom }
     guard context.refusals.mayHappen(transfer.link, at: context.now()) else {
-      throw Problem(
-        .busy, code: "limit.refusals", "too many packages are refused: \(decision.sentence)", retryAfterSeconds: 60)
+      // Without Retry-After: what would be taken does not wait for it.
+      throw Problem(.busy, code: "limit.refusals", "too many packages are refused: \(decision.sentence)")
     }
     let (receipt, envelope) = context.receipt(.refused, for: transfer, code: code, previous: nil)
     try await context.ledger.write { tx in

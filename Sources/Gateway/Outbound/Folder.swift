@@ -57,7 +57,8 @@ package struct Folder: Sendable {
   /// - Throws: `ConfigurationError`; DiskError.
   package func requireSafe() throws {
     let claims = "\(path)/.claimed"
-    let (folder, claimed) = (try Directory.status(path), try Directory.status(claims))
+    // The folder itself may be a link of the administrator's.
+    let (folder, claimed) = (try Directory.status("\(path)/."), try Directory.status(claims))
     func isOurs(_ info: stat) -> Bool { info.st_mode & S_IFMT == S_IFDIR && [geteuid(), 0].contains(info.st_uid) }
     guard isOurs(folder) else {
       throw ConfigurationError("\(path) is not a directory of this user", remedy: "chown \(geteuid()) \(path)")
