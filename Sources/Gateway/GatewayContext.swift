@@ -354,8 +354,12 @@ package final class GatewayContext: Sendable {
 
   /// Whoever ended a transfer may have looked for what to remove before it was there.
   func discardBodyIfEnded(of transfer: Transfer) async throws {
-    let row = try await ledger.read { try $0.transfer(transfer.sender, transfer.id) }
-    if let row, [.cancelled, .expired, .refused].contains(row.state) { try await discardBody(of: row) }
+    // In a task of its own: that of the request that brought it may have been stopped.
+    try await Task { [ledger, pool, spool] in
+      let row = try await ledger.read { try $0.transfer(transfer.sender, transfer.id) }
+      guard let row, [.cancelled, .expired, .refused].contains(row.state) else { return }
+      try await pool.run { try spool.remove(row.place) }
+    }.value
   }
 
   /// Removes what came of a transfer that has ended, and ends the request that still brings it.

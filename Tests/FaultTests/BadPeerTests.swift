@@ -174,6 +174,13 @@ import Testing
     try part.write([65], at: 0)
     await #expect(throws: LedgerError.self) { try await Admission(context: context).received(receiving) }
     #expect(try context.spool.inventory().isEmpty)
+    // The same for a request that was stopped when it had just begun.
+    _ = try context.spool.create(receiving.place, bytes: 1)
+    try await Task {
+      withUnsafeCurrentTask { $0?.cancel() }
+      try await context.discardBodyIfEnded(of: receiving)
+    }.value
+    #expect(try context.spool.inventory().isEmpty)
     try await context.close()
   }
 
