@@ -30,8 +30,10 @@ package struct Folder: Sendable {
   package let path: String
   package let agreement: String
   package let contract: Configuration.Folder
+  private let home: String
 
   package init(_ home: Home, agreement: String, contract: Configuration.Folder) {
+    self.home = home.path
     path = home.outbox(agreement)
     self.agreement = agreement
     self.contract = contract
@@ -59,9 +61,10 @@ package struct Folder: Sendable {
     let claims = "\(path)/.claimed"
     // The folder itself may be a link of the administrator's.
     let (folder, claimed) = (try Directory.status("\(path)/."), try Directory.status(claims))
-    func isOurs(_ info: stat) -> Bool { info.st_mode & S_IFMT == S_IFDIR && [geteuid(), 0].contains(info.st_uid) }
+    let owner = try Directory.status("\(home)/.").st_uid
+    func isOurs(_ info: stat) -> Bool { info.st_mode & S_IFMT == S_IFDIR && [owner, 0].contains(info.st_uid) }
     guard isOurs(folder) else {
-      throw ConfigurationError("\(path) is not a directory of this user", remedy: "chown \(geteuid()) \(path)")
+      throw ConfigurationError("\(path) is not a directory of the gateway's user", remedy: "chown \(owner) \(path)")
     }
     guard folder.st_mode & 0o022 == 0 || folder.st_mode & S_ISVTX != 0 else {
       throw ConfigurationError("others may write in \(path), and move what is not theirs", remedy: "chmod +t \(path)")
