@@ -357,7 +357,7 @@ package final class GatewayContext: Sendable {
     // In a task of its own: that of the request that brought it may have been stopped.
     try await Task { [ledger, pool, spool] in
       let row = try await ledger.read { try $0.transfer(transfer.sender, transfer.id) }
-      guard let row, [.cancelled, .expired, .refused].contains(row.state) else { return }
+      guard let row, [.cancelled, .expired, .refused, .purged].contains(row.state) else { return }
       try await pool.run { try spool.remove(row.place) }
     }.value
   }

@@ -48,7 +48,8 @@ struct Maintenance: Service {
           case .incoming(let sender, let id): try reader.transfer(sender, id)
           }
         guard let row else { return true }
-        if row.state == .quarantined || row.state == .corrupt { return false }
+        // What is there stays as evidence.
+        if row.state == .corrupt { return false }
         let state = row.state == .held ? row.heldFrom ?? row.state : row.state
         return isBody ? !state.needsBody(row.direction) && state != .receiving : state != .receiving
       }

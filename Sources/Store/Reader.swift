@@ -276,12 +276,12 @@ package struct Reader {
     try fetchAll("SELECT * FROM partners ORDER BY agency", []).map(PartnerRecord.init)
   }
 
-  /// Packages of a sender that are being received, and bytes of those, of what waits for its key and of what is kept aside.
+  /// Packages of a sender that are being received, and bytes of those, of what waits for its key and of what is held.
   package func load(of sender: AgencyID) throws -> (packages: Int64, bytes: Int64) {
     let row = try fetchOne(
       """
       SELECT count(*) FILTER (WHERE state = 'receiving') AS n, coalesce(sum(body_bytes), 0) AS bytes FROM transfers
-      WHERE direction = 'in' AND state IN ('receiving', 'received', 'opened', 'held', 'quarantined') AND peer = ?
+      WHERE direction = 'in' AND state IN ('receiving', 'received', 'opened', 'held') AND peer = ?
       """, [sender.text])
     return (row?["n"] ?? 0, row?["bytes"] ?? 0)
   }

@@ -186,8 +186,8 @@ import Testing
     try agencies.start()
     let outbox = "\(sender.home)/outbox/\(TestAgencies.agreement)"
     chmod(outbox, 0o770)
-    try sender.drop("waits.txt", Data("waits".utf8))
     #expect(eventually { sender.log.contains("chmod +t \(outbox)") })
+    try sender.drop("waits.txt", Data("waits".utf8))
     #expect(try sender.sallyport("doctor").text.contains("chmod +t"))
     let file = try agencies.scratch.file("sent.txt", Data("sent".utf8))
     #expect(try sender.sallyport("send", file, "--agreement", TestAgencies.agreement).status == 78)
@@ -197,8 +197,8 @@ import Testing
     // A link in the place of the claims.
     rename("\(outbox)/.claimed", "\(outbox)/.away")
     symlink("/tmp", "\(outbox)/.claimed")
-    try sender.drop("later.txt", Data("later".utf8))
     #expect(eventually { sender.log.contains("is not the directory that the gateway made") })
+    try sender.drop("later.txt", Data("later".utf8))
     unlink("\(outbox)/.claimed")
     rename("\(outbox)/.away", "\(outbox)/.claimed")
     #expect(eventually { sender.outcome("later.txt") == "delivered" }, "\(sender.log)")

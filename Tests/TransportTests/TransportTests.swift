@@ -452,9 +452,14 @@ private func serving(
             """
             s="openssl s_client -connect 127.0.0.1:\(port) -cert \(certificate) -key \(key) -keyform DER -quiet -no_ign_eof"
             (printf 'GET / HTTP/1.1\r\nHost: x\r\n\r\n'; sleep 1) | $s -sess_out \(folder.path)/s >/dev/null 2>&1
-            for i in 1 2 3 4 5 6 7 8; do (sleep 4 | timeout 5 $s -sess_in \(folder.path)/s >/dev/null 2>&1) & done
+            count() { ss -tnH state established "( sport = :\(port) )" | wc -l; }
+            until_is() { for i in $(seq 50); do [ $(count) = $1 ] && break; sleep 0.1; done; }
+            until_is 0
+            for i in 1 2 3 4 5 6 7 8; do (sleep 8 | timeout 9 $s -sess_in \(folder.path)/s >/dev/null 2>&1) & done
             sleep 2
-            ss -tnH state established "( sport = :\(port) )" | wc -l
+            until_is 4
+            sleep 1
+            count
             wait
             """,
           ])

@@ -115,7 +115,8 @@ struct Admission: Sendable {
   ) {
     // Each stays in the ledger.
     guard try context.hasRoom() else { throw Problem.noRoom }
-    guard context.refusals.mayHappen(transfer.link, at: context.now()) else {
+    // What is collected comes at our own pace.
+    guard transfer.isCollected || context.refusals.mayHappen(transfer.link, at: context.now()) else {
       // Without Retry-After: what would be taken does not wait for it.
       throw Problem(.busy, code: "limit.refusals", "too many packages are refused: \(decision.sentence)")
     }

@@ -161,7 +161,11 @@ struct OpenPackage: Sendable {
       }
       try tx.add(receipt: receipt, envelope: envelope, told: transfer.link)
     }
-    try await context.pool.run { try removeStaged(transfer) }
+    // Nobody opens it any more: what was signed about it says why.
+    try await context.pool.run {
+      try removeStaged(transfer)
+      try context.spool.remove(transfer.place)
+    }
     tell(transfer)
     context.logger.error("transfer \(transfer.id) of \(transfer.sender) is quarantined: \(note)")
     return envelope

@@ -180,10 +180,8 @@ struct Receive: Sendable {
       let (code, note) = (SealingError.Code.bodyRoot.rawValue, "the body is not the one that was signed")
       // Between us and the sender a hub may have changed it; and a hub signs nothing.
       if transfer.via != nil { throw try await hub.reject(transfer) }
-      let receipt = try await OpenPackage(context: context).quarantine(transfer, code: code, note: note)
-      // What came says nothing that the refusal does not, and would take room that no limit counts.
-      try await context.pool.run { [context] in try context.spool.remove(transfer.place) }
-      return Self.refusal(code, note, receipt)
+      return Self.refusal(
+        code, note, try await OpenPackage(context: context).quarantine(transfer, code: code, note: note))
     }
     if transfer.direction == .hub {
       return try await standing(hub.keep(transfer, roots: body.segmentRoots))

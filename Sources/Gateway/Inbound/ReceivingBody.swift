@@ -64,6 +64,8 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
       isReopened = true
     } else {
       isReopened = false
+      // What was reserved for it before is no one else's room.
+      try context.spool.remove(transfer.place)
       // When it was admitted, others' room was not reserved yet.
       guard try context.hasRoom(for: transfer.bodyBytes) else { throw Problem.noRoom }
       file = OpenFile(try context.spool.create(transfer.place, bytes: transfer.bodyBytes))

@@ -90,7 +90,7 @@ struct Confirm: Sendable {
     }
     try await withThrowingDiscardingTaskGroup { group in
       // One transfer's receipts in their order, different transfers side by side.
-      for chain in try Self.chains(envelopes) {
+      for chain in chains(envelopes, from: partner) {
         group.addTask(executorPreference: context.pool) {
           for bytes in chain { try await take(bytes, from: partner) }
         }
@@ -203,11 +203,16 @@ struct Confirm: Sendable {
     context.news.lane(of: transfer.peer).custody.notify()
   }
 
-  private static func chains(_ envelopes: [[UInt8]]) throws -> [[[UInt8]]] {
+  /// Receipts of one transfer each. One that cannot be read keeps no other back.
+  private func chains(_ envelopes: [[UInt8]], from partner: AgencyID) -> [[[UInt8]]] {
     var chains: [TransferID: [[UInt8]]] = [:]
     for bytes in envelopes {
-      let claimed = try Receipt(Envelope(parsing: bytes, as: .receipt).unverified())
-      chains[claimed.id, default: []].append(bytes)
+      do {
+        let claimed = try Receipt(Envelope(parsing: bytes, as: .receipt).unverified())
+        chains[claimed.id, default: []].append(bytes)
+      } catch {
+        context.logger.error("a receipt in the list of \(partner) cannot be read: \(error)")
+      }
     }
     return Array(chains.values)
   }

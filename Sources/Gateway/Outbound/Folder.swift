@@ -62,16 +62,17 @@ package struct Folder: Sendable {
     // The folder itself may be a link of the administrator's.
     let (folder, claimed) = (try Directory.status("\(path)/."), try Directory.status(claims))
     let owner = try Directory.status("\(home)/.").st_uid
-    func isOurs(_ info: stat) -> Bool { info.st_mode & S_IFMT == S_IFDIR && [owner, 0].contains(info.st_uid) }
-    guard isOurs(folder) else {
+    func isSafe(_ info: stat) -> Bool { info.st_mode & 0o022 == 0 || info.st_mode & S_ISVTX != 0 }
+    guard folder.st_uid == owner || (folder.st_uid == 0 && geteuid() == 0) else {
       throw ConfigurationError("\(path) is not a directory of the gateway's user", remedy: "chown \(owner) \(path)")
     }
-    guard folder.st_mode & 0o022 == 0 || folder.st_mode & S_ISVTX != 0 else {
+    guard isSafe(folder) else {
       throw ConfigurationError("others may write in \(path), and move what is not theirs", remedy: "chmod +t \(path)")
     }
-    guard isOurs(claimed), claimed.st_mode & 0o022 == 0 else {
+    guard claimed.st_mode & S_IFMT == S_IFDIR, [owner, 0].contains(claimed.st_uid), isSafe(claimed) else {
       throw ConfigurationError(
-        "\(claims) is not the directory that the gateway made, or others may write in it", remedy: "ls -ld \(claims)")
+        "\(claims) is not the directory that the gateway made, or others may move what is in it",
+        remedy: "ls -ld \(claims)")
     }
   }
 
