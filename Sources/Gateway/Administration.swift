@@ -295,7 +295,7 @@ package struct Administration: Sendable {
   private func verify() async throws -> JSON {
     let context = context
     let result = try await context.passes.run {
-      try context.ledger.verify(isOurs: context.keys.signed)
+      try context.ledger.verify(signedBy: context.keys.everSigned)
     }
     return [
       "entries": .integer(result.entries), "root": .string(result.root.hex), "heads": .integer(result.heads),

@@ -32,7 +32,7 @@ package struct Check: Sendable {
     for fault in try context.ledger.integrityFaults() {
       findings.append(.init(invariant: "database", subject: "ledger.sqlite", detail: fault))
     }
-    for fault in try context.ledger.verify(isOurs: context.keys.signed).faults {
+    for fault in try context.ledger.verify(signedBy: context.keys.everSigned).faults {
       findings.append(.init(invariant: "audit", subject: "ledger", detail: fault))
     }
     var transfers: Int64 = 0

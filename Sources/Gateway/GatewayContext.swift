@@ -441,19 +441,3 @@ package struct PartnerDirectory: Sendable {
   /// The active partner whose card has this TLS pin.
   package func known(by pin: Digest) -> AgencyID? { pins[pin] }
 }
-
-/// How many packages of one partner are refused on the record: each costs room for good. Callable concurrently.
-final class RefusalBudget: Sendable {
-  static let perMinute = 60
-
-  private let counts = NIOLockedValueBox<[AgencyID: (minute: Int, count: Int)]>([:])
-
-  func mayHappen(_ partner: AgencyID, at instant: Date) -> Bool {
-    let minute = Int(instant.timeIntervalSince1970 / 60)
-    return counts.withLockedValue { all in
-      let count = all[partner].map { $0.minute == minute ? $0.count : 0 } ?? 0
-      all[partner] = (minute, count + 1)
-      return count < Self.perMinute
-    }
-  }
-}

@@ -153,12 +153,9 @@ package struct KeyRing: Sendable {
     return Envelope(signing: document, as: kind, with: keys.isEmpty ? Array(signing.suffix(1)) : keys)
   }
 
-  /// Whether this agency signed it, at any time: its keys stay in the keyring for good. Those of an algorithm that came later are not
-  /// asked for.
-  package func signed(_ envelope: Envelope) -> Bool {
-    let keys = SignerPolicy(signing.map(\.verifying).filter { $0.algorithm == .ed25519 })
-    return (try? envelope.verify(keys)) != nil
-  }
+  /// Whose signature is this agency's, whenever it was made: its keys stay in the keyring for good. Those of an algorithm that came
+  /// later are not asked for.
+  package var everSigned: SignerPolicy { SignerPolicy(signing.map(\.verifying).filter { $0.algorithm == .ed25519 }) }
 
   /// What people's pseudonyms come from: the first signing key that this agency ever had. It stays in the keyring for good, so
   /// that what the ledger knows about people does not fall apart when signing keys rotate.

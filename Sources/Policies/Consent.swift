@@ -86,7 +86,7 @@ package struct ConsentRecord: Equatable, Sendable {
   }
 
   // Bits 0-2 the state, 3-31 minutes of the end (all ones: none), 32-63 seconds of the event. Never 0.
-  private static let noEnd: UInt64 = (1 << 29) - 1
+  fileprivate static let noEnd: UInt64 = (1 << 29) - 1
   private static func seconds(_ date: Date) -> UInt64 {
     UInt64(min(max(0, date.timeIntervalSince1970), Double(UInt32.max)))
   }
@@ -153,10 +153,10 @@ package struct ConsentRule: Sendable {
     guard let state = ConsentState(rawValue: UInt8(word & 7)) else { return model == .optIn ? 1 : 0 }
     switch state {
     case .granted:
-      let end = word >> 3 & ((1 << 29) - 1)
+      let end = word >> 3 & ConsentRecord.noEnd
       // Not yet given is not given.
       if word >> 32 > now { return model == .optIn ? 1 : 0 }
-      if model == .optIn, end != (1 << 29) - 1, end * 60 <= later { return 7 }
+      if model == .optIn, end != ConsentRecord.noEnd, end * 60 <= later { return 7 }
       return model == .optIn && word >> 32 <= oldest ? 7 : 0
     case .lifted: return model == .optIn ? 1 : 0
     case .refused: return 2
@@ -184,7 +184,7 @@ package struct EarliestGrant: Sendable {
 
   package mutating func add(_ word: UInt64) {
     guard word != 0 else { return }
-    end = min(end, word >> 3 & ((1 << 29) - 1))
+    end = min(end, word >> 3 & ConsentRecord.noEnd)
     grant = min(grant, word >> 32)
   }
 

@@ -130,12 +130,12 @@ extension Ledger {
   /// Recomputes the whole tree from the entries and compares it with the stored leaves and edge, with heads.log, and with what this
   /// process committed.
   ///
-  /// - Parameter isOurs: whether this agency signed an envelope.
+  /// - Parameter signers: this agency, at any time.
   /// - Throws: DiskError; DatabaseError. What does not hold is a fault.
-  package func verify(isOurs: @escaping (Envelope) -> Bool) throws -> AuditVerification {
+  package func verify(signedBy signers: SignerPolicy) throws -> AuditVerification {
     // The heads first: what is committed meanwhile is in none of them.
     let committed = head
-    var signed = try SignedHeads(HeadsReader(heads), epoch: committed.epoch, isOurs: isOurs)
+    var signed = try SignedHeads(HeadsReader(heads), epoch: committed.epoch, signers)
     var frontier = MerkleFrontier()
     var faults: [String] = []
     func compare() throws {
@@ -197,17 +197,17 @@ private struct SignedHeads {
   private let lines: HeadsReader
   private var isOver = false
   private let epoch: String
-  private let isOurs: (Envelope) -> Bool
+  private let signers: SignerPolicy
   private var next: LedgerHead?
   private(set) var compared: Int64 = 0
   private var faults: [String] = []
   private var hasForeign = false
 
   /// - Parameter epoch: of the ledger; heads of others are passed over.
-  init(_ lines: HeadsReader, epoch: String, isOurs: @escaping (Envelope) -> Bool) throws(DiskError) {
+  init(_ lines: HeadsReader, epoch: String, _ signers: SignerPolicy) throws(DiskError) {
     self.lines = lines
     self.epoch = epoch
-    self.isOurs = isOurs
+    self.signers = signers
     try advance()
   }
 
@@ -224,7 +224,7 @@ private struct SignedHeads {
     next = nil
     while next == nil, !isOver, let line = try line() {
       guard let (envelope, head) = HeadsLog.head(in: line), head.epoch == epoch else { continue }
-      if isOurs(envelope) {
+      if (try? envelope.verify(signers)) != nil {
         next = head
       } else if !hasForeign {
         hasForeign = true

@@ -25,7 +25,7 @@ private func open(_ home: String, entries: Int) async throws -> Ledger {
   return ledger
 }
 
-private func isOurs(_ envelope: Envelope) -> Bool { (try? envelope.verify(SignerPolicy([key.verifying]))) != nil }
+private let signers = SignerPolicy([key.verifying])
 
 private func transfer(_ state: TransferState = .claimed, _ direction: Direction = .out) -> Transfer {
   Transfer(
@@ -201,7 +201,7 @@ private final class Counter: Sendable {
     #expect(try await ledger.read { try $0.transfer(sender, row.id) } == nil)
     let entries = try await ledger.read { try $0.audit(limit: 10) }
     #expect(entries.count == 1 && String(decoding: entries[0].bytes, as: UTF8.self).contains(#""kind":"refusal""#))
-    #expect(try ledger.verify(isOurs: isOurs).faults.isEmpty)
+    #expect(try ledger.verify(signedBy: signers).faults.isEmpty)
     try ledger.close()
   }
 
@@ -282,7 +282,7 @@ private final class Counter: Sendable {
       try await group.waitForAll()
     }
     #expect(try await ledger.read { try $0.counts().map(\.count) } == [133])
-    let verified = try ledger.verify(isOurs: isOurs)
+    let verified = try ledger.verify(signedBy: signers)
     #expect(verified.entries == 133 && verified.faults == [])
     try ledger.close()
   }
@@ -320,7 +320,7 @@ private final class Counter: Sendable {
   @Test func aChangedOrMissingEntryIsNamed() async throws {
     try await open(scratch.path, entries: 10).close()
     let ledger = try open(scratch.path)
-    let whole = try ledger.verify(isOurs: isOurs)
+    let whole = try ledger.verify(signedBy: signers)
     #expect(whole.faults == [] && whole.heads == 2)
     try await ledger.pool.write {
       try $0.execute(
@@ -329,20 +329,20 @@ private final class Counter: Sendable {
     let differs = "the head over 10 entries that was signed earlier does not match"
     let edge = "the tree's stored edge does not match its entries"
     let other = "the first 10 entries are not those that this gateway committed"
-    #expect(try ledger.verify(isOurs: isOurs).faults == ["entry 4 was changed", other, edge, differs])
+    #expect(try ledger.verify(signedBy: signers).faults == ["entry 4 was changed", other, edge, differs])
     try await ledger.pool.write { try $0.execute(sql: "DELETE FROM audit WHERE sequence = 7") }
     let missing = ["this gateway committed 10 entries", "a head over 10 entries was signed"].map {
       "\($0), but they are not there"
     }
     #expect(
-      try ledger.verify(isOurs: isOurs).faults == ["entry 4 was changed", "entry 7 is missing", edge] + missing)
+      try ledger.verify(signedBy: signers).faults == ["entry 4 was changed", "entry 7 is missing", edge] + missing)
     // At the end none is missing between two.
     try await ledger.pool.write { try $0.execute(sql: "DELETE FROM audit WHERE sequence > 4") }
-    let short = try ledger.verify(isOurs: isOurs).faults
+    let short = try ledger.verify(signedBy: signers).faults
     #expect(short.count == 4 && short[1].contains("edge does not fit") && Array(short.suffix(2)) == missing)
     // Whose epoch the database says it is changes nothing.
     try await ledger.pool.write { try $0.execute(sql: "UPDATE meta SET value = 'other' WHERE name = 'epoch'") }
-    #expect(try ledger.verify(isOurs: isOurs).faults == short)
+    #expect(try ledger.verify(signedBy: signers).faults == short)
     try ledger.close()
   }
 
@@ -352,10 +352,12 @@ private final class Counter: Sendable {
     let forged = Envelope(signing: ledger.head.document, as: .head, with: [stranger])
     try append(forged.bytes + [10])
     let faults = ["heads.log has a head over 3 entries that this agency did not sign"]
-    #expect(try ledger.verify(isOurs: isOurs).faults == faults)
-    #expect(try ledger.verify { _ in true }.faults == [])
+    #expect(try ledger.verify(signedBy: signers).faults == faults)
+    let both = SignerPolicy([key.verifying, stranger.verifying])
+    #expect(try ledger.verify(signedBy: both).faults == [])
     try append([UInt8](repeating: 65, count: 3 * HeadsLog.lineBytesMax))
-    #expect(try ledger.verify(isOurs: isOurs).faults == faults + ["heads.log has a line that is longer than any head"])
+    let long = "heads.log has a line that is longer than any head"
+    #expect(try ledger.verify(signedBy: signers).faults == faults + [long])
     try ledger.close()
   }
 

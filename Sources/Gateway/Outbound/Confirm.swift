@@ -154,19 +154,13 @@ struct Confirm: Sendable {
   private func ownHead(_ text: String, from partner: AgencyID) -> LedgerHead? {
     do {
       guard let bytes = Base64.decode(text) else { throw SealingError(.documentInvalid, "yourHead is not base64") }
-      if let head = try? Envelope(parsing: bytes, as: .head) { return try LedgerHead(ours(head)) }
-      return try Receipt(ours(Envelope(parsing: bytes, as: .receipt))).head
+      let signers = context.keys.everSigned
+      if let head = try? Envelope(parsing: bytes, as: .head) { return try LedgerHead(head.verify(signers)) }
+      return try Receipt(Envelope(parsing: bytes, as: .receipt).verify(signers)).head
     } catch {
       context.logger.notice("\(partner) gives back a head that we did not sign: \(error)")
       return nil
     }
-  }
-
-  private func ours(_ envelope: Envelope) throws(SealingError) -> JSON {
-    guard context.keys.signed(envelope) else {
-      throw SealingError(.documentSignature, "no key that we ever had signed it")
-    }
-    return try envelope.unverified()
   }
 
   /// What a hub tells about a transfer of ours. Only what its recipient signed counts.

@@ -28,6 +28,8 @@ package struct Folder: Sendable {
   package static let sentinel = ".sallyport-folder"
 
   package let path: String
+  /// Where claimed files lie.
+  let claims: String
   package let agreement: String
   package let contract: Configuration.Folder
   private let home: String
@@ -35,6 +37,7 @@ package struct Folder: Sendable {
   package init(_ home: Home, agreement: String, contract: Configuration.Folder) {
     self.home = home.path
     path = home.outbox(agreement)
+    claims = home.claims(agreement)
     self.agreement = agreement
     self.contract = contract
   }
@@ -48,7 +51,7 @@ package struct Folder: Sendable {
         throw DiskError("look for the mount of", path, errno: ENODEV)
       }
     } else {
-      try Directory.make("\(path)/.claimed")
+      try Directory.make(claims)
       try DurableFile.write(Array("\(agreement)\n".utf8), to: "\(path)/\(Self.sentinel)")
     }
     try requireSafe()
@@ -58,7 +61,6 @@ package struct Folder: Sendable {
   ///
   /// - Throws: `ConfigurationError`; DiskError.
   package func requireSafe() throws {
-    let claims = "\(path)/.claimed"
     // The folder itself may be a link of the administrator's.
     let (folder, claimed) = (try Directory.status("\(path)/."), try Directory.status(claims))
     let owner = try Directory.status("\(home)/.").st_uid

@@ -153,7 +153,7 @@ struct Intake: Service {
     for name in names {
       let claim = Claim(id: TransferID(), name: name)
       do {
-        try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.path)/.claimed/\(claim.fileName)")
+        try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.claims)/\(claim.fileName)")
         claims.append(claim)
         if folder.contract.readiness == .trigger {
           try Directory.remove("\(folder.path)/\(name)\(folder.contract.triggerSuffix)")
@@ -164,13 +164,13 @@ struct Intake: Service {
         case ENAMETOOLONG:
           // Too long for the claim's name too; it can only go by its id.
           let short = Claim(id: claim.id, name: "")
-          try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.path)/.claimed/\(short.fileName)")
+          try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.claims)/\(short.fileName)")
           claims.append(short)
         default: throw error
         }
       }
     }
-    try Directory.sync("\(folder.path)/.claimed")
+    try Directory.sync(folder.claims)
     try Directory.sync(folder.path)
     return claims
   }
@@ -200,7 +200,7 @@ struct Intake: Service {
     if abs(now.timeIntervalSince(known.since)) >= Self.recoverSeconds { known = KnownClaims(since: now) }
     let ids = known.ids
     let claims = try await context.pool.run { () -> [(String, Claim)] in
-      try Directory.names("\(folder.path)/.claimed").compactMap { name in
+      try Directory.names(folder.claims).compactMap { name in
         guard let claim = Claim(fileName: name) else {
           try removeKilled(name, of: folder, at: now)
           return nil
@@ -229,7 +229,7 @@ struct Intake: Service {
         try await context.pool.run { try outcomes.giveBackClaim(of: row) }
       } else {
         // The unlink after the commit of `sealed` was lost.
-        try await context.pool.run { try Directory.remove("\(folder.path)/.claimed/\(name)") }
+        try await context.pool.run { try Directory.remove("\(folder.claims)/\(name)") }
       }
     }
     if folder.contract.readiness == .trigger {
@@ -240,7 +240,7 @@ struct Intake: Service {
 
   /// A copy that `send` was making when it was killed: nothing else in the claim directory has such a name.
   private func removeKilled(_ name: String, of folder: Folder, at instant: Date) throws {
-    let path = "\(folder.path)/.claimed/\(name)"
+    let path = "\(folder.claims)/\(name)"
     var info = stat()
     guard name.hasPrefix("."), TransferID(String(name.dropFirst())) != nil, lstat(path, &info) == 0,
       instant.timeIntervalSince1970 - Double(info.st_mtim.tv_sec) > Self.sendSeconds
@@ -254,7 +254,7 @@ struct Intake: Service {
     let trigger = "\(folder.path)/\(claim.name)\(folder.contract.triggerSuffix)"
     var (claimed, left) = (stat(), stat())
     guard !Directory.exists("\(folder.path)/\(claim.name)"),
-      lstat("\(folder.path)/.claimed/\(claim.fileName)", &claimed) == 0, lstat(trigger, &left) == 0
+      lstat("\(folder.claims)/\(claim.fileName)", &claimed) == 0, lstat(trigger, &left) == 0
     else { return }
     let (made, renamed) = (left.st_mtim, claimed.st_ctim)
     if (made.tv_sec, made.tv_nsec) <= (renamed.tv_sec, renamed.tv_nsec) { try Directory.remove(trigger) }
