@@ -49,9 +49,10 @@ void sp_return_large_memory(void) {
   mallopt(M_TRIM_THRESHOLD, 1 << 20);
 }
 
-void sp_ignore_write_signals(void) {
+void sp_ignore_signals(void) {
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN);
+  signal(SIGIO, SIG_IGN);
 }
 
 long long sp_filesystem_type(const char *path) {

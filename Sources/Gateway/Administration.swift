@@ -106,8 +106,9 @@ package struct Administration: Sendable {
       return [try await shown(agency, Partners(context: context).describe(agency, pin: pin, recipient: recipient))]
     case .partnersApprove:
       let agency = try arguments.agency("agency")
-      try await Partners(context: context).approve(agency, Fingerprint(try arguments.string("fingerprint")))
-      return [["agency": .string(agency.text), "state": "active"]]
+      let fingerprint = try Fingerprint(try arguments.string("fingerprint"))
+      let state = try await Partners(context: context).approve(agency, fingerprint)
+      return [["agency": .string(agency.text), "state": .string(state.rawValue)]]
     case .partnersSet:
       let agency = try arguments.agency("agency")
       let word = try arguments.string("state")
@@ -345,6 +346,8 @@ package struct Administration: Sendable {
       row = try await Ending(context: context).end(
         transfer, .cancelled, code: "cancelled", note: "cancelled by an administrator")
     }
+    let (context, moved) = (context, row)
+    try await context.pool.run { try Outcomes(context: context).write(moved) }
     for signal in [context.news.claimed, context.news.keys] { signal.notify() }
     context.news.lane(of: row.peer).notify()
     return Self.row(row)

@@ -149,7 +149,8 @@ package struct Configuration: Sendable {
       bytes = try File.contents(home.configuration, bytesMax: StrictYAML.bytesMax)
     } catch {
       throw ConfigurationError(
-        "cannot read \(home.configuration): \(error)", remedy: "sallyport init --agency ID --home \(home.path)")
+        "cannot read \(home.configuration): \(error)",
+        remedy: error.errno == ENOENT ? "sallyport init --agency ID --home \(home.path)" : "")
     }
     guard let text = String(validating: bytes, as: UTF8.self) else {
       throw ConfigurationError("\(home.configuration) is not UTF-8")

@@ -129,21 +129,32 @@ struct ConsentJourney: Sendable {
 
   static func isNegative(_ word: UInt64) -> Bool { ConsentRecord(word: word)?.state.isNegative ?? false }
 
-  /// What a crash left without its acknowledgement. Before any stage runs.
+  /// What a crash left without its acknowledgement. Before any stage runs. One that cannot be settled waits for the next start: its
+  /// event stands, and nobody's data goes against it.
+  ///
+  /// - Throws: `FatalFailure`.
   func settleAfterCrash() async throws {
     for sequence in try await context.ledger.read({ try $0.owedAcknowledgements() }) {
-      let rows = try await context.ledger.read { try $0.consentEvents(of: sequence) }.filter {
-        ConsentEvent(rawValue: $0.event)?.state.isNegative ?? false
+      do {
+        try await settleAfterCrash(sequence)
+      } catch {
+        guard let (code, note) = try Disposition.survived(error) else { continue }
+        context.logger.error("the consent events of entry \(sequence) have no acknowledgement yet: \(note) [\(code)]")
       }
-      guard let first = rows.first, let agreement = context.current(first.agreement, at: context.now())
-      else { continue }
-      let words = try await context.ledger.read { reader in
-        try rows.map { try reader.consentWord(first.agreement, $0.subject) ?? 0 }
-      }
-      let stopped = zip(rows, words).filter { Self.isNegative($0.1) }.map(\.0.subject)
-      let because = ConsentEvent(rawValue: first.event) ?? .withdrawn
-      _ = try await settle(stopped, agreement, because: because, sequence: sequence, recordedAt: context.now())
     }
+  }
+
+  private func settleAfterCrash(_ sequence: Int64) async throws {
+    let rows = try await context.ledger.read { try $0.consentEvents(of: sequence) }.filter {
+      ConsentEvent(rawValue: $0.event)?.state.isNegative ?? false
+    }
+    guard let first = rows.first, let agreement = context.current(first.agreement, at: context.now()) else { return }
+    let words = try await context.ledger.read { reader in
+      try rows.map { try reader.consentWord(first.agreement, $0.subject) ?? 0 }
+    }
+    let stopped = zip(rows, words).filter { Self.isNegative($0.1) }.map(\.0.subject)
+    let because = ConsentEvent(rawValue: first.event) ?? .withdrawn
+    _ = try await settle(stopped, agreement, because: because, sequence: sequence, recordedAt: context.now())
   }
 
   // MARK: stopping

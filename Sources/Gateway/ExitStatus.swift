@@ -31,7 +31,7 @@ package enum ExitStatus: Int32, Sendable, CaseIterable {
       default: self = .badData
       }
     case is CancellationError: self = .waiting
-    case is ConfigurationError: self = .configuration
+    case is ConfigurationError, is ListenError: self = .configuration
     case is TLSIdentity.PEMError: self = .badData
     case is PolicyError, is SchemaError: self = .badData
     case is RelayError: self = .unreachable
@@ -41,13 +41,16 @@ package enum ExitStatus: Int32, Sendable, CaseIterable {
       case .locked: self = .waiting
       case .stale: self = .waiting
       case .notFound, .illegal: self = .failed
+      case .foreign: self = .badData
       case .rolledBack, .notDurable, .damaged: self = .disk
       case .newer: self = .configuration
       }
     case let error as FatalFailure: self = ExitStatus(error.cause)
+    case let error as DiskError where error.isTooLargeToRead: self = .badData
     case let error as DiskError:
       self =
-        [ENOENT, EEXIST, EACCES, EPERM, EISDIR, ENOTDIR, EINVAL, ELOOP, ENAMETOOLONG].contains(error.errno)
+        [ENOENT, EEXIST, EACCES, EPERM, EISDIR, ENOTDIR, EINVAL, ELOOP, ENAMETOOLONG, EPIPE, ENXIO].contains(
+          error.errno)
         ? .failed : .disk
     default: self = StoreFailure(error) == .other ? .failed : .disk
     }

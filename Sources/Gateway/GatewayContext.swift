@@ -32,6 +32,7 @@ package final class GatewayContext: Sendable {
   let stagingSync: DirectorySync
   /// Bodies that partners bring now.
   let sessions = Sessions()
+  let rereads = Rereads()
   let refusals = RefusalBudget()
   let inboxSyncs = DirectorySyncs()
   let news = News()
@@ -144,10 +145,11 @@ package final class GatewayContext: Sendable {
     }
     let keyBox = NIOLockedValueBox(keys)
     self.keyBox = keyBox
-    lock = try HomeLock(home: home.path)
+    lock = try HomeLock(home.path)
     ledger = try Ledger(
       home: home.path, now: now,
       sign: { head in keyBox.withLockedValue { $0 }.sign(head.document, as: .head, at: now()) })
+    try ledger.require(agency: configuration.agency)
     spool = try Spool(home: home.path)
     try Directory.make(home.staging)
     stagingSync = DirectorySync(home.staging)
@@ -392,6 +394,16 @@ package final class GatewayContext: Sendable {
   func hasRoom(for bytes: Int64 = 0) throws -> Bool {
     let free = try Directory.free(home.path)
     return free.bytes - bytes >= configuration.lowWaterBytes && free.inodes >= configuration.lowWaterInodes
+  }
+
+  /// A fresh part for the body of `transfer`. When that was admitted, the room of others was not reserved yet.
+  ///
+  /// - Throws: `Problem` full.
+  func createPart(of transfer: Transfer) throws -> File {
+    // What was reserved for it before is no one else's room.
+    try spool.remove(transfer.place)
+    guard try hasRoom(for: transfer.bodyBytes) else { throw Problem.noRoom }
+    return try spool.create(transfer.place, bytes: transfer.bodyBytes)
   }
 
   /// Closes the ledger with a last head. No call may follow.

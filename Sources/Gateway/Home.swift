@@ -52,8 +52,9 @@ package struct Home: Sendable {
   /// - Throws: `ConfigurationError` with the command that mends it.
   package func requireTightPermissions() throws {
     for (file, mask) in [
-      (path, mode_t(0o022)), (keys, 0o077), (keyring, 0o077), (passphrase, 0o077), (configuration, 0o022),
-      (policies, 0o022),
+      (path, mode_t(0o022)), (keys, 0o077), (keyring, 0o077), (passphrase, 0o077), (card, 0o022),
+      (configuration, 0o022), (policies, 0o022), (outboxes, 0o022), (inboxes, 0o022), ("\(path)/returned", 0o022),
+      (staging, 0o022), ("\(path)/spool", 0o022), (ledger, 0o022), (heads, 0o022), (consentTables, 0o022),
     ] {
       try Self.requireMode(file, forbidding: mask)
     }
@@ -62,7 +63,7 @@ package struct Home: Sendable {
   /// - Throws: `ConfigurationError` when `file` exists and has one of the mode bits in `mask`, or another owner.
   package static func requireMode(_ file: String, forbidding mask: mode_t) throws {
     var info = stat()
-    guard lstat(file, &info) == 0 else { return }
+    guard stat(file, &info) == 0 else { return }
     guard info.st_mode & mask == 0 else {
       throw ConfigurationError(
         "\(file) has mode \(String(info.st_mode & 0o7777, radix: 8)), which lets others \(mask & 0o044 != 0 ? "read" : "change") it",
@@ -70,7 +71,8 @@ package struct Home: Sendable {
     }
     guard info.st_uid == geteuid() || info.st_uid == 0 else {
       throw ConfigurationError(
-        "\(file) belongs to another user (uid \(info.st_uid))", remedy: "chown \(geteuid()) \(file)")
+        "\(file) belongs to another user (uid \(info.st_uid)), and this is uid \(geteuid())",
+        remedy: "sudo -u '#\(info.st_uid)' sallyport …")
     }
   }
 }

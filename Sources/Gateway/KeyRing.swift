@@ -76,10 +76,14 @@ package struct KeyRing: Sendable {
     }
   }
 
-  /// Writes keyring and card. A crash between the two leaves secrets that no card names yet, which harms nothing.
+  /// Writes keyring and card. A crash between the two leaves secrets that no card names yet, which harms nothing; of a new home, a card
+  /// without a keyring, which `init` writes anew.
   package func save(_ home: Home, passphrase: Secret, cost: PassphraseCost = .moderate) throws {
-    try DurableFile.write(WrappedKey.wrap(records, use: Self.use, passphrase: passphrase, cost: cost), to: home.keyring)
+    let keyring = WrappedKey.wrap(records, use: Self.use, passphrase: passphrase, cost: cost)
+    let isFirst = card.card.serial == 1
+    if !isFirst { try DurableFile.write(keyring, to: home.keyring) }
     try DurableFile.write(card.envelope.bytes + [10], to: home.card, mode: 0o644)
+    if isFirst { try DurableFile.write(keyring, to: home.keyring) }
   }
 
   /// Unlocks the keys of `home`.
@@ -112,8 +116,19 @@ package struct KeyRing: Sendable {
       }
     }
     guard card.card.tlsPins.contains(where: { pin in tls.contains { $0.identity.pin == pin } }) else {
-      throw SealingError(.keyInvalid, "the keyring lacks the TLS key that the card names")
+      throw Self.lacking("the TLS key")
     }
+    for named in card.card.signingKeys where !signing.contains(where: { $0.verifying == named.key }) {
+      throw Self.lacking("the signing key \(named.key.id)")
+    }
+    for named in card.card.recipients where !identities.contains(where: { $0.recipient == named.key }) {
+      throw Self.lacking("the identity of \(named.key)")
+    }
+  }
+
+  /// What is sealed or signed for by such a card would be lost.
+  private static func lacking(_ what: String) -> SealingError {
+    SealingError(.keyInvalid, "the keyring lacks \(what) that the card names: restore both from one backup")
   }
 
   /// The card alone, which needs no passphrase.
@@ -123,7 +138,8 @@ package struct KeyRing: Sendable {
       bytes = try File.contents(home.card, bytesMax: Envelope.bytesMax)
     } catch {
       throw ConfigurationError(
-        "cannot read \(home.card): \(error)", remedy: "sallyport init --agency ID --home \(home.path)")
+        "cannot read \(home.card): \(error)",
+        remedy: error.errno == ENOENT ? "sallyport init --agency ID --home \(home.path)" : "")
     }
     return try SignedCard(own: bytes.last == 10 ? Array(bytes.dropLast()) : bytes)
   }
@@ -145,6 +161,14 @@ package struct KeyRing: Sendable {
         ?? all.last { $0.state == .active && $0.isValid(at: instant) }?.key
     }
     return signing.filter { chosen.contains($0.verifying) }
+  }
+
+  /// The identities to open with, and those whose recipient was revoked.
+  var identitiesByTrust: (inUse: [Identity], revoked: [Identity]) {
+    let revoked = Set(card.card.recipients.filter { $0.state == .revoked }.map(\.key))
+    return (
+      identities.filter { !revoked.contains($0.recipient) }, identities.filter { revoked.contains($0.recipient) }
+    )
   }
 
   package func sign(_ document: JSON, as kind: DocumentKind, at instant: Date) -> Envelope {
@@ -256,16 +280,19 @@ package struct KeyRing: Sendable {
     try reissue(card.card.signingKeys, card.card.recipients, card.card.tlsPins, endpoint, at: instant)
   }
 
-  /// A card's keys with room for one more: a full card lets go of one that has expired, else of a revoked one, else of the one that
-  /// retired first.
+  /// A card's keys with room for one more.
   private static func withRoom<Key>(_ keys: [CardKey<Key>], at instant: Date) -> [CardKey<Key>] {
-    guard keys.count >= Card.keysMax else { return keys }
-    let place =
-      keys.firstIndex { $0.notAfter < instant } ?? keys.firstIndex { $0.state == .revoked }
-      ?? keys.firstIndex { $0.state == .retiring }
     var keys = keys
-    if let place { keys.remove(at: place) }
+    if keys.count >= Card.keysMax, let (place, _) = dispensable(keys, at: instant) { keys.remove(at: place) }
     return keys
+  }
+
+  /// The key that a full card lets go of: one that has expired, else a revoked one, else the one that retired first; and how gladly.
+  private static func dispensable<Key>(_ keys: [CardKey<Key>], at instant: Date) -> (place: Int, rank: Int)? {
+    let tests: [(CardKey<Key>) -> Bool] = [
+      { $0.notAfter < instant }, { $0.state == .revoked }, { $0.state == .retiring },
+    ]
+    return tests.enumerated().lazy.compactMap { rank, test in keys.firstIndex(where: test).map { ($0, rank) } }.first
   }
 
   /// The next card, signed by the newest keys that may, of each algorithm: the new one and those that the held card knows.
@@ -273,10 +300,27 @@ package struct KeyRing: Sendable {
     _ signingKeys: [CardKey<VerifyingKey>], _ recipients: [CardKey<Recipient>], _ pins: [Digest], _ endpoint: String?,
     at instant: Date
   ) throws {
-    let next = Card(
-      agency: card.card.agency, serial: card.card.serial + 1, previous: card.digest,
-      issuedAt: Timestamp.parse(Timestamp.format(instant))!, signingKeys: signingKeys, recipients: recipients,
-      tlsPins: pins, endpoint: endpoint)
+    var (signingKeys, recipients) = (signingKeys, recipients)
+    func following() -> Card {
+      Card(
+        agency: card.card.agency, serial: card.card.serial + 1, previous: card.digest,
+        issuedAt: Timestamp.parse(Timestamp.format(instant))!, signingKeys: signingKeys, recipients: recipients,
+        tlsPins: pins, endpoint: endpoint)
+    }
+    // Post-quantum keys are long: a card may be full before it has the most keys that it may have.
+    while following().document.canonical.count > Envelope.payloadBytesMax {
+      let (signing, sealing) = (
+        Self.dispensable(signingKeys, at: instant), Self.dispensable(recipients, at: instant)
+      )
+      if let sealing, sealing.rank <= signing?.rank ?? .max {
+        recipients.remove(at: sealing.place)
+      } else if let signing {
+        signingKeys.remove(at: signing.place)
+      } else {
+        throw SealingError(.keyInvalid, "the card has no room for another key: revoke one that is not needed")
+      }
+    }
+    let next = following()
     let valid = signingKeys.filter { $0.isValid(at: instant) }.map(\.key)
     let newest = SigningAlgorithm.allCases.flatMap { algorithm in
       valid.filter { $0.algorithm == algorithm }.suffix(Envelope.signaturesMax / 2)

@@ -7,9 +7,10 @@ import Store
 package enum LedgerRestore {
   /// - Returns: the new epoch.
   package static func run(_ home: Home, backup: String, at instant: Date) throws -> String {
-    let lock = try HomeLock(home: home.path)
+    let agency = try Configuration.load(home).agency
+    let lock = try HomeLock(home.path)
     let epoch = TransferID().text
-    try Ledger.restore(backup, to: home.ledger, heads: home.heads, at: instant, epoch: epoch)
+    try Ledger.restore(backup, of: agency, to: home.ledger, heads: home.heads, at: instant, epoch: epoch)
     withExtendedLifetime(lock) {}
     return epoch
   }

@@ -51,24 +51,29 @@ package struct Partners: Sendable {
     let agency = card.card.agency
     guard agency != context.agency else { throw SealingError(.cardSuccession, "that is this agency's own card") }
     let outcome = try await context.ledger.write { tx -> CardOutcome in
-      try requireOwnPins(card.card, tx)
       guard var record = try tx.reader.partner(agency) else {
+        try requireOwnPins(card.card, tx)
         try tx.put(PartnerRecord(agency: agency, state: .pending, card: card.envelope.bytes))
         try tx.append(AuditEvent("partner-added", ["partner": .string(agency.text), "card": .string(card.digest.hex)]))
         return .pending
       }
       guard record.state != .pending else {
+        try requireOwnPins(card.card, tx)
         // Nothing was trusted yet: the newest offer is the one to compare.
         record.card = card.envelope.bytes
         try tx.put(record)
         return .pending
       }
       let held = try SignedCard(own: record.card)
-      let succession: SignedCard.Succession =
+      var succession: SignedCard.Succession =
         held.card.hasGateway && card.card.hasGateway
         ? try held.succession(of: card, at: tx.at)
         // Nobody's key says that this follows what is held: a person does.
         : .needsApproval(reason: "it is described anew by an administrator")
+      // Which of the two has the key is for a person to find out.
+      if succession != .same, let other = try holder(ofPinsOf: card.card, tx) {
+        succession = .needsApproval(reason: "a TLS key of it is on the card of \(other) too: ask both by telephone")
+      }
       switch succession {
       case .same: return .unchanged
       case .accepted:
@@ -100,22 +105,27 @@ package struct Partners: Sendable {
 
   /// By a TLS key one partner is known, and no other.
   ///
-  /// - Throws: `key.invalid` for one that stands on another partner's card, held or waiting.
+  /// - Throws: `key.invalid` for one that stands on another partner's card.
   private func requireOwnPins(_ card: Card, _ tx: Transaction) throws {
-    for other in try tx.reader.partners() where other.agency != card.agency {
-      for bytes in [other.card, other.pendingCard].compactMap({ $0 }) {
-        guard try Set(SignedCard(own: bytes).card.tlsPins).isDisjoint(with: card.tlsPins) else {
-          throw SealingError(.keyInvalid, "a TLS key of this card is on the card of \(other.agency) too")
-        }
-      }
+    if let other = try holder(ofPinsOf: card, tx) {
+      throw SealingError(.keyInvalid, "a TLS key of this card is on the card of \(other) too")
     }
+  }
+
+  /// The other partner whose card has a TLS key of `card`. What nobody approved says nothing: no stranger bars a partner's own key.
+  private func holder(ofPinsOf card: Card, _ tx: Transaction) throws -> AgencyID? {
+    try tx.reader.partners().first { other in
+      try other.agency != card.agency && other.state != .pending
+        && !Set(SignedCard(own: other.card).card.tlsPins).isDisjoint(with: card.tlsPins)
+    }?.agency
   }
 
   /// Activates the pending card whose fingerprint a person compared.
   ///
   /// - Throws: `key.invalid` when it is another fingerprint; `LedgerError.notFound`, `illegal`.
-  package func approve(_ agency: AgencyID, _ fingerprint: Fingerprint) async throws {
-    try await context.ledger.write { tx in
+  /// - Returns: the partner's state now.
+  package func approve(_ agency: AgencyID, _ fingerprint: Fingerprint) async throws -> PartnerRecord.State {
+    let state = try await context.ledger.write { tx in
       guard var record = try tx.reader.partner(agency) else { throw LedgerError.notFound(agency.text) }
       let waiting = record.pendingCard ?? record.card
       guard record.state == .pending || record.pendingCard != nil else {
@@ -130,13 +140,16 @@ package struct Partners: Sendable {
       record.card = waiting
       record.pendingCard = nil
       record.pendingReason = nil
-      record.state = .active
+      // Whom somebody suspended stays suspended.
+      if record.state == .pending { record.state = .active }
       try tx.put(record)
       try lookAgain(tx)
       try tx.append(
         AuditEvent("partner-approved", ["partner": .string(agency.text), "card": .string(card.digest.hex)]))
+      return record.state
     }
     try await context.reloadPartners()
+    return state
   }
 
   /// What a hub passed on and the card before could not verify is read again.

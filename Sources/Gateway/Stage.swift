@@ -184,9 +184,7 @@ struct Stage: Service {
           }
         }
       }
-      if moved.state.isEnd || moved.state == .unconfirmed {
-        try await context.pool.run { [context] in try Outcomes(context: context).write(moved) }
-      }
+      try await context.pool.run { [context] in try Outcomes(context: context).write(moved) }
     } catch LedgerError.stale {
       return
     }

@@ -80,11 +80,12 @@ package struct DocumentReader {
     return readers
   }
 
+  /// Strings that print as one line each.
   package mutating func strings(_ name: String, countMax: Int) throws(SealingError) -> [String] {
     var strings: [String] = []
     for value in try array(name, countMax: countMax) {
-      guard case .string(let string) = value, (1...256).contains(string.utf8.count) else {
-        throw invalid(name, "expected strings of 1 to 256 bytes")
+      guard case .string(let string) = value, (1...256).contains(string.utf8.count), string.isOneLine else {
+        throw invalid(name, "expected lines of 1 to 256 bytes, without control characters")
       }
       strings.append(string)
     }

@@ -107,18 +107,18 @@ public struct Manifest: Equatable, Sendable {
     sender = try reader.agency("sender")
     recipient = try reader.agency("recipient")
     var agreement = try reader.object("agreement")
-    self.agreement = NamedDigest(id: try agreement.string("id"), sha256: try agreement.digest("sha256"))
+    self.agreement = NamedDigest(id: try agreement.line("id"), sha256: try agreement.digest("sha256"))
     agreementVersion = try agreement.integer("version", 1...1_000_000)
     try agreement.finish()
     schema = try reader.optional("schema") { (r, n) throws(SealingError) in
       var schema = try r.object(n)
-      let named = NamedDigest(id: try schema.string("id"), sha256: try schema.digest("sha256"))
+      let named = NamedDigest(id: try schema.line("id"), sha256: try schema.digest("sha256"))
       try schema.finish()
       return named
     }
     name = try reader.string("name")
     if let fault = FileName.fault(name) { throw reader.invalid("name", fault) }
-    mediaType = try reader.string("mediaType", bytesMax: 128)
+    mediaType = try reader.line("mediaType", bytesMax: 128)
     records = try reader.optional("records") { (r, n) throws(SealingError) in
       try r.integer(n, 0...JSON.integerMax)
     }

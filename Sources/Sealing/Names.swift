@@ -49,9 +49,8 @@ public enum FileName {
   /// Why `name` may not travel, or nil.
   public static func fault(_ name: String) -> String? {
     if !(1...bytesMax).contains(name.utf8.count) { return "a name has 1 to \(bytesMax) bytes" }
-    if name.hasPrefix(".") || name.hasPrefix("-") || name.hasPrefix("~") {
-      return "a name does not begin with '.', '-' or '~'"
-    }
+    // By its bytes, as file systems and programs see it: with an accent behind it, '.' is another Character.
+    if [46, 45, 126].contains(name.utf8.first) { return "a name does not begin with '.', '-' or '~'" }
     if !name.utf8.elementsEqual(name.precomposedStringWithCanonicalMapping.utf8) {
       return "a name is in Unicode normal form C"
     }

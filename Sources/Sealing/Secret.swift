@@ -56,12 +56,9 @@ public final class Secret: @unchecked Sendable {
   /// Takes over `source` and wipes it.
   public convenience init(wiping source: inout [UInt8]) {
     self.init(count: source.count) { target in
-      source.withUnsafeMutableBytes {
-        target.copyMemory(from: UnsafeRawBufferPointer($0))
-        sodium_memzero($0.baseAddress!, $0.count)
-      }
+      source.withUnsafeBytes { target.copyMemory(from: $0) }
     }
-    source.removeAll()
+    source.wipe()
   }
 
   deinit {
@@ -89,6 +86,14 @@ public final class Secret: @unchecked Sendable {
   /// Constant-time comparison (sodium_memcmp).
   public func equals(_ other: Secret) -> Bool {
     count == other.count && sodium_memcmp(bytes.baseAddress!, other.bytes.baseAddress!, count) == 0
+  }
+}
+
+extension [UInt8] {
+  /// Zeroes the bytes where they are, and forgets them (libsodium sodium_memzero).
+  mutating func wipe() {
+    withUnsafeMutableBytes { if let base = $0.baseAddress { sodium_memzero(base, $0.count) } }
+    removeAll()
   }
 }
 

@@ -8,11 +8,11 @@ package final class HomeLock: Sendable {
   private let file: File
 
   /// - Throws: `LedgerError.locked` when another process holds it; DiskError.
-  package init(home: String) throws {
-    file = try File("\(home)/lock", O_RDWR | O_CREAT)
+  package init(_ directory: String) throws {
+    file = try File("\(directory)/lock", O_RDWR | O_CREAT)
     guard sp_lock_exclusive(file.descriptor) == 0 else {
-      guard errno == EAGAIN || errno == EACCES else { throw DiskError("lock", home) }
-      throw LedgerError.locked(home)
+      guard errno == EAGAIN || errno == EACCES else { throw DiskError("lock", directory) }
+      throw LedgerError.locked(directory)
     }
   }
 }

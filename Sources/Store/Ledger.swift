@@ -51,6 +51,26 @@ package final class Ledger: Sendable {
     readers = ReadQueue(pool)
   }
 
+  /// The ledger is `agency`'s: the first time that says so, later that is how it is.
+  ///
+  /// - Throws: `LedgerError.foreign`.
+  package func require(agency: AgencyID) throws {
+    try pool.writeWithoutTransaction { db in
+      if let owner = try Self.owner(db) {
+        guard owner == agency.text else {
+          throw LedgerError.foreign("\(path) is the ledger of \(owner), not of \(agency)")
+        }
+      } else {
+        try db.execute(sql: "INSERT INTO meta (name, value) VALUES ('agency', ?)", arguments: [agency.text])
+      }
+    }
+  }
+
+  /// Whose ledger it is; nil in one that was never opened since that is written down.
+  static func owner(_ db: Database) throws -> String? {
+    try String.fetchOne(db, sql: "SELECT value FROM meta WHERE name = 'agency'")
+  }
+
   /// Reads the settings back from the writing connection.
   static func assertDurable(_ pool: DatabasePool) throws {
     let (synchronous, journal) = try pool.writeWithoutTransaction { db in
@@ -351,6 +371,6 @@ private final class CommitQueue: @unchecked Sendable {
 extension DatabaseError {
   /// The disk, not the statement, is at fault.
   var isDiskFailure: Bool {
-    [.SQLITE_FULL, .SQLITE_IOERR, .SQLITE_CORRUPT, .SQLITE_NOMEM, .SQLITE_READONLY].contains(resultCode)
+    [.SQLITE_FULL, .SQLITE_IOERR, .SQLITE_CORRUPT, .SQLITE_NOTADB, .SQLITE_NOMEM, .SQLITE_READONLY].contains(resultCode)
   }
 }

@@ -6,20 +6,31 @@
 import Foundation
 import GRDB
 import Glibc
+import Sealing
 
 extension Ledger {
   /// Puts `backup` in place of the stopped home's ledger. The caller holds the home's lock.
   ///
   /// - Returns: the new epoch.
-  /// - Throws: `LedgerError.damaged` when the backup does not verify; DiskError. Nothing is changed then.
-  package static func restore(_ backup: String, to path: String, heads: String, at instant: Date, epoch: String) throws
-  {
+  /// - Throws: `LedgerError.foreign` for what is no backup of `agency`'s ledger, `damaged` when it does not verify; DiskError. Nothing is
+  ///   changed then.
+  package static func restore(
+    _ backup: String, of agency: AgencyID, to path: String, heads: String, at instant: Date, epoch: String
+  ) throws {
     let fresh = "\(path).restoring"
     for suffix in ["", "-wal", "-shm"] { try Directory.remove(fresh + suffix) }
-    let source = try DatabaseQueue(path: backup, configuration: readOnly)
+    guard Directory.exists(backup) else { throw DiskError("read", backup, errno: ENOENT) }
     let target = try DatabaseQueue(path: fresh)
-    try source.backup(to: target)
-    try source.close()
+    do {
+      let source = try DatabaseQueue(path: backup, configuration: readOnly)
+      if let owner = try source.read(owner), owner != agency.text {
+        throw LedgerError.foreign("\(backup) is of the ledger of \(owner), not of \(agency)")
+      }
+      try source.backup(to: target)
+      try source.close()
+    } catch let error as DatabaseError where [.SQLITE_NOTADB, .SQLITE_ERROR].contains(error.resultCode) {
+      throw LedgerError.foreign("\(backup) is no backup of a ledger")
+    }
     guard try target.read({ try String.fetchOne($0, sql: "PRAGMA integrity_check(1)") }) == "ok" else {
       throw LedgerError.damaged("the backup \(backup) is not whole")
     }
@@ -37,14 +48,17 @@ extension Ledger {
     try target.close()
     try File(fresh, O_RDWR).syncData()
     for suffix in ["", "-wal", "-shm"] where Directory.exists(path + suffix) {
-      try Directory.rename(path + suffix, "\(path).before-restore\(suffix)")
+      try Directory.rename(path + suffix, "\(kept(path, epoch))\(suffix)")
     }
     try Directory.rename(fresh, path)
     // Last: until then a start refuses what the old heads do not fit.
-    if Directory.exists(heads) { try Directory.rename(heads, "\(heads).before-restore") }
+    if Directory.exists(heads) { try Directory.rename(heads, kept(heads, epoch)) }
     try DurableFile.write([], to: heads)
     try Directory.sync(Directory.parent(of: path))
   }
+
+  /// Where the restore that begins `epoch` keeps what was there.
+  package static func kept(_ path: String, _ epoch: String) -> String { "\(path).before-\(epoch)" }
 
   private static var readOnly: GRDB.Configuration {
     var configuration = GRDB.Configuration()

@@ -127,6 +127,7 @@ package final class Spool: Sendable {
   }
 
   package func has(_ place: Place) -> Bool { Directory.exists(body(place)) }
+  package func hasPart(_ place: Place) -> Bool { Directory.exists(part(place)) }
 
   /// Every body and part in the spool, with whether it is a finished body. Removes what a crash left of files being replaced: call it
   /// before anything is written.

@@ -18,7 +18,9 @@ package struct DiskError: Error, Equatable, Sendable, CustomStringConvertible {
   /// The data's fate is unknown: the process must stop, and never sync that file again (fsync after EIO lies).
   package var isFatal: Bool { errno == EIO }
   /// No room: nothing new is taken until there is.
-  package var isFull: Bool { errno == ENOSPC || errno == EDQUOT || errno == EFBIG }
+  package var isFull: Bool { errno == ENOSPC || errno == EDQUOT || errno == EFBIG && !isTooLargeToRead }
+  /// A file is larger than what it should hold may be.
+  package var isTooLargeToRead: Bool { errno == EFBIG && operation == "read" }
 
   package var description: String { "\(operation) \(path): \(String(cString: strerror(errno)))" }
 }
@@ -32,6 +34,8 @@ package enum LedgerError: Error, Equatable, Sendable, CustomStringConvertible {
   case notFound(String)
   /// An arrow that the state machine does not have.
   case illegal(String)
+  /// Not a ledger, or another agency's.
+  case foreign(String)
   /// The ledger is older than a head that was signed from it.
   case rolledBack(String)
   /// PRAGMA synchronous or journal_mode is not what durability needs.
@@ -45,6 +49,7 @@ package enum LedgerError: Error, Equatable, Sendable, CustomStringConvertible {
     case .locked(let home): "\(home) is in use by another process; stop it, or let the command talk to it"
     case .stale(let what): "\(what) changed meanwhile; look again: sallyport trace"
     case .notFound(let what): "\(what) is not known here"
+    case .foreign(let what): what
     case .illegal(let what): "\(what) is not possible in its state"
     case .rolledBack(let what): "the ledger was rolled back: \(what). See docs/OPERATIONS.md, Restore"
     case .notDurable(let what): "the ledger would not be durable: \(what)"

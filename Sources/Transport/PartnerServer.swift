@@ -96,6 +96,18 @@ package struct PartnerServerLimits: Sendable {
   package init() {}
 }
 
+/// The address cannot be listened on.
+package struct ListenError: Error, CustomStringConvertible {
+  let address: String
+  /// errno, where the system gave one.
+  let reason: CInt?
+  let detail: String
+
+  package var description: String {
+    "cannot listen on \(address): \(reason.map { String(cString: strerror($0)) } ?? detail). See listen in sallyport.yaml"
+  }
+}
+
 /// The server as a service: listens until the graceful shutdown.
 package struct PartnerServer: Service {
   package typealias Handler = @Sendable (PartnerRequest) async -> HTTPReply
@@ -132,6 +144,7 @@ package struct PartnerServer: Service {
 
   package func run() async throws {
     let shares = PartnerShares(limits)
+    let isListening = NIOLockedValueBox(false)
     let handler = handler
     let connections = PartnerConnection(
       context: try identity.serverContext(), limits: limits, partner: partner, shares: shares,
@@ -146,8 +159,15 @@ package struct PartnerServer: Service {
       configuration: .init(
         address: .hostname(host, port: port),
         availableConnectionsDelegate: MaximumAvailableConnections(limits.connections)),
-      onServerRunning: { await onListening($0.localAddress?.port ?? 0) }, eventLoopGroup: loops.group, logger: logger)
-    try await server.run()
+      onServerRunning: {
+        isListening.withLockedValue { $0 = true }
+        await onListening($0.localAddress?.port ?? 0)
+      }, eventLoopGroup: loops.group, logger: logger)
+    do {
+      try await server.run()
+    } catch  where !(error is CancellationError) && !isListening.withLockedValue({ $0 }) {
+      throw ListenError(address: "\(host):\(port)", reason: (error as? IOError)?.errnoCode, detail: "\(error)")
+    }
   }
 }
 
@@ -253,37 +273,71 @@ private struct PartnerConnection {
     }
     head.headerFields[.cacheControl] = "no-store"
     head.headerFields[.contentLength] = String(Int64(reply.body.count) + (reply.stream?.bytes ?? 0))
+    let stall = slow.map { StallTimer($0.channel, seconds: $0.afterSeconds) }
+    defer { stall?.stop() }
+    stall?.restart()
     if isHead || (reply.body.isEmpty && reply.stream == nil) {
       try await writer.writeResponse(head)
-    } else if let stream = reply.stream {
-      try await writer.write(response: head, body: body(reply, stream, cutting: slow, streamed, turn))
     } else {
-      try await writer.write(response: head, body: .init(byteBuffer: ByteBuffer(bytes: reply.body)))
-      await reply.onWritten?()
+      try await writer.write(response: head, body: body(reply, stall, streamed, turn))
     }
   }
 
   private static func body(
-    _ reply: HTTPReply, _ stream: BodyStream, cutting slow: (channel: any Channel, afterSeconds: Int64)?,
-    _ streamed: NIOLockedValueBox<Int64>, _ turn: @escaping @Sendable () async -> Int
+    _ reply: HTTPReply, _ stall: StallTimer?, _ streamed: NIOLockedValueBox<Int64>,
+    _ turn: @escaping @Sendable () async -> Int
   ) -> ResponseBody {
     ResponseBody { writer in
-      if !reply.body.isEmpty {
-        try await writer.write(ByteBuffer(bytes: reply.body))
-        await reply.onWritten?()
+      var rest = reply.body[...]
+      while !rest.isEmpty {
+        let piece = rest.prefix(ServerLoops.pieceBytesMax)
+        rest = rest.dropFirst(piece.count)
+        stall?.restart()
+        try await writer.write(ByteBuffer(bytes: piece))
       }
+      guard let stream = reply.stream else {
+        try await writer.finish(nil)
+        await reply.onWritten?()
+        return
+      }
+      stall?.stop()
+      if !reply.body.isEmpty { await reply.onWritten?() }
       var sent: Int64 = 0
       while sent < stream.bytes {
         let piece = try await stream.read(sent, min(await turn(), Int(stream.bytes - sent)))
         sent += Int64(piece.readableBytes)
-        let stall = slow.map { slow in
-          slow.channel.eventLoop.scheduleTask(in: .seconds(slow.afterSeconds)) { slow.channel.close(promise: nil) }
-        }
-        defer { stall?.cancel() }
+        stall?.restart()
         try await writer.write(piece)
+        stall?.stop()
         streamed.withLockedValue { [sent] in $0 = sent }
       }
       try await writer.finish(nil)
+    }
+  }
+}
+
+/// Closes the connection of a reader that takes nothing for too long. One task uses it.
+private final class StallTimer: Sendable {
+  private let channel: any Channel
+  private let limit: TimeAmount
+  private let pending = NIOLockedValueBox<Scheduled<Void>?>(nil)
+
+  init(_ channel: any Channel, seconds: Int64) {
+    self.channel = channel
+    limit = .seconds(seconds)
+  }
+
+  /// A piece is to be written from now on.
+  func restart() {
+    set(channel.eventLoop.scheduleTask(in: limit) { [channel] in channel.close(promise: nil) })
+  }
+
+  func stop() { set(nil) }
+
+  private func set(_ next: Scheduled<Void>?) {
+    pending.withLockedValue { present in
+      present?.cancel()
+      present = next
     }
   }
 }

@@ -60,9 +60,9 @@ struct CollectCommand: AsyncParsableCommand {
       let arriving = try await perform(.queue, arguments).filter { $0.member("arrivedBytes") != nil }
       func sum(_ name: String) -> Int64 { arriving.reduce(0) { $0 + (Int64($1.text(name)) ?? 0) } }
       if !arriving.isEmpty {
-        let shown = bar ?? Progress(total: max(1, sum("bodyBytes")), quiet: quiet)
+        let shown = bar ?? Progress(total: nil, quiet: quiet)
         bar = shown
-        shown.update(sum("arrivedBytes"))
+        shown.update(sum("arrivedBytes"), ofTotal: sum("bodyBytes"))
       }
       do { try await Task.sleep(for: .milliseconds(200)) } catch { break }
     }

@@ -58,6 +58,12 @@ struct Doctor {
       return findings
     }
     let status = try await session.perform(.status)
+    for row in status
+    where row.text("kind") == "transfers" && ["held", "corrupt", "unconfirmed"].contains(row.text("state")) {
+      add(
+        "warning", "\(row.text("count")) packages are \(row.text("state")) and wait for a person",
+        "sallyport queue --state \(row.text("state"))")
+    }
     for row in status where row.text("kind") == "waiting" {
       add("warning", "\(row.text("count")) packages wait: \(row.text("code"))", row.text("next"))
     }

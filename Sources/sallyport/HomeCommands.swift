@@ -85,7 +85,6 @@ struct RunCommand: AsyncParsableCommand {
   var endWithInput = false
 
   func run() async throws {
-    guard sp_forbid_dumps() == 0 else { throw ConfigurationError("core dumps cannot be forbidden") }
     if sp_raise_descriptor_limit() != 0 { Output.note("note: the limit of open files cannot be raised") }
     sp_return_large_memory()
     let home = options.home

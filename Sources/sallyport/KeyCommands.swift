@@ -72,7 +72,13 @@ struct KeysCommand: AsyncParsableCommand {
   }
 
   struct Revoke: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(commandName: "revoke", abstract: "Stop accepting a key for ever.")
+    static let configuration = CommandConfiguration(
+      commandName: "revoke", abstract: "Tell partners never to go by a key again.",
+      discussion: """
+        What a revoked signing key signed is accepted by nobody who has the new card, agreements too: accept them again (sallyport \
+        agreements list). To a revoked recipient nobody seals any more; what a partner sealed to it before it had the new card is \
+        still opened, with a warning in the log.
+        """)
     @OptionGroup var options: HomeOptions
     @Argument(help: "The key's id or recipient, or its beginning.") var key: String
 
@@ -90,7 +96,11 @@ struct KeysCommand: AsyncParsableCommand {
     func run() async throws {
       let identities = try IdentityFile.read(file)
       try await KeyChange.apply(options, "import") { keys in
-        for identity in identities { try keys.add(identity, at: Date()) }
+        let isDemo = DemoKeys.areIn(keys.card.card)
+        for identity in identities {
+          guard isDemo || !DemoKeys.are(identity.recipient) else { throw DemoKeys.refusal }
+          try keys.add(identity, at: Date())
+        }
       }
     }
   }
@@ -134,17 +144,23 @@ extension KeyRing.Use: ExpressibleByArgument {}
 enum KeyChange {
   static func apply(_ options: HomeOptions, _ what: String, _ change: (inout KeyRing) throws -> Void) async throws {
     let passphrase = try options.passphrase()
-    var keys = try KeyRing(options.home, passphrase: passphrase)
-    try change(&keys)
-    try keys.save(options.home, passphrase: passphrase)
     let session = Session(options)
-    _ = try await session.perform(
-      .record, ["kind": "keys-changed", "detail": .string("\(what), card serial \(keys.card.card.serial)")])
+    let serial = try await session.holding { perform in
+      // Two changes at once would each undo the other's.
+      let lock = try HomeLock(options.home.keys)
+      defer { withExtendedLifetime(lock) {} }
+      var keys = try KeyRing(options.home, passphrase: passphrase)
+      try change(&keys)
+      try keys.save(options.home, passphrase: passphrase)
+      let serial = keys.card.card.serial
+      _ = try await perform(.record, ["kind": "keys-changed", "detail": .string("\(what), card serial \(serial)")])
+      return serial
+    }
     if try await session.isRunning() { _ = try await session.perform(.reload) }
     options.output.row(
-      ["serial": .integer(keys.card.card.serial), "card": .string(options.home.card), "change": .string(what)],
+      ["serial": .integer(serial), "card": .string(options.home.card), "change": .string(what)],
       human:
-        "done; card serial \(keys.card.card.serial). Partners' gateways fetch it within the hour, or send them \(options.home.card)"
+        "done; card serial \(serial). Partners' gateways fetch it within the hour, or send them \(options.home.card)"
     )
   }
 }

@@ -24,7 +24,7 @@ struct Output: Sendable {
   /// A table with a heading, columns as wide as they need; JSON Lines for scripts.
   func table(_ rows: [JSON], _ columns: [(title: String, member: String)]) {
     guard !asJSON else { return self.rows(rows) { _ in "" } }
-    let cells = [columns.map(\.title)] + rows.map { row in columns.map { row.text($0.member) } }
+    let cells = [columns.map(\.title)] + rows.map { row in columns.map { row.text($0.member).onOneLine } }
     let widths = columns.indices.map { column in cells.map { $0[column].count }.max() ?? 0 }
     for row in cells {
       let padded = zip(row, widths).map { $0 + String(repeating: " ", count: $1 - $0.count) }
@@ -53,9 +53,12 @@ struct Output: Sendable {
   }
 
   static func failure(_ error: any Error, asJSON: Bool) {
-    let text = String(describing: error)
+    failure(String(describing: error), ExitStatus(error), asJSON: asJSON)
+  }
+
+  static func failure(_ text: String, _ exit: ExitStatus, asJSON: Bool) {
     if asJSON {
-      let object: JSON = ["error": .string(text), "exit": .integer(Int64(ExitStatus(error).rawValue))]
+      let object: JSON = ["error": .string(text), "exit": .integer(Int64(exit.rawValue))]
       note(String(decoding: object.canonical, as: UTF8.self))
     } else {
       note("sallyport: \(text)")
@@ -68,7 +71,10 @@ extension JSON {
   func text(_ name: String) -> String {
     guard case .object(let members) = self, let value = members[name] else { return "" }
     switch value {
-    case .string(let text): return text
+    // Names come from anybody: none of them writes to a terminal what it likes.
+    case .string(let text):
+      return text.split(separator: "\n", omittingEmptySubsequences: false).map { String($0).onOneLine }.joined(
+        separator: "\n")
     case .integer(let number): return String(number)
     case .bool(let flag): return flag ? "yes" : "no"
     default: return String(decoding: value.canonical, as: UTF8.self)
@@ -83,9 +89,9 @@ extension JSON {
 
 /// A bar on standard error while something long runs; nothing when standard error is not a terminal.
 final class Progress: @unchecked Sendable {
-  // Proof for @unchecked: `lastDrawn` is touched only under `lock`.
+  // Proof for @unchecked: `lastDrawn` and `total` are touched only under `lock`.
   private let lock = NSLock()
-  private let total: Int64?
+  private var total: Int64?
   private let start = ContinuousClock.now
   private var lastDrawn: ContinuousClock.Instant
   private let isShown: Bool
@@ -97,10 +103,12 @@ final class Progress: @unchecked Sendable {
     isShown = !quiet && isatty(STDERR_FILENO) == 1
   }
 
-  func update(_ done: Int64) {
+  /// - Parameter ofTotal: when it is another than before.
+  func update(_ done: Int64, ofTotal: Int64? = nil) {
     guard isShown else { return }
     lock.lock()
     defer { lock.unlock() }
+    total = ofTotal ?? total
     let now = ContinuousClock.now
     guard now - lastDrawn >= .milliseconds(100) else { return }
     lastDrawn = now
@@ -108,9 +116,11 @@ final class Progress: @unchecked Sendable {
     let rate = Int64(Double(done) / max(seconds, 0.001))
     var text = "\r\(Self.bytes(done))"
     if let total, total > 0 {
-      let filled = Int(30 * done / total)
+      // A file may grow while it is read.
+      let share = min(1, Double(done) / Double(total))
+      let filled = Int(30 * share)
       text =
-        "\r[\(String(repeating: "#", count: filled))\(String(repeating: "-", count: 30 - filled))] \(done * 100 / total)%"
+        "\r[\(String(repeating: "#", count: filled))\(String(repeating: "-", count: 30 - filled))] \(Int(100 * share))%"
     }
     _ = Output.write("\(text)  \(Self.bytes(rate))/s   ", to: STDERR_FILENO)
   }

@@ -55,9 +55,7 @@ struct PartnersCommand: AsyncParsableCommand {
       var bytes = try File.contents(card, bytesMax: Envelope.bytesMax)
       if bytes.last == 10 { bytes.removeLast() }
       let signed = try SignedCard(selfSigned: bytes, at: Date())
-      guard demo || !DemoKeys.areIn(signed.card) else {
-        throw AdminError(.refused, "that is the card of a demo agency; anybody has its keys")
-      }
+      guard demo || !DemoKeys.areIn(signed.card) else { throw DemoKeys.refusal }
       let rows = try await Session(options).perform(
         .partnersAdd, ["card": .string(String(decoding: bytes, as: UTF8.self))])
       show(rows)
@@ -65,6 +63,7 @@ struct PartnersCommand: AsyncParsableCommand {
 
     private func describe() async throws {
       guard let agency, let certificate, let recipient else { return }
+      guard try demo || !DemoKeys.are(Recipient(recipient)) else { throw DemoKeys.refusal }
       let pin = try TLSIdentity.pin(ofPEM: File.contents(certificate, bytesMax: 1 << 20))
       show(
         try await Session(options).perform(
@@ -201,9 +200,10 @@ struct LedgerCommand: AsyncParsableCommand {
 
     func run() async throws {
       let result = try LedgerRestore.run(options.home, backup: Home(file).path, at: Date())
+      let kept = Ledger.kept(options.home.ledger, result)
       options.output.row(
-        ["epoch": .string(result), "kept": .string("\(options.home.ledger).before-restore")],
-        human: "restored; the ledger that was there is \(options.home.ledger).before-restore. Next: sallyport check")
+        ["epoch": .string(result), "kept": .string(kept)],
+        human: "restored; the ledger that was there is \(kept). Next: sallyport check")
     }
   }
 }

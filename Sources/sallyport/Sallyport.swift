@@ -29,8 +29,10 @@ struct Sallyport: AsyncParsableCommand {
   static func main() async {
     // Files are this user's alone unless something says otherwise; SQLite makes its own with the umask.
     umask(0o077)
-    sp_ignore_write_signals()
+    sp_ignore_signals()
     do {
+      // Whatever unlocks keys or opens packages leaves nothing of them in a core file.
+      guard sp_forbid_dumps() == 0 else { throw ConfigurationError("core dumps cannot be forbidden") }
       var command = try parseAsRoot()
       if var asynchronous = command as? any AsyncParsableCommand {
         try await asynchronous.run()
@@ -41,13 +43,19 @@ struct Sallyport: AsyncParsableCommand {
       fflush(nil)
       Glibc.exit(code.rawValue)
     } catch let error where isOfParser(error) {
+      if exitCode(for: error) == .validationFailure, isAskedForJSON {
+        Output.failure(message(for: error), .usage, asJSON: true)
+        Glibc.exit(ExitStatus.usage.rawValue)
+      }
       exit(withError: error)
     } catch {
-      Output.failure(error, asJSON: CommandLine.arguments.contains("--json"))
+      Output.failure(error, asJSON: isAskedForJSON)
       fflush(nil)
       Glibc.exit(ExitStatus(error).rawValue)
     }
   }
+
+  private static var isAskedForJSON: Bool { CommandLine.arguments.contains("--json") }
 
   /// Help, version and usage errors: the parser prints them and knows their exit code (0 or 64).
   private static func isOfParser(_ error: any Error) -> Bool {

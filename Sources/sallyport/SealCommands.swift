@@ -166,7 +166,7 @@ private final class Input {
   }
 }
 
-/// A new file that appears only when it is whole, or standard output.
+/// A new file that appears only when it is whole, or standard output, or what stands at a path and is no file.
 private struct Destination {
   private final class Box {
     let file: File
@@ -175,16 +175,25 @@ private struct Destination {
 
   /// nil: standard output.
   private let box: Box?
+  /// A pipe or a terminal: it has no places, only an order.
+  private let isStream: Bool
+
+  private init(_ box: Box?) {
+    self.box = box
+    isStream = box.map { lseek($0.file.descriptor, 0, SEEK_CUR) < 0 } ?? true
+  }
+
+  private var descriptor: CInt { box?.file.descriptor ?? STDOUT_FILENO }
 
   func sink(after offset: Int = 0) -> any SegmentSink {
-    if let box { FileSink(box.file, offset: Int64(offset)) } else { StreamSink(descriptor: STDOUT_FILENO) }
+    if let box, !isStream { FileSink(box.file, offset: Int64(offset)) } else { StreamSink(descriptor: descriptor) }
   }
 
   func put(_ bytes: [UInt8]) throws {
-    if let box {
+    if let box, !isStream {
       try box.file.write(bytes, at: 0)
     } else {
-      try bytes.withUnsafeBytes { try StreamSink.writeAll(STDOUT_FILENO, $0) }
+      try bytes.withUnsafeBytes { try StreamSink.writeAll(descriptor, $0) }
     }
   }
 
@@ -195,14 +204,14 @@ private struct Destination {
   static func write<Value>(
     to path: String, bytes: Int64?, mode: mode_t, sync: Bool, _ body: (Destination) throws -> Value
   ) throws -> Value {
-    guard path != "-" else { return try body(Destination(box: nil)) }
+    guard path != "-" else { return try body(Destination(nil)) }
     var info = stat()
     let isThere = stat(path, &info) == 0
     if isThere, info.st_mode & S_IFMT != S_IFREG {
       guard info.st_mode & S_IFMT != S_IFDIR else { throw DiskError("write", path, errno: EISDIR) }
       let descriptor = Glibc.open(path, O_WRONLY | O_CLOEXEC)
       guard descriptor >= 0 else { throw DiskError("open", path) }
-      return try body(Destination(box: Box(File(owning: descriptor, path: path))))
+      return try body(Destination(Box(File(owning: descriptor, path: path))))
     }
     let url = URL(fileURLWithPath: path)
     let directory = url.deletingLastPathComponent().path
@@ -216,7 +225,7 @@ private struct Destination {
           Box(try File(temporary, O_RDWR | O_CREAT | O_EXCL, mode: mode))
         }
       if let bytes { try box.file.reserve(bytes) }
-      let value = try body(Destination(box: box))
+      let value = try body(Destination(box))
       if sync { try box.file.syncData() }
       if unnamed >= 0, sp_name_file(unnamed, temporary) != 0 { throw DiskError("link", temporary) }
       try Directory.rename(temporary, path)

@@ -66,6 +66,9 @@ struct Session: Sendable {
 
   /// nil when nobody listens.
   private func overSocket(_ verb: Administration.Verb, _ arguments: [String: JSON]) async throws -> [JSON]? {
+    for case (let name, .integer(let number)) in arguments where !(0...JSON.integerMax).contains(number) {
+      throw AdminError(.usage, "\(name): expected a number from 0 to \(JSON.integerMax), not \(number)")
+    }
     guard Directory.exists(home.adminSocket) else { return nil }
     guard home.adminSocket.utf8.count < 108 else {
       throw ConfigurationError("the path of \(home.adminSocket) is too long for a Unix socket (107 bytes)")

@@ -50,21 +50,32 @@ import Testing
         sender: keys.card.card.agency)
       let (key, payloadKey) = try PackageKey.create(for: recipients, binding: binding)
       let buffer = SegmentBuffer()
-      for (index, byte) in plain.enumerated() { buffer.bytes[index] = byte }
-      let sealed = SegmentCipher(payloadKey: payloadKey, engine: .sodium)
-        .seal(buffer, segment: 0, plainBytes: plain.count, isLast: true)
+      let cipher = SegmentCipher(payloadKey: payloadKey, engine: .sodium)
+      var (body, roots): ([UInt8], [Digest]) = ([], [])
+      for start in stride(from: 0, to: plain.count, by: BodyGeometry.segmentBytes) {
+        var piece = plain[start..<min(start + BodyGeometry.segmentBytes, plain.count)]
+        let isLast = piece.endIndex == plain.count
+        let count = piece.count
+        for place in buffer.plainRanges(count) {
+          place.copyBytes(from: piece.prefix(place.count))
+          piece = piece.dropFirst(place.count)
+        }
+        let sealed = cipher.seal(buffer, segment: Int64(roots.count), plainBytes: count, isLast: isLast)
+        body += buffer.bytes[..<sealed.sealedBytes]
+        roots.append(sealed.root)
+      }
       let now = Date()
       let manifest = Manifest(
         id: id, sender: keys.card.card.agency, recipient: AgencyID("recipient.example.gov")!, agreement: agreement,
         agreementVersion: 1, name: "attack.bin", mediaType: "application/octet-stream",
         payloadBytes: Int64(plain.count),
-        bodyBytes: Int64(sealed.sealedBytes), bodyTreeRoot: sealed.root, keySHA256: Digest(of: key.bytes),
+        bodyBytes: Int64(body.count), bodyTreeRoot: MerkleTree.root(roots), keySHA256: Digest(of: key.bytes),
         createdAt: now,
         expiresAt: now + 3600, decision: Digest(of: []))
       guard case .object(var members) = manifest.document else { throw TestFailure("no object") }
       lie(&members)
       let envelope = Envelope(signing: .object(members), as: .manifest, with: keys.signers(at: now))
-      return (envelope, Array(buffer.bytes[..<sealed.sealedBytes]), key.bytes)
+      return (envelope, body, key.bytes)
     }
   }
 
@@ -114,6 +125,21 @@ import Testing
       "PATCH", path(id, "/body"), Array(package.body.dropFirst(50)), ["Upload-Offset: 50"])
     #expect(reply.status == 200)
     #expect(try await attacker.send("PUT", path(id, "/key"), Array(package.key.reversed())).status == 409)
+
+    // Of a body of three segments: back to where the request began, and no further.
+    id = TransferID()
+    package = try attacker.package([UInt8](repeating: 67, count: 3_000_000), id: id)
+    #expect(try await attacker.send("PUT", path(id, "/manifest"), package.manifest.bytes).status == 201)
+    let half = 1_500_000
+    reply = try await attacker.send("PATCH", path(id, "/body"), Array(package.body.prefix(half)), ["Upload-Offset: 0"])
+    #expect(reply.status == 204 && reply.headers["upload-offset"] == "\(half)")
+    let rest = Array(package.body.dropFirst(half))
+    reply = try await attacker.send(
+      "PATCH", path(id, "/body"), rest, ["Upload-Offset: \(half)", "Content-Digest: \(wrong)"])
+    #expect(reply.status == 400)
+    #expect(try await attacker.send("HEAD", path(id, "/body"), []).headers["upload-offset"] == "\(half)")
+    reply = try await attacker.send("PATCH", path(id, "/body"), rest, ["Upload-Offset: \(half)"])
+    #expect(reply.status == 200, "its root is the signed one")
 
     // A manifest that the keys do not fit: another recipient's key, bound to another id.
     let foreign = TransferID()

@@ -12,17 +12,26 @@ struct Verdict: CustomStringConvertible {
 
 /// Two stopped agencies that are copied for each experiment: setting up keys and cards once is enough.
 final class FaultBench {
+  /// That of the usual payloads. The tests of faults run one after the other.
+  nonisolated(unsafe) static let shared = Result {
+    let bench = try FaultBench()
+    Shared.removeAtExit(bench.template.scratch.path)
+    return bench
+  }
+
   static let canary = "CANARY-b9d1f0c27a-personal-record"
   static let shim: String = {
     let library = "/tmp/sallyport-faultpoint-\(getpid()).so"
     let source = Command.root.appendingPathComponent("Tests/FaultTests/Shim/faultpoint.c").path
     let built = try! Command.run("/usr/bin/gcc", ["-O2", "-fPIC", "-shared", "-o", library, source, "-ldl"])
     precondition(built.status == 0, built.errors)
+    Shared.removeAtExit(library)
     return library
   }()
 
   let template: TestAgencies
   private let payloads: [String: Data]
+  private var counted: [KeyPath<TestAgencies, TestAgency>: [String]] = [:]
 
   init(payloads: [String: Data] = FaultBench.payloads) throws {
     self.payloads = payloads
@@ -95,14 +104,17 @@ final class FaultBench {
     return (verdict, ended, log)
   }
 
-  /// How many calls an undisturbed run makes on one side.
-  func count(_ side: KeyPath<TestAgencies, TestAgency>) throws -> [String] {
+  /// The calls that an undisturbed run makes on one side.
+  func calls(_ side: KeyPath<TestAgencies, TestAgency>) throws -> [String] {
+    if let known = counted[side] { return known }
     let log = "\(template.scratch.path)/calls"
     try? FileManager.default.removeItem(atPath: log)
     let (verdict, _, _) = try experiment(side, ["FAULT_LOG": log])
     guard verdict.isSound else { throw TestFailure("the undisturbed run does not hold: \(verdict)") }
-    return String(decoding: FileManager.default.contents(atPath: log) ?? Data(), as: UTF8.self).split(separator: "\n")
-      .map(String.init)
+    let text = String(decoding: FileManager.default.contents(atPath: log) ?? Data(), as: UTF8.self)
+    let calls = text.split(separator: "\n").map(String.init)
+    counted[side] = calls
+    return calls
   }
 
   private func isFinished(_ agencies: TestAgencies) -> Bool {

@@ -45,9 +45,9 @@ import Testing
   }
 
   @Test func nothingIsLostDoubledOrHalfWhenTheProcessIsKilledAtAnyCall() throws {
-    let bench = try FaultBench()
+    let bench = try FaultBench.shared.get()
     for (name, side) in Self.sides {
-      let calls = try bench.count(side)
+      let calls = try bench.calls(side)
       #expect(calls.count > 40, "the shim sees the calls of the \(name)")
       for (index, point) in Self.points(calls.count).enumerated() {
         let whens = Self.sample == .max ? ["before", "after", "torn"] : [["before", "after", "torn"][index % 3]]
@@ -62,9 +62,9 @@ import Testing
 
   @Test(arguments: [ENOSPC, EIO])
   func aFailingDiskLosesNothing(errno: Int32) throws {
-    let bench = try FaultBench()
+    let bench = try FaultBench.shared.get()
     for (name, side) in Self.sides {
-      let calls = try bench.count(side)
+      let calls = try bench.calls(side)
       let writes = calls.indices.filter { calls[$0].contains(" write ") || calls[$0].contains(" sync ") }
       let step = max(1, writes.count / max(2, min(Self.sample, writes.count) / 2))
       for index in stride(from: step / 2, to: writes.count, by: step) {
@@ -83,7 +83,7 @@ import Testing
   /// It may empty again: what cannot be written is tried again, and the gateway goes on.
   @Test(arguments: [10, 25, 40])
   func aFullDiskStopsNoGateway(write: Int) throws {
-    let bench = try FaultBench()
+    let bench = try FaultBench.shared.get()
     for (name, side) in Self.sides {
       let (verdict, ended, log) = try bench.experiment(
         side,
@@ -100,7 +100,7 @@ import Testing
 
   /// The kernel tells of a failed writeback once: a second fdatasync succeeds, and what it covers may be lost.
   @Test func aBodyIsNotDurableAfterASyncThatFailedOnce() throws {
-    let bench = try FaultBench()
+    let bench = try FaultBench.shared.get()
     let (verdict, ended, log) = try bench.experiment(
       \TestAgencies.recipient,
       ["FAULT_OPS": "sync", "FAULT_MATCH": ".part", "FAULT_AT": "1", "FAULT_ERRNO": "\(EIO)"])
@@ -140,7 +140,7 @@ import Testing
 
   /// A sweep that cannot fail shows nothing: two seeded faults must be found.
   @Test func seededFaultsAreFound() throws {
-    let bench = try FaultBench()
+    let bench = try FaultBench.shared.get()
     let lost = try bench.experiment(\TestAgencies.recipient, ["FAULT_SEED": "lose-body"])
     #expect(!lost.verdict.isSound, "a body that was never renamed was not missed")
     // The rename that leaves its proof behind: killed right after it, recovery delivers a second time.

@@ -17,7 +17,7 @@ struct NetworkTests {
     try agencies.start()
     network.say("loss 2")
     var files: [String: Data] = [:]
-    for index in 0..<4 { files["large-\(index).bin"] = Self.random(24 << 20) }
+    for index in 0..<4 { files["large-\(index).bin"] = Self.random(8 << 20) }
     for index in 0..<20 { files["small-\(index).txt"] = Data("small \(index)".utf8) }
     for (name, bytes) in files { try agencies.sender.drop(name, bytes) }
     // Each of the three is torn off and goes silent in turn, for as long as anything is under way.

@@ -36,7 +36,8 @@ import Testing
     let part = try spool.create(transfer.place, bytes: transfer.bodyBytes)
     try part.write(sealed, at: 0)
     try FileManager.default.setAttributes([.modificationDate: Date(timeIntervalSince1970: 0)], ofItemAtPath: part.path)
-    let body = try CollectedBody(spool, transfer, roots: roots) { _ in }
+    let body = try CollectedBody(
+      spool, transfer, roots: roots, create: { _ in throw TestFailure("the part is there") }, onProgress: { _ in })
     #expect(body.isComplete)
     #expect(try part.status().st_mtim.tv_sec > 0)
     #expect(try part.bytes(at: 0, count: sealed.count) == sealed)
@@ -212,6 +213,34 @@ import Testing
     try ring.revoke(ring.card.card.signingKeys[0].key.id, at: Date())
     #expect(ring.card.card.signingKeys[0].state == .revoked)
     #expect(throws: SealingError.self) { try ring.revoke("nothing-like-this", at: Date()) }
+  }
+
+  /// Sixteen hybrid recipients and twelve ML-DSA-65 keys have more than 64 KiB.
+  @Test func aCardOfLongKeysLetsGoOfTheOldest() throws {
+    var options = KeyRing.Options()
+    options.postQuantumSigning = true
+    var ring = try KeyRing(agency: agency, options: options, at: Date())
+    for _ in 0..<16 { try ring.rotate(.seal, at: Date()) }
+    for _ in 0..<16 {
+      let held = ring.card
+      try ring.rotate(.sign, postQuantum: true, at: Date())
+      #expect(try held.succession(of: ring.card, at: Date()) == .accepted)
+    }
+    #expect(ring.card.card.recipients.contains { $0.state == .active })
+    #expect(ring.card.card.signingKeys.count { $0.key.algorithm == .mlDSA65 } > 1)
+  }
+
+  @Test func aKeyringWithoutAKeyOfItsCardIsRefused() throws {
+    let home = Home("\(scratch.path)/h")
+    try home.make()
+    let passphrase = Secret(random: 16)
+    var ring = try KeyRing(agency: agency, options: .init(), at: Date())
+    try ring.save(home, passphrase: passphrase, cost: .minimal)
+    let before = try File.contents(home.keyring, bytesMax: 1 << 20)
+    try ring.rotate(.seal, at: Date())
+    try ring.save(home, passphrase: passphrase, cost: .minimal)
+    try DurableFile.write(before, to: home.keyring)
+    #expect(throws: SealingError.self) { try KeyRing(home, passphrase: passphrase) }
   }
 
   @Test func expiryIsAnnounced() throws {

@@ -1,6 +1,9 @@
 // Two gateways, as users run them: files, folders, commands, exit codes.
 
 import Foundation
+import Gateway
+import Sealing
+import Store
 import TestSupport
 import Testing
 
@@ -314,6 +317,8 @@ import Testing
     let held = try #require(agencies.sender.outcome("held.txt", "id"))
     let gone = try #require(agencies.sender.outcome("gone.txt", "id"))
     #expect(try eventually { try agencies.sender.sallyport("hold", held).status == 0 })
+    #expect(agencies.sender.outcome("held.txt", "next")?.contains("resume \(held)") == true)
+    #expect(try agencies.sender.sallyport("doctor").text.contains("1 packages are held"))
     #expect(try eventually { try agencies.sender.sallyport("cancel", gone).status == 0 })
     #expect(agencies.sender.outcome("gone.txt") == "cancelled")
     try agencies.recipient.start()
@@ -436,6 +441,117 @@ import Testing
     let sent = try agencies.sender.sallyport(
       "send", file, "--agreement", TestAgencies.agreement, "--wait", "--seconds", "60")
     #expect(sent.status == 0, "\(sent.text)\(sent.errors)\(agencies.recipient.log)")
+  }
+
+  /// A theft while the partner is down: it never sees the cards between.
+  @Test func cardsThatWereMissedDoNotCutAPartnerOff() throws {
+    let agencies = try TestAgencies()
+    let recipient = agencies.recipient
+    let stolen = try KeyRing.loadCard(Home(recipient.home)).card.recipients[0].key.description
+    for words in [["rotate", "--use", "seal"], ["rotate", "--use", "sign"], ["revoke", stolen]] {
+      let changed = try Command.sallyport(["keys"] + words + ["--home", recipient.home])
+      #expect(changed.status == 0, "\(changed.errors)")
+    }
+    try agencies.start()
+    #expect(
+      try eventually {
+        try agencies.sender.sallyport("partners", "list", "--json").lines.contains { $0.contains(#""serial":4"#) }
+      }, "\(agencies.sender.log)")
+    // Suspended, it stays so whatever card of it is approved.
+    #expect(try agencies.sender.sallyport("partners", "suspend", recipient.id).status == 0)
+    agencies.sender.stop()
+    let first = try KeyRing.loadCard(Home(recipient.home)).card.signingKeys[0].key.id
+    #expect(try recipient.sallyport("keys", "revoke", first).status == 0)
+    let offered = try agencies.sender.sallyport("partners", "add", "\(recipient.home)/keys/card.json")
+    #expect(offered.text.contains("needs approval"), "\(offered.text)\(offered.errors)")
+    let fingerprint = try recipient.sallyport("keys", "fingerprint").lines[0]
+    let approved = try agencies.sender.sallyport("partners", "approve", recipient.id, "--fingerprint", fingerprint)
+    #expect(approved.status == 0 && approved.text.contains("suspended"), "\(approved.text)\(approved.errors)")
+  }
+
+  /// What was sealed to it before its partner knew is opened, and said.
+  @Test func aPackageToARevokedKeyIsOpenedAndToldOf() throws {
+    let agencies = try TestAgencies()
+    let recipient = agencies.recipient
+    try agencies.sender.startSending()
+    try agencies.sender.drop("late.txt", Data("late".utf8))
+    #expect(eventually { agencies.sender.outcome("late.txt") == "accepted" })
+    let stolen = try KeyRing.loadCard(Home(recipient.home)).card.recipients[0].key.description
+    #expect(try recipient.sallyport("keys", "rotate", "--use", "seal").status == 0)
+    #expect(try recipient.sallyport("keys", "revoke", stolen).status == 0)
+    try recipient.start()
+    #expect(eventually { agencies.sender.outcome("late.txt") == "delivered" }, "\(agencies.sender.log)")
+    #expect(recipient.log.contains("sealed it to a revoked key"))
+  }
+
+  @Test func twoChangesOfTheKeysDoNotUndoEachOther() throws {
+    let agencies = try TestAgencies()
+    let home = agencies.recipient.home
+    let rotate = ["keys", "rotate", "--use", "seal", "--home", home]
+    let both = try [Command.start(rotate), Command.start(rotate)].map { $0.wait() }
+    let done = both.filter { $0.status == 0 }.count
+    #expect(done >= 1 && both.allSatisfy { [0, 75].contains($0.status) }, "\(both.map(\.errors))")
+    let card = try KeyRing.loadCard(Home(home)).card
+    #expect(card.serial == 1 + Int64(done) && card.recipients.count == 1 + done)
+    // While somebody else has the home, nothing is changed.
+    let lock = try HomeLock(home)
+    #expect(try Command.sallyport(rotate).status == 75)
+    #expect(try KeyRing.loadCard(Home(home)).card == card)
+    withExtendedLifetime(lock) {}
+  }
+
+  @Test func aPortThatIsTakenIsNamed() throws {
+    let agencies = try TestAgencies()
+    try agencies.recipient.start()
+    func listen(_ agency: TestAgency) throws -> (text: String, address: String) {
+      let text = try String(contentsOfFile: "\(agency.home)/sallyport.yaml", encoding: .utf8)
+      return (text, String(try #require(text.firstMatch(of: /listen: "(.*)"/)?.1)))
+    }
+    let (text, own) = try listen(agencies.sender)
+    let other = try listen(agencies.recipient).address
+    let file = "\(agencies.sender.home)/sallyport.yaml"
+    try text.replacingOccurrences(of: own, with: other).write(toFile: file, atomically: true, encoding: .utf8)
+    chmod(file, 0o600)
+    let process = try agencies.sender.start()
+    process.waitUntilExit(atMost: 60)
+    #expect(process.terminationStatus == 78, "\(agencies.sender.log)")
+    #expect(agencies.sender.log.contains("cannot listen on \(other): Address already in use. See listen"))
+  }
+
+  /// Two shares mounted in each other's places.
+  @Test func aFolderOfAnotherAgreementIsDown() throws {
+    let agencies = try TestAgencies()
+    try agencies.start()
+    let outbox = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)"
+    try Data("other\n".utf8).write(to: URL(fileURLWithPath: "\(outbox)/.sallyport-folder"))
+    try agencies.sender.drop("waits.txt", Data("waits".utf8))
+    #expect(eventually { agencies.sender.log.contains("marked as the folder of other") })
+    #expect(try agencies.sender.sallyport("doctor").text.contains("marked as the folder of other"))
+    let file = try agencies.scratch.file("sent.txt", Data("sent".utf8))
+    #expect(try agencies.sender.sallyport("send", file, "--agreement", TestAgencies.agreement).status == 78)
+    #expect(FileManager.default.fileExists(atPath: "\(outbox)/waits.txt"))
+    try Data("\(TestAgencies.agreement)\n".utf8).write(to: URL(fileURLWithPath: "\(outbox)/.sallyport-folder"))
+    #expect(eventually { agencies.sender.outcome("waits.txt") == "delivered" }, "\(agencies.sender.log)")
+    // Opening a file for writing while it is looked at sends SIGIO; it ends nothing.
+    kill(agencies.sender.process!.processIdentifier, SIGIO)
+    try agencies.stop()
+  }
+
+  @Test func anotherAgencysLedgerIsRefused() throws {
+    let agencies = try TestAgencies()
+    let backup = "\(agencies.scratch.path)/backup.sqlite"
+    #expect(try agencies.recipient.sallyport("ledger", "backup", backup).status == 0)
+    let foreign = try agencies.sender.sallyport("ledger", "restore", backup)
+    #expect(foreign.status == 65 && foreign.errors.contains(agencies.recipient.id), "\(foreign.errors)")
+    let text = try agencies.scratch.file("no.sqlite", Data("no ledger".utf8))
+    let none = try agencies.sender.sallyport("ledger", "restore", text)
+    #expect(none.status == 65 && none.errors.contains("no.sqlite"), "\(none.errors)")
+    // What each restore kept stays.
+    for _ in 0..<2 { #expect(try agencies.recipient.sallyport("ledger", "restore", backup).status == 0) }
+    let kept = try FileManager.default.contentsOfDirectory(atPath: agencies.recipient.home).filter {
+      $0.hasPrefix("ledger.sqlite.before-") && !$0.hasSuffix("-wal") && !$0.hasSuffix("-shm")
+    }
+    #expect(kept.count == 2)
   }
 
   @Test func whatIsSentBeforeTheFirstStartGoesWithIt() throws {

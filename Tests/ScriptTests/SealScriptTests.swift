@@ -1,6 +1,7 @@
 // seal and open on the built binary, beside the stock age.
 
 import Foundation
+import Sealing
 import TestSupport
 import Testing
 
@@ -162,6 +163,32 @@ import Testing
     #expect(result.status == status, "\(name): \(result.errors)")
     #expect((result.errors + result.text).contains(word), "\(name): \(result.errors)")
     #expect(!FileManager.default.fileExists(atPath: "\(scratch.path)/out"), "\(name)")
+  }
+
+  /// What is no file has no places to write at, only an order.
+  @Test func pipesAreWrittenInOrder() throws {
+    let (file, recipient) = try identity()
+    let payload = Data((0..<3_000_000).map { UInt8(truncatingIfNeeded: $0 &* 31) })
+    let plain = try scratch.file("plain", payload)
+    let out = "\(scratch.path)/opened"
+    let result = try Command.run(
+      "/bin/bash",
+      [
+        "-ceuo", "pipefail",
+        "'\(Command.sallyport)' seal '\(plain)' -r \(recipient) -o /dev/stdout | '\(Command.sallyport)' open - -i '\(file)' -o >(cat >'\(out)')",
+      ])
+    #expect(result.status == 0, "\(result.errors)")
+    #expect(eventually(5) { FileManager.default.contents(atPath: out) == payload })
+  }
+
+  @Test func aUsageErrorIsJSONToo() throws {
+    let result = try Command.sallyport(["hold", "bad", "--json", "--home", "/nonexistent"])
+    #expect(result.status == 64)
+    let line = Array(result.errors.utf8.dropLast())
+    guard case .object(let members) = try JSON(canonical: line, bytesMax: 65536) else {
+      throw TestFailure(result.errors)
+    }
+    #expect(members["exit"] == 64)
   }
 
   @Test func aClosedPipeIsAnExitCodeAndNotACrash() throws {

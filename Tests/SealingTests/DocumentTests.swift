@@ -81,6 +81,7 @@ import Testing
 
   @Test(arguments: [
     "../x", "a/b", ".hidden", "-rf", "", "a\u{202e}b", "a\nb", "a\u{0}b", "~x", "e\u{301}", #"a\b"#,
+    ".\u{301}x", "-\u{20dd}x", "~\u{301}",
     String(repeating: "n", count: 201),
   ])
   func anUnsafeNameIsRefused(name: String) {
@@ -90,6 +91,20 @@ import Testing
 
   @Test(arguments: ["a", "deaths 2026-11.csv", "år.xml", "日本.csv", String(repeating: "n", count: 200)])
   func aSafeNameIsAccepted(name: String) { #expect(FileName.fault(name) == nil) }
+
+  /// They are printed to administrators' terminals.
+  @Test func textInAManifestIsOneLine() throws {
+    guard case .object(let members) = Sample.manifest().document else { return }
+    for (name, value) in [
+      ("agreement", ["id": "a\u{1b}]0;x", "version": 1, "sha256": .string(Digest(of: []).hex)]),
+      ("schema", ["id": "a\nb", "sha256": .string(Digest(of: []).hex)]), ("mediaType", "text/\u{7}csv"),
+      ("labels", ["a\u{1b}[2J"]),
+    ] as [(String, JSON)] {
+      var changed = members
+      changed[name] = value
+      #expect(errorCode { try Manifest(.object(changed)) } == .documentInvalid, "\(name)")
+    }
+  }
 
   @Test func aSizeThatDoesNotSealToTheBodyIsRefused() throws {
     guard case .object(var members) = Sample.manifest().document else { return }
@@ -202,9 +217,12 @@ import Testing
       Sample.card(serial: 2, previous: held.digest, signing: [second], recipients: [classical]), [second])
     #expect(errorCode { try held.succession(of: foreign, at: Sample.instant) } == .cardSuccession)
     #expect(errorCode { try next.succession(of: held, at: Sample.instant) } == .cardSuccession)
-    let orphan = try signed(
-      Sample.card(serial: 3, previous: Digest(of: [0]), signing: [first], recipients: [classical]), [first])
-    #expect(errorCode { try held.succession(of: orphan, at: Sample.instant) } == .cardSuccession)
+    // The cards between were missed: a partner was down.
+    let later = try signed(
+      Sample.card(serial: 3, previous: Digest(of: [0]), signing: [first, second], recipients: [classical]),
+      [first, second])
+    #expect(try held.succession(of: later, at: Sample.instant) == .accepted)
+    #expect(errorCode { try later.succession(of: next, at: Sample.instant) } == .cardSuccession)
   }
 
   @Test func droppingPostQuantumKeysNeedsApproval() throws {

@@ -309,8 +309,8 @@ private final class Counter: Sendable {
     try FileManager.default.copyItem(atPath: "\(scratch.path)/old", toPath: "\(scratch.path)/ledger.sqlite")
     #expect(throws: LedgerError.self) { try open(scratch.path) }
     try Ledger.restore(
-      "\(scratch.path)/old", to: "\(scratch.path)/ledger.sqlite", heads: "\(scratch.path)/heads.log", at: Date(),
-      epoch: "next")
+      "\(scratch.path)/old", of: AgencyID("tax.example.gov")!, to: "\(scratch.path)/ledger.sqlite",
+      heads: "\(scratch.path)/heads.log", at: Date(), epoch: "next")
     ledger = try open(scratch.path)
     #expect(ledger.head.epoch == "next")
     #expect(try await ledger.read { try $0.restoredAt() } != nil)
@@ -415,8 +415,8 @@ private final class Counter: Sendable {
   }
 
   @Test func aHomeHasOneOwner() throws {
-    let lock = try HomeLock(home: scratch.path)
-    #expect(throws: LedgerError.locked(scratch.path)) { try HomeLock(home: scratch.path) }
+    let lock = try HomeLock(scratch.path)
+    #expect(throws: LedgerError.locked(scratch.path)) { try HomeLock(scratch.path) }
     withExtendedLifetime(lock) {}
   }
 

@@ -121,6 +121,19 @@ public final class Scratch: Sendable {
   }
 }
 
+/// What several tests share and no test owns: gone when the runner ends.
+public enum Shared {
+  private static let lock = NSLock()
+  nonisolated(unsafe) private static var paths: [String] = []
+
+  public static func removeAtExit(_ path: String) {
+    lock.withLock {
+      if paths.isEmpty { atexit { for path in Shared.paths { try? FileManager.default.removeItem(atPath: path) } } }
+      paths.append(path)
+    }
+  }
+}
+
 /// Waits for a condition that another process brings about: looks often, fails after `seconds`.
 public func eventually(_ seconds: Double = 30, _ condition: () throws -> Bool) rethrows -> Bool {
   let end = ContinuousClock.now + .seconds(seconds)

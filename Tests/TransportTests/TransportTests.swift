@@ -369,6 +369,25 @@ private func serving(
     }
   }
 
+  /// Whatever kind of reply it is that nobody takes.
+  @Test func aReaderThatTakesNoAnswerIsCutOff() async throws {
+    var limits = PartnerServerLimits()
+    limits.pieceSeconds = 1
+    try await serving(pins: [client.pin], limits: limits) { _ in
+      HTTPReply(200, body: [UInt8](repeating: 7, count: 64 << 20))
+    } _: { [client] port, server in
+      let relay = RelayClient(identity: client)
+      defer { relay.stop() }
+      var request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
+      let calls = NIOLockedValueBox(0)
+      request.take = { _ in
+        if calls.withLockedValue({ calls in (calls += 1, calls == 1).1 }) { sleep(5) }
+        return true
+      }
+      await #expect(throws: RelayError.self) { try await relay.send(request) }
+    }
+  }
+
   @Test func aPeerThatHangsEndsOnlyItsOwnRequests() async throws {
     let relay = RelayClient(identity: client)
     defer { relay.stop() }

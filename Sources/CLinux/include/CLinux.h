@@ -19,8 +19,9 @@ int sp_raise_descriptor_limit(void);
 /// what was freed, up to 32 MiB, and keeps such pieces in the arenas of its threads (a gateway that checks records: 85 MiB, 23 so).
 /// M_TRIM_THRESHOLD, 1 MiB: with the 128 KiB that it has otherwise, each package's buffers go back to the system and are fetched anew.
 void sp_return_large_memory(void);
-/// Ignore SIGPIPE and SIGXFSZ, so that both come back as errno.
-void sp_ignore_write_signals(void);
+/// Ignore SIGPIPE and SIGXFSZ, which come back as errno, and SIGIO: it is sent when somebody opens a file for writing between the two
+/// calls of sp_no_writer.
+void sp_ignore_signals(void);
 /// statfs(2) f_type of the file system that holds path; -1 with errno.
 long long sp_filesystem_type(const char *path);
 /// open(2) O_TMPFILE: a file without a name, which goes with its last descriptor. -1 with EOPNOTSUPP where the file system has none.

@@ -83,12 +83,15 @@ struct CollectRound: Sendable {
       // From the beginning of the list: what was passed over once may be taken now.
       var cursor: Int64 = -1
       var next: Int64 = 0
+      var pause = Duration.milliseconds(50)
       while next > cursor {
         do {
           (cursor, next) = (next, try await confirm.poll(partner, after: next, waitSeconds: 0, checkHead: false))
+          pause = .milliseconds(50)
         } catch let problem as Problem where problem.kind == .busy {
           // As soon as some of those under way are here there is room for the next.
-          try await Task.sleep(for: .milliseconds(50))
+          try await Task.sleep(for: pause)
+          pause = min(pause * 2, .seconds(1))
         }
       }
     } catch let error as RelayError {

@@ -32,7 +32,11 @@ final class CollectedBody: Sendable {
   /// Opens or makes the part of `transfer`, and sees what is in it already.
   ///
   /// - Parameter roots: of its segments, already seen to have the signed root together.
-  init(_ spool: Spool, _ transfer: Transfer, roots: [Digest], onProgress: @escaping @Sendable (Int64) -> Void) throws {
+  /// - Parameter create: makes the part when there is none.
+  init(
+    _ spool: Spool, _ transfer: Transfer, roots: [Digest], create: (Transfer) throws -> File,
+    isCancelled: () -> Bool = { false }, onProgress: @escaping @Sendable (Int64) -> Void
+  ) throws {
     geometry = try BodyGeometry(sealedBytes: transfer.bodyBytes)
     self.roots = roots
     self.onProgress = onProgress
@@ -41,17 +45,18 @@ final class CollectedBody: Sendable {
     )
     if let part = try spool.reopen(transfer.place) {
       file = OpenFile(part)
-      try look()
+      try look(isCancelled)
     } else {
-      file = OpenFile(try spool.create(transfer.place, bytes: transfer.bodyBytes))
+      file = OpenFile(try create(transfer))
     }
   }
 
   /// What is there is written again: after a sync that failed the page cache may hold what the disk does not, and no sync to come
   /// would tell.
-  private func look() throws {
+  private func look(_ isCancelled: () -> Bool) throws {
     let buffer = SegmentBuffer(sealedBytesMax: geometry.sealedSegmentBytesMax)
     for index in roots.indices {
+      if isCancelled() { throw CancellationError() }
       let bytes = geometry.sealedBytes(ofSegment: Int64(index))
       let room = UnsafeMutableRawBufferPointer(rebasing: buffer.bytes[..<bytes])
       guard try file.file.read(into: room, at: Self.offset(index)) == bytes,

@@ -100,13 +100,26 @@ struct OpenPackage: Sendable {
     try await deliver(row)
   }
 
+  private func open(_ key: PackageKey, of transfer: Transfer, _ manifest: Manifest) throws -> Secret {
+    let (inUse, revoked) = context.keys.identitiesByTrust
+    do {
+      return try key.open(with: inUse, binding: manifest.binding)
+    } catch {
+      guard error.code == .headerNoMatch, !revoked.isEmpty else { throw error }
+      let payloadKey = try key.open(with: revoked, binding: manifest.binding)
+      context.logger.warning(
+        "transfer \(transfer.id): \(transfer.sender) sealed it to a revoked key: it does not have our new card yet")
+      return payloadKey
+    }
+  }
+
   /// Opens into the staging directory, checks the records on the way, and makes both durable.
   private func unseal(
     _ transfer: Transfer, _ manifest: Manifest, _ keyBytes: [UInt8], _ format: RecordFormat?
   ) throws -> RecordReport? {
     let key = try PackageKey(parsing: keyBytes)
     guard key.bytes == keyBytes else { throw SealingError(.headerMalformed, "bytes after the key's nonce") }
-    let payloadKey = try key.open(with: context.keys.identities, binding: manifest.binding)
+    let payloadKey = try open(key, of: transfer, manifest)
     let body = try context.body(of: transfer)
     let path = staged(transfer)
     try Directory.remove(path)

@@ -139,8 +139,7 @@ struct Receive: Sendable {
     defer { sessions.leave(known, ticket, keeping: keep) }
     let transfer = try await own(known.id, request)
     guard transfer.state == .receiving else { return try await standing(transfer) }
-    let context = context
-    let body = if let open { open } else { try await context.pool.run { try ReceivingBody.open(context, transfer) } }
+    let body = if let open { open } else { try await ReceivingBody.open(context, transfer) }
     guard offset == body.durableBytes else {
       keep = body
       return HTTPReply.problem(

@@ -45,12 +45,20 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
   /// So much of a body is durable before the ledger is told: what a crash costs at most, beside what was not durable.
   static let rememberBytes: Int64 = 128 << 20
 
-  /// Opens or makes the part. Bytes beyond `durableBytes` in it are forgotten; those before are digested again.
-  static func open(_ context: GatewayContext, _ transfer: Transfer) throws -> ReceivingBody {
-    let body = try ReceivingBody(context, transfer)
-    // A part that is not there any more (its rename came before a crash, its commit did not) begins anew at zero.
-    if body.isReopened { try body.digestAgain(upTo: transfer.durableBytes) }
-    return body
+  /// Opens or makes the part. Bytes beyond `durableBytes` in it are forgotten; those before are digested again, which takes as long as
+  /// they are many.
+  static func open(_ context: GatewayContext, _ transfer: Transfer) async throws -> ReceivingBody {
+    guard transfer.durableBytes > 0 else {
+      return try await context.pool.run { try ReceivingBody(context, transfer) }
+    }
+    // At a hub the link is the recipient's; the body comes from the sender.
+    let partner = transfer.direction == .hub ? transfer.sender : transfer.link
+    return try await context.rereads.run(of: partner, on: context.passes) { isCancelled in
+      let body = try ReceivingBody(context, transfer)
+      // A part that is not there any more (its rename came before a crash, its commit did not) begins anew at zero.
+      if body.isReopened { try body.digestAgain(upTo: transfer.durableBytes, isCancelled) }
+      return body
+    }
   }
 
   private init(_ context: GatewayContext, _ transfer: Transfer) throws {
@@ -64,25 +72,35 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
       isReopened = true
     } else {
       isReopened = false
-      // What was reserved for it before is no one else's room.
-      try context.spool.remove(transfer.place)
-      // When it was admitted, others' room was not reserved yet.
-      guard try context.hasRoom(for: transfer.bodyBytes) else { throw Problem.noRoom }
-      file = OpenFile(try context.spool.create(transfer.place, bytes: transfer.bodyBytes))
+      file = OpenFile(try context.createPart(of: transfer))
     }
     filling = SealedBuffer(geometry.sealedSegmentBytesMax)
     if geometry.segments > 1 { spare = SealedBuffer(geometry.sealedSegmentBytesMax) }
   }
 
-  private func digestAgain(upTo bytes: Int64) throws {
+  private func digestAgain(upTo bytes: Int64, _ isCancelled: () -> Bool) throws {
     let size = Int64(BodyGeometry.sealedSegmentBytes)
     while writtenBytes + size <= bytes {
+      if isCancelled() { throw CancellationError() }
       guard try file.file.read(into: filling.storage.bytes, at: writtenBytes) == Int(size) else {
         return try startOver()
       }
       roots.append(SegmentDigest.root(filling.storage, sealedBytes: Int(size)))
       writtenBytes += size
     }
+    try readRest(upTo: bytes)
+  }
+
+  /// What came after `bytes` is forgotten. The segment that they end in was written with the rest of it: its beginning is there.
+  private func goBack(to bytes: Int64) throws {
+    let segments = bytes / Int64(BodyGeometry.sealedSegmentBytes)
+    roots.removeLast(roots.count - Int(segments))
+    writtenBytes = segments * Int64(BodyGeometry.sealedSegmentBytes)
+    filled = 0
+    try readRest(upTo: bytes)
+  }
+
+  private func readRest(upTo bytes: Int64) throws {
     let rest = Int(bytes - writtenBytes)
     if rest > 0 {
       let target = UnsafeMutableRawBufferPointer(rebasing: filling.storage.bytes[..<rest])
@@ -224,11 +242,7 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     try await drain()
     try await synced()
     if let digest = requestDigest, !digest.matches {
-      let context = context
-      try await context.pool.run { [self] in
-        try startOver()
-        try digestAgain(upTo: start)
-      }
+      try await context.pool.run { [self] in try goBack(to: start) }
       throw Problem(.digest, "the body of this request does not have the Content-Digest that it announces")
     }
     if isComplete, filled > 0 {

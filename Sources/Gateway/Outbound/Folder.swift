@@ -57,10 +57,17 @@ package struct Folder: Sendable {
     try requireSafe()
   }
 
-  /// Whoever else may write here must not be able to move `.claimed`: a link in its place would lead to another agreement's files.
+  /// The folder is this agreement's: mounted in each other's places, two folders would send to each other's recipients. And whoever else
+  /// may write here cannot move `.claimed`: a link in its place would lead to another agreement's files.
   ///
   /// - Throws: `ConfigurationError`; DiskError.
   package func requireSafe() throws {
+    let marked = String(decoding: try File.contents("\(path)/\(Self.sentinel)", bytesMax: 4096), as: UTF8.self)
+    guard marked == "\(agreement)\n" else {
+      throw ConfigurationError(
+        "\(path) is marked as the folder of \(marked.prefix(80).split(separator: "\n").joined().onOneLine): is another file system mounted here?"
+      )
+    }
     // The folder itself may be a link of the administrator's.
     let (folder, claimed) = (try Directory.status("\(path)/."), try Directory.status(claims))
     let owner = try Directory.status("\(home)/.").st_uid
@@ -85,7 +92,7 @@ package struct Folder: Sendable {
 
   /// Judges one name. `observations` remembers sizes and times for `stable`.
   package func judge(_ name: String, _ observations: inout StabilityMemory, now: Date) -> FolderEntry {
-    if name.hasPrefix(".") { return .ignored("hidden names are left alone") }
+    if name.utf8.first == 46 { return .ignored("hidden names are left alone") }
     if let suffix = Self.temporarySuffixes.first(where: { name.hasSuffix($0) }) {
       return .ignored("names ending in \(suffix) are temporary; rename the file when it is complete")
     }

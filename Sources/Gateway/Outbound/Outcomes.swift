@@ -23,7 +23,8 @@ struct Outcomes: Sendable {
     context.outcomeLock.lock()
     defer { context.outcomeLock.unlock() }
     var path = path(transfer)
-    let older = { (id: String) in "\(directory)/\(Self.older(transfer.name, id)).outcome.json" }
+    let name = Self.fileName(transfer.name, transfer.id)
+    let older = { (id: String) in "\(directory)/\(Self.older(name, id)).outcome.json" }
     if transfer.replacedBy != nil {
       // The name belongs to what took its place.
       path = older(transfer.id.text)
@@ -49,7 +50,12 @@ struct Outcomes: Sendable {
   }
 
   private func path(_ transfer: Transfer) -> String {
-    "\(context.home.returned(transfer.agreement))/\(transfer.name).outcome.json"
+    "\(context.home.returned(transfer.agreement))/\(Self.fileName(transfer.name, transfer.id)).outcome.json"
+  }
+
+  /// A name that may not travel is not used for our files either.
+  private static func fileName(_ name: String, _ id: TransferID) -> String {
+    FileName.fault(name) == nil ? name : id.text
   }
 
   static func document(_ transfer: Transfer) -> JSON {
@@ -154,9 +160,8 @@ struct Outcomes: Sendable {
   ) throws {
     let directory = context.home.returned(agreement)
     try Directory.make(directory, mode: 0o750)
-    // A name that may not travel is not used for our files either, nor one that would be taken for one of ours.
-    let isOurs = Self.suffixes.contains { name.hasSuffix($0) }
-    let safe = FileName.fault(name) == nil && !isOurs ? name : id.text
+    // Nor is one that would be taken for one of ours.
+    let safe = Self.suffixes.contains { name.hasSuffix($0) } ? id.text : Self.fileName(name, id)
     var kept = "\(directory)/\(safe)"
     if Directory.exists(kept) { kept = "\(directory)/\(safe)~\(id.text.prefix(8))" }
     do {
@@ -183,7 +188,7 @@ struct Outcomes: Sendable {
       findings = "\n" + report.findings.map { "  \($0.text)\n" }.joined() + (more > 0 ? "  and \(more) more\n" : "")
     }
     let text =
-      "\(name) was not sent.\n\nWhy:        \(detail) [\(code)]\nNext step:  \(next)\nReference:  \(id)\n\(findings)"
+      "\(name.onOneLine) was not sent.\n\nWhy:        \(detail) [\(code)]\nNext step:  \(next)\nReference:  \(id)\n\(findings)"
     try DurableFile.write(Array(text.utf8), to: "\(kept).reason.txt", mode: 0o640)
     // Last: whoever sees it finds everything else.
     try DurableFile.write(JSON.object(reason).canonical + [10], to: "\(kept).reason.json", mode: 0o640)
