@@ -143,6 +143,12 @@ package struct Configuration: Sendable {
     return folder
   }
 
+  /// Whether `bytes` more can be taken without going below the low-water mark.
+  package func hasRoom(in home: Home, for bytes: Int64) throws -> Bool {
+    let free = try Directory.free(home.path)
+    return free.bytes - bytes >= lowWaterBytes && free.inodes >= lowWaterInodes
+  }
+
   package static func load(_ home: Home) throws -> Configuration {
     let bytes: [UInt8]
     do {

@@ -391,10 +391,7 @@ package final class GatewayContext: Sendable {
   }
 
   /// Whether there is room to take more. Below the low-water mark nothing new is taken; what is here still flows.
-  func hasRoom(for bytes: Int64 = 0) throws -> Bool {
-    let free = try Directory.free(home.path)
-    return free.bytes - bytes >= configuration.lowWaterBytes && free.inodes >= configuration.lowWaterInodes
-  }
+  func hasRoom(for bytes: Int64 = 0) throws -> Bool { try configuration.hasRoom(in: home, for: bytes) }
 
   /// A fresh part for the body of `transfer`. When that was admitted, the room of others was not reserved yet.
   ///

@@ -456,7 +456,7 @@ package enum Evaluation {
         "the agreement is in force (\(standing?.detail ?? "nobody signed it"))"),
       Rule(
         .inputName, passed: FileName.fault(draft.name) == nil && agreement.allows(name: draft.name),
-        "the name is safe and fits \(agreement.namePattern)"),
+        FileName.fault(draft.name).map { "the name is safe: \($0)" } ?? "the name fits \(agreement.namePattern)"),
       Rule(.inputMediaType, passed: draft.mediaType == agreement.mediaType, "the media type is \(agreement.mediaType)"),
       Rule(.inputEmpty, passed: draft.payloadBytes > 0, "the payload is not empty"),
       Rule(

@@ -67,6 +67,12 @@ struct Doctor {
     for row in status where row.text("kind") == "waiting" {
       add("warning", "\(row.text("count")) packages wait: \(row.text("code"))", row.text("next"))
     }
+    for row in try await session.perform(.agreementsList) where ["proposed", "suspended"].contains(row.text("state")) {
+      add(
+        "warning",
+        "the agreement \(row.text("id")) version \(row.text("version")) is \(row.text("state")): \(row.text("detail"))",
+        "sallyport agreements list")
+    }
     for row in status where row.text("kind") == "agreement-offered" {
       add(
         "warning",

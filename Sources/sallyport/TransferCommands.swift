@@ -35,6 +35,12 @@ struct SendCommand: AsyncParsableCommand {
         "no agreement \(agreement) lets \(configuration.agency) send. Try: sallyport agreements list --home \(home.path)"
       )
     }
+    guard try configuration.hasRoom(in: home, for: 0) else {
+      throw AdminError(
+        .waiting,
+        "below the low-water mark (lowWaterBytes, lowWaterInodes) nothing new is taken: make room on the disk of \(home.path)"
+      )
+    }
     let session = Session(options)
     let isRunning = try await session.isRunning()
     guard isRunning || !wait else {

@@ -391,6 +391,8 @@ import Testing
     #expect(agencies.sender.log.components(separatedBy: "low-water").count == 2, "\(agencies.sender.log)")
     let outbox = "\(agencies.sender.home)/outbox/\(TestAgencies.agreement)"
     #expect(FileManager.default.fileExists(atPath: "\(outbox)/waits.txt"))
+    let sent = try agencies.sender.sallyport("send", "/etc/hostname", "--agreement", TestAgencies.agreement)
+    #expect(sent.status == 75 && sent.errors.contains("low-water"), "\(sent.errors)")
     try agencies.stop()
   }
 
