@@ -346,10 +346,15 @@ package struct Administration: Sendable {
       row = try await Ending(context: context).end(
         transfer, .cancelled, code: "cancelled", note: "cancelled by an administrator")
     }
-    let (context, moved) = (context, row)
-    try await context.pool.run { try Outcomes(context: context).write(moved) }
     for signal in [context.news.claimed, context.news.keys] { signal.notify() }
     context.news.lane(of: row.peer).notify()
+    let (context, moved) = (context, row)
+    do {
+      try await context.pool.run { try Outcomes(context: context).refresh(moved) }
+    } catch {
+      // The order stands.
+      context.logger.error("the outcome of \(id) cannot be written: \(error)")
+    }
     return Self.row(row)
   }
 

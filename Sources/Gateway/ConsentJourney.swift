@@ -129,19 +129,37 @@ struct ConsentJourney: Sendable {
 
   static func isNegative(_ word: UInt64) -> Bool { ConsentRecord(word: word)?.state.isNegative ?? false }
 
-  /// What a crash left without its acknowledgement. Before any stage runs. One that cannot be settled waits for the next start: its
-  /// event stands, and nobody's data goes against it.
+  /// What a crash left without its acknowledgement. Before any stage runs.
   ///
+  /// - Returns: the entries that could not be settled now. Their events stand, and nobody's data goes against them.
   /// - Throws: `FatalFailure`.
-  func settleAfterCrash() async throws {
-    for sequence in try await context.ledger.read({ try $0.owedAcknowledgements() }) {
+  func settleAfterCrash() async throws -> [Int64] {
+    try await settle(await context.ledger.read { try $0.owedAcknowledgements() })
+  }
+
+  private static let againSeconds = 60
+
+  /// Goes on with what `settleAfterCrash` left, until it is cancelled.
+  func settleLater(_ left: [Int64]) async throws {
+    var left = left
+    while !Task.isCancelled {
+      await Signal().wait(after: 0, for: .seconds(Self.againSeconds))
+      if !Task.isCancelled { left = try await settle(left) }
+    }
+  }
+
+  private func settle(_ sequences: [Int64]) async throws -> [Int64] {
+    var left: [Int64] = []
+    for sequence in sequences {
       do {
         try await settleAfterCrash(sequence)
       } catch {
+        left.append(sequence)
         guard let (code, note) = try Disposition.survived(error) else { continue }
         context.logger.error("the consent events of entry \(sequence) have no acknowledgement yet: \(note) [\(code)]")
       }
     }
+    return left
   }
 
   private func settleAfterCrash(_ sequence: Int64) async throws {

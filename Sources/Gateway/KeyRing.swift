@@ -163,12 +163,10 @@ package struct KeyRing: Sendable {
     return signing.filter { chosen.contains($0.verifying) }
   }
 
-  /// The identities to open with, and those whose recipient was revoked.
-  var identitiesByTrust: (inUse: [Identity], revoked: [Identity]) {
-    let revoked = Set(card.card.recipients.filter { $0.state == .revoked }.map(\.key))
-    return (
-      identities.filter { !revoked.contains($0.recipient) }, identities.filter { revoked.contains($0.recipient) }
-    )
+  /// The identities to open with, and those that nobody who has the card would seal to: revoked, or let go of.
+  var identitiesByTrust: (inUse: [Identity], former: [Identity]) {
+    let named = Set(card.card.recipients.filter { $0.state != .revoked }.map(\.key))
+    return (identities.filter { named.contains($0.recipient) }, identities.filter { !named.contains($0.recipient) })
   }
 
   package func sign(_ document: JSON, as kind: DocumentKind, at instant: Date) -> Envelope {
@@ -283,14 +281,17 @@ package struct KeyRing: Sendable {
   /// A card's keys with room for one more.
   private static func withRoom<Key>(_ keys: [CardKey<Key>], at instant: Date) -> [CardKey<Key>] {
     var keys = keys
-    if keys.count >= Card.keysMax, let (place, _) = dispensable(keys, at: instant) { keys.remove(at: place) }
+    if keys.count >= Card.keysMax, let (place, _) = dispensable(keys, of: keys, at: instant) { keys.remove(at: place) }
     return keys
   }
 
-  /// The key that a full card lets go of: one that has expired, else a revoked one, else the one that retired first; and how gladly.
-  private static func dispensable<Key>(_ keys: [CardKey<Key>], at instant: Date) -> (place: Int, rank: Int)? {
+  /// The key that a full card lets go of: one that has expired, else one that is revoked on the card `held` too, else the one that retired
+  /// first; and how gladly.
+  private static func dispensable<Key>(
+    _ keys: [CardKey<Key>], of held: [CardKey<Key>], at instant: Date
+  ) -> (place: Int, rank: Int)? {
     let tests: [(CardKey<Key>) -> Bool] = [
-      { $0.notAfter < instant }, { $0.state == .revoked }, { $0.state == .retiring },
+      { $0.notAfter < instant }, { $0.state == .revoked && held.contains($0) }, { $0.state == .retiring },
     ]
     return tests.enumerated().lazy.compactMap { rank, test in keys.firstIndex(where: test).map { ($0, rank) } }.first
   }
@@ -310,7 +311,8 @@ package struct KeyRing: Sendable {
     // Post-quantum keys are long: a card may be full before it has the most keys that it may have.
     while following().document.canonical.count > Envelope.payloadBytesMax {
       let (signing, sealing) = (
-        Self.dispensable(signingKeys, at: instant), Self.dispensable(recipients, at: instant)
+        Self.dispensable(signingKeys, of: card.card.signingKeys, at: instant),
+        Self.dispensable(recipients, of: card.card.recipients, at: instant)
       )
       if let sealing, sealing.rank <= signing?.rank ?? .max {
         recipients.remove(at: sealing.place)

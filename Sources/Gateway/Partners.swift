@@ -72,7 +72,9 @@ package struct Partners: Sendable {
         : .needsApproval(reason: "it is described anew by an administrator")
       // Which of the two has the key is for a person to find out.
       if succession != .same, let other = try holder(ofPinsOf: card.card, tx) {
-        succession = .needsApproval(reason: "a TLS key of it is on the card of \(other) too: ask both by telephone")
+        var reasons = ["a TLS key of it is on the card of \(other) too: ask both by telephone"]
+        if case .needsApproval(let reason) = succession { reasons.append(reason) }
+        succession = .needsApproval(reason: reasons.joined(separator: "; "))
       }
       switch succession {
       case .same: return .unchanged
@@ -88,7 +90,9 @@ package struct Partners: Sendable {
             ["partner": .string(agency.text), "card": .string(card.digest.hex), "serial": .integer(card.card.serial)]))
         return .accepted
       case .needsApproval(let reason):
-        guard record.pendingCard != card.envelope.bytes else { return .needsApproval(reason) }
+        guard record.pendingCard != card.envelope.bytes || record.pendingReason != reason else {
+          return .needsApproval(reason)
+        }
         record.pendingCard = card.envelope.bytes
         record.pendingReason = reason
         try tx.put(record)

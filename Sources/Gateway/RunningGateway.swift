@@ -42,7 +42,8 @@ package struct RunningGateway: Service {
     let maintenance = Maintenance(context: context)
     try await maintenance.sweep()
     try await maintenance.restoreOutcomes()
-    try await ConsentJourney(context: context).settleAfterCrash()
+    let consents = ConsentJourney(context: context)
+    let unsettled = try await consents.settleAfterCrash()
     let services: [any Service] =
       [
         PartnerServer(
@@ -53,7 +54,7 @@ package struct RunningGateway: Service {
         AdminServer(path: context.home.adminSocket, loops: .shared, logger: quiet) { method, target, body in
           await administration.answer(method, target, body)
         },
-        fatal, maintenance, Intake(context: context),
+        fatal, maintenance, Intake(context: context), Loop { try await consents.settleLater(unsettled) },
       ] + stages + [Lanes(context: context, links: links, onFatal: { fatal.raise($0) })]
     let serviceGroup = ServiceGroup(
       configuration: .init(

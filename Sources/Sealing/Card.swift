@@ -1,7 +1,7 @@
 // A card: an agency's signed public description. Partners exchange cards; everything else is judged by them.
 //
-// Succession: a held card is replaced by one with a higher serial that names the held card's digest as `previous`, signed
-// by a key valid in the held card and by its own keys. Dropping post-quantum protection, or replacing a revoked signing
+// Succession: a held card is replaced by one with a higher serial, signed by a key valid in the held card and by its own keys; `previous`
+// names the card before it, which its holder may have missed. Dropping post-quantum protection, or replacing a revoked signing
 // key, needs a person to approve the fingerprint again.
 
 import Foundation

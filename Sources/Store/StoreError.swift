@@ -46,7 +46,7 @@ package enum LedgerError: Error, Equatable, Sendable, CustomStringConvertible {
 
   package var description: String {
     switch self {
-    case .locked(let home): "\(home) is in use by another process; stop it, or let the command talk to it"
+    case .locked(let home): "\(home) is in use by another process: wait for its end, or let the command talk to it"
     case .stale(let what): "\(what) changed meanwhile; look again: sallyport trace"
     case .notFound(let what): "\(what) is not known here"
     case .foreign(let what): what

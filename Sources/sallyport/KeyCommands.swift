@@ -145,23 +145,32 @@ enum KeyChange {
   static func apply(_ options: HomeOptions, _ what: String, _ change: (inout KeyRing) throws -> Void) async throws {
     let passphrase = try options.passphrase()
     let session = Session(options)
-    let serial = try await session.holding { perform in
-      // Two changes at once would each undo the other's.
-      let lock = try HomeLock(options.home.keys)
-      defer { withExtendedLifetime(lock) {} }
-      var keys = try KeyRing(options.home, passphrase: passphrase)
-      try change(&keys)
-      try keys.save(options.home, passphrase: passphrase)
-      let serial = keys.card.card.serial
-      _ = try await perform(.record, ["kind": "keys-changed", "detail": .string("\(what), card serial \(serial)")])
-      return serial
+    let isRunning = try await session.isRunning()
+    // Who has the home can be told of the change; somebody else's process could not.
+    if !isRunning { withExtendedLifetime(try HomeLock(options.home.path)) {} }
+    // Two changes at once would each undo the other's.
+    let lock = try HomeLock(options.home.keys)
+    defer { withExtendedLifetime(lock) {} }
+    var keys = try KeyRing(options.home, passphrase: passphrase)
+    try change(&keys)
+    try keys.save(options.home, passphrase: passphrase)
+    let serial = keys.card.card.serial
+    var isRecorded = true
+    do {
+      _ = try await session.perform(
+        .record, ["kind": "keys-changed", "detail": .string("\(what), card serial \(serial)")])
+    } catch {
+      // A ledger that does not open is no reason to keep a stolen key.
+      isRecorded = false
+      Output.note("sallyport: the keys are changed, and the ledger does not say so: \(error)")
     }
-    if try await session.isRunning() { _ = try await session.perform(.reload) }
+    if isRunning { _ = try await session.perform(.reload) }
     options.output.row(
       ["serial": .integer(serial), "card": .string(options.home.card), "change": .string(what)],
       human:
         "done; card serial \(serial). Partners' gateways fetch it within the hour, or send them \(options.home.card)"
     )
+    if !isRecorded { throw ExitCode(.partlyDone) }
   }
 }
 

@@ -162,16 +162,16 @@ struct Collect: Sendable {
       let manifest = try transfer.readManifest()
       let roots = try await roots(of: transfer, manifest)
       let context = context
-      let open: @Sendable (() -> Bool) throws -> CollectedBody = { isCancelled in
-        try CollectedBody(
-          context.spool, transfer, roots: roots, create: context.createPart, isCancelled: isCancelled
-        ) { context.arriving.set(transfer, $0) }
+      let open: @Sendable () throws -> CollectedBody = {
+        try CollectedBody(context.spool, transfer, roots: roots, create: context.createPart) {
+          context.arriving.set(transfer, $0)
+        }
       }
       let body =
         if context.spool.hasPart(transfer.place) {
           try await context.rereads.run(of: transfer.link, on: context.passes, open)
         } else {
-          try await context.pool.run { try open { false } }
+          try await context.pool.run(open)
         }
       defer { context.arriving.forget(transfer) }
       let large = body.geometry.segments > 1

@@ -35,7 +35,7 @@ final class CollectedBody: Sendable {
   /// - Parameter create: makes the part when there is none.
   init(
     _ spool: Spool, _ transfer: Transfer, roots: [Digest], create: (Transfer) throws -> File,
-    isCancelled: () -> Bool = { false }, onProgress: @escaping @Sendable (Int64) -> Void
+    onProgress: @escaping @Sendable (Int64) -> Void
   ) throws {
     geometry = try BodyGeometry(sealedBytes: transfer.bodyBytes)
     self.roots = roots
@@ -45,7 +45,7 @@ final class CollectedBody: Sendable {
     )
     if let part = try spool.reopen(transfer.place) {
       file = OpenFile(part)
-      try look(isCancelled)
+      try look()
     } else {
       file = OpenFile(try create(transfer))
     }
@@ -53,10 +53,9 @@ final class CollectedBody: Sendable {
 
   /// What is there is written again: after a sync that failed the page cache may hold what the disk does not, and no sync to come
   /// would tell.
-  private func look(_ isCancelled: () -> Bool) throws {
+  private func look() throws {
     let buffer = SegmentBuffer(sealedBytesMax: geometry.sealedSegmentBytesMax)
     for index in roots.indices {
-      if isCancelled() { throw CancellationError() }
       let bytes = geometry.sealedBytes(ofSegment: Int64(index))
       let room = UnsafeMutableRawBufferPointer(rebasing: buffer.bytes[..<bytes])
       guard try file.file.read(into: room, at: Self.offset(index)) == bytes,

@@ -101,14 +101,15 @@ struct OpenPackage: Sendable {
   }
 
   private func open(_ key: PackageKey, of transfer: Transfer, _ manifest: Manifest) throws -> Secret {
-    let (inUse, revoked) = context.keys.identitiesByTrust
+    let (inUse, former) = context.keys.identitiesByTrust
     do {
       return try key.open(with: inUse, binding: manifest.binding)
     } catch {
-      guard error.code == .headerNoMatch, !revoked.isEmpty else { throw error }
-      let payloadKey = try key.open(with: revoked, binding: manifest.binding)
+      guard error.code == .headerNoMatch, !former.isEmpty else { throw error }
+      let payloadKey = try key.open(with: former, binding: manifest.binding)
       context.logger.warning(
-        "transfer \(transfer.id): \(transfer.sender) sealed it to a revoked key: it does not have our new card yet")
+        "transfer \(transfer.id): \(transfer.sender) sealed it to a key that was revoked or let go of: it does not have our new card yet"
+      )
       return payloadKey
     }
   }
@@ -199,7 +200,7 @@ struct OpenPackage: Sendable {
   func deliver(_ transfer: Transfer) async throws {
     let directory = context.home.inbox(transfer.sender, transfer.agreement)
     let name = try await context.pool.run { () -> String in
-      try Directory.make(directory, mode: 0o750)
+      try Directory.make(directory)
       return Directory.exists("\(directory)/\(transfer.name)") ? Self.besides(transfer) : transfer.name
     }
     let row = try await context.ledger.write { tx in

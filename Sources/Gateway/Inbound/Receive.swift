@@ -154,7 +154,7 @@ struct Receive: Sendable {
       // The connection was cut, or a newer request came: what is here is made durable for the next one.
       let cause = error
       do {
-        if !(cause is Problem) { try await Task { try await body.settle(from: offset) }.value }
+        if !(cause is Problem) { try await Task { try await body.settle(from: offset, isCut: true) }.value }
         try await body.remember()
       } catch {
         // The disk failed, or the transfer has ended meanwhile: what comes next opens the part anew.

@@ -53,10 +53,10 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     }
     // At a hub the link is the recipient's; the body comes from the sender.
     let partner = transfer.direction == .hub ? transfer.sender : transfer.link
-    return try await context.rereads.run(of: partner, on: context.passes) { isCancelled in
+    return try await context.rereads.run(of: partner, on: context.passes) {
       let body = try ReceivingBody(context, transfer)
       // A part that is not there any more (its rename came before a crash, its commit did not) begins anew at zero.
-      if body.isReopened { try body.digestAgain(upTo: transfer.durableBytes, isCancelled) }
+      if body.isReopened { try body.digestAgain(upTo: transfer.durableBytes) }
       return body
     }
   }
@@ -78,10 +78,9 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     if geometry.segments > 1 { spare = SealedBuffer(geometry.sealedSegmentBytesMax) }
   }
 
-  private func digestAgain(upTo bytes: Int64, _ isCancelled: () -> Bool) throws {
+  private func digestAgain(upTo bytes: Int64) throws {
     let size = Int64(BodyGeometry.sealedSegmentBytes)
     while writtenBytes + size <= bytes {
-      if isCancelled() { throw CancellationError() }
       guard try file.file.read(into: filling.storage.bytes, at: writtenBytes) == Int(size) else {
         return try startOver()
       }
@@ -237,12 +236,14 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
 
   /// Makes what came durable. A partial segment is written too, and kept in the buffer for its continuation.
   ///
+  /// - Parameter isCut: the request did not come to its end, and what it announced does not hold by that alone.
   /// - Throws: `Problem` digest when the request's bytes are not those it announced; they are forgotten then.
-  func settle(from start: Int64) async throws {
+  func settle(from start: Int64, isCut: Bool = false) async throws {
     try await drain()
     try await synced()
     if let digest = requestDigest, !digest.matches {
       try await context.pool.run { [self] in try goBack(to: start) }
+      if isCut { return }
       throw Problem(.digest, "the body of this request does not have the Content-Digest that it announces")
     }
     if isComplete, filled > 0 {
@@ -259,7 +260,7 @@ final class ReceivingBody: BodySink, @unchecked Sendable {
     } else if durableBytes < writtenBytes {
       try await sync(covering: writtenBytes)
     }
-    if isOverlong { throw Problem(.tooLarge, "more bytes came than the manifest names") }
+    if isOverlong, !isCut { throw Problem(.tooLarge, "more bytes came than the manifest names") }
   }
 
   /// The roots of what came, segment by segment; only after everything did.

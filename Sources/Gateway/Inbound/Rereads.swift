@@ -8,12 +8,11 @@ final class Rereads: Sendable {
   private let busy = NIOLockedValueBox<Set<AgencyID>>([])
   private let freed = Signal()
 
-  /// Runs `body` on `pool` when it is `partner`'s turn.
+  /// Runs `body` on `pool` when it is `partner`'s turn. Once begun it goes to its end: whoever asked again meanwhile goes on from it.
   ///
-  /// - Parameter body: told whether anybody still waits for it.
-  /// - Throws: what `body` throws; CancellationError.
+  /// - Throws: what `body` throws; CancellationError when cancelled before its turn.
   func run<Value: Sendable>(
-    of partner: AgencyID, on pool: BlockingPool, _ body: @escaping @Sendable (_ isCancelled: () -> Bool) throws -> Value
+    of partner: AgencyID, on pool: BlockingPool, _ body: @escaping @Sendable () throws -> Value
   ) async throws -> Value {
     while true {
       let seen = freed.generation
@@ -25,11 +24,6 @@ final class Rereads: Sendable {
       busy.withLockedValue { _ = $0.remove(partner) }
       freed.notify()
     }
-    let isCancelled = NIOLockedValueBox(false)
-    return try await withTaskCancellationHandler {
-      try await pool.run { try body { isCancelled.withLockedValue { $0 } } }
-    } onCancel: {
-      isCancelled.withLockedValue { $0 = true }
-    }
+    return try await pool.run(body)
   }
 }

@@ -16,12 +16,21 @@ struct Outcomes: Sendable {
 
   /// Records where a transfer is now.
   func write(_ transfer: Transfer) throws {
+    // Who looks whose outcome a name is must be the one that takes it.
+    try context.outcomeLock.withLock { try put(transfer) }
+  }
+
+  /// The same for one that may have moved on since `transfer` was read.
+  func refresh(_ transfer: Transfer) throws {
+    try context.outcomeLock.withLock {
+      if let now = try context.ledger.readNow({ try $0.transfer(transfer.sender, transfer.id) }) { try put(now) }
+    }
+  }
+
+  private func put(_ transfer: Transfer) throws {
     guard transfer.direction == .out else { return }
     let directory = context.home.returned(transfer.agreement)
-    try Directory.make(directory, mode: 0o750)
-    // Who looks whose outcome a name is must be the one that takes it.
-    context.outcomeLock.lock()
-    defer { context.outcomeLock.unlock() }
+    try Directory.make(directory)
     var path = path(transfer)
     let name = Self.fileName(transfer.name, transfer.id)
     let older = { (id: String) in "\(directory)/\(Self.older(name, id)).outcome.json" }
@@ -159,7 +168,7 @@ struct Outcomes: Sendable {
     report: RecordReport? = nil
   ) throws {
     let directory = context.home.returned(agreement)
-    try Directory.make(directory, mode: 0o750)
+    try Directory.make(directory)
     // Nor is one that would be taken for one of ours.
     let safe = Self.suffixes.contains { name.hasSuffix($0) } ? id.text : Self.fileName(name, id)
     var kept = "\(directory)/\(safe)"
@@ -197,7 +206,7 @@ struct Outcomes: Sendable {
   /// Keeps invalid records that the agreement sets aside, sealed to this agency: NAME.set-aside.age, for `sallyport open`.
   func setAside(_ records: [UInt8], name: String, agreement: String) throws {
     let directory = context.home.returned(agreement)
-    try Directory.make(directory, mode: 0o750)
+    try Directory.make(directory)
     let recipients = context.keys.card.card.sealingRecipients(at: context.now())
     let (key, payloadKey) = try PackageKey.create(for: recipients)
     let source = RecordSource.start { source in
