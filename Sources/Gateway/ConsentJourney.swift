@@ -131,42 +131,53 @@ struct ConsentJourney: Sendable {
 
   /// What a crash left without its acknowledgement. Before any stage runs.
   ///
-  /// - Returns: the entries that could not be settled now. Their events stand, and nobody's data goes against them.
   /// - Throws: `FatalFailure`.
-  func settleAfterCrash() async throws -> [Int64] {
-    try await settle(await context.ledger.read { try $0.owedAcknowledgements() })
+  func settleAfterCrash() async throws {
+    for sequence in try await context.ledger.read({ try $0.owedAcknowledgements() }) { try await settleAgain(sequence) }
   }
 
   private static let againSeconds = 60
 
-  /// Goes on with what `settleAfterCrash` left, until it is cancelled.
-  func settleLater(_ left: [Int64]) async throws {
-    var left = left
+  /// Goes on, until it is cancelled, with what could not be settled: a disk was full, a file could not be read.
+  ///
+  /// - Throws: `FatalFailure`.
+  func settleLater() async throws {
+    var owedBefore: [Int64] = []
     while !Task.isCancelled {
       await Signal().wait(after: 0, for: .seconds(Self.againSeconds))
-      if !Task.isCancelled { left = try await settle(left) }
+      if Task.isCancelled { return }
+      do {
+        let owed = try await context.ledger.read { try $0.owedAcknowledgements() }
+        // What began a moment ago is somebody's who waits for it.
+        for sequence in owed
+        where owedBefore.contains(sequence) && !context.settling.withLockedValue({ $0.contains(sequence) }) {
+          try await settleAgain(sequence)
+        }
+        owedBefore = owed
+      } catch {
+        if let (code, note) = try Disposition.survived(error) { context.logger.error("consents: \(note) [\(code)]") }
+      }
     }
   }
 
-  private func settle(_ sequences: [Int64]) async throws -> [Int64] {
-    var left: [Int64] = []
-    for sequence in sequences {
-      do {
-        try await settleAfterCrash(sequence)
-      } catch {
-        left.append(sequence)
-        guard let (code, note) = try Disposition.survived(error) else { continue }
-        context.logger.error("the consent events of entry \(sequence) have no acknowledgement yet: \(note) [\(code)]")
-      }
+  /// One that cannot be settled now is tried again later: its events stand, and nobody's data goes against them.
+  private func settleAgain(_ sequence: Int64) async throws {
+    do {
+      try await settleAfterCrash(sequence)
+    } catch {
+      guard let (code, note) = try Disposition.survived(error) else { return }
+      context.logger.error("the consent events of entry \(sequence) have no acknowledgement yet: \(note) [\(code)]")
     }
-    return left
   }
 
   private func settleAfterCrash(_ sequence: Int64) async throws {
     let rows = try await context.ledger.read { try $0.consentEvents(of: sequence) }.filter {
       ConsentEvent(rawValue: $0.event)?.state.isNegative ?? false
     }
-    guard let first = rows.first, let agreement = context.current(first.agreement, at: context.now()) else { return }
+    guard let first = rows.first else { return }
+    guard let agreement = context.current(first.agreement, at: context.now()) else {
+      throw AdminError(.failed, "the agreement \(first.agreement) is not in \(context.home.policies)")
+    }
     let words = try await context.ledger.read { reader in
       try rows.map { try reader.consentWord(first.agreement, $0.subject) ?? 0 }
     }
@@ -182,6 +193,8 @@ struct ConsentJourney: Sendable {
     _ people: [SubjectReference], _ agreement: Agreement, because: ConsentEvent, sequence: Int64, recordedAt: Date,
     isKnown: Bool = true
   ) async throws -> ConsentAcknowledgement {
+    context.settling.withLockedValue { _ = $0.insert(sequence) }
+    defer { context.settling.withLockedValue { _ = $0.remove(sequence) } }
     let subjects = Set(people)
     let deadline = context.now() + GatewayContext.leaseSeconds
     var stopped: [TransferID] = []
@@ -189,15 +202,17 @@ struct ConsentJourney: Sendable {
     var untold: [(package: PackageRow, ordinals: [Int64])] = []
     var isKnown = isKnown
     for package in try await context.ledger.read({ try $0.packages(agreement: agreement.id) }) {
-      let ordinals = try await context.pool.run { [context] () -> [Int64] in
-        guard let index = try context.spool.subjects(of: package.id) else { return [] }
-        var found: [Int64] = []
-        if subjects.count > Self.searchesMax {
-          try index.forEach { found += $0.filter { subjects.contains($0.subject) }.map(\.ordinal) }
-        } else {
-          for subject in subjects { found += try index.ordinals(of: subject) }
+      let isIndexed = (context.agreement(of: package) ?? agreement).subjects.identifier != nil
+      let looked = try await context.pool.run { [context] in
+        try Self.ordinals(of: subjects, in: package, isIndexed: isIndexed, context.spool)
+      }
+      guard let ordinals = looked else {
+        // Anybody may be in it. What has not gone does not go: the release rule wants to look too.
+        if package.released != nil {
+          context.logger.error("the index of who is in \(package.id) is missing or damaged: it counts as disclosed")
+          disclosed.append(package)
         }
-        return found.sorted()
+        continue
       }
       guard !ordinals.isEmpty else { continue }
       isKnown = true
@@ -232,6 +247,24 @@ struct ConsentJourney: Sendable {
       sequence: sequence, hasEffect: true, isKnown: isKnown, people: subjects.count, stopped: stopped,
       disclosed: disclosed, notices: notices.map(\.id),
       recordedAt: recordedAt, acknowledgedAt: context.now())
+  }
+
+  /// The records of `subjects` in a package; nil when nobody can say.
+  private static func ordinals(
+    of subjects: Set<SubjectReference>, in package: PackageRow, isIndexed: Bool, _ spool: Spool
+  ) throws -> [Int64]? {
+    do {
+      guard let index = try spool.subjects(of: package.id) else { return isIndexed ? nil : [] }
+      var found: [Int64] = []
+      if subjects.count > searchesMax {
+        try index.forEach { found += $0.filter { subjects.contains($0.subject) }.map(\.ordinal) }
+      } else {
+        for subject in subjects { found += try index.ordinals(of: subject) }
+      }
+      return found.sorted()
+    } catch let error as DiskError where [EINVAL, ENOENT].contains(error.errno) {
+      return nil
+    }
   }
 
   /// Ids as an entry can hold them: the first ones, how many there are, and the digest of all.

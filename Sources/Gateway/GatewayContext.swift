@@ -42,6 +42,8 @@ package final class GatewayContext: Sendable {
   private let partnerBox = NIOLockedValueBox(PartnerDirectory())
   private let actBook = NIOLockedValueBox(ActBook())
   let consents = ConsentBook()
+  /// Entries of consent events whose acknowledgement somebody prepares now.
+  let settling = NIOLockedValueBox<Set<Int64>>([])
   let downloads = Downloads()
   /// Transfers whose claimed originals tasks are working on, and how many: they move them when they have moved the row.
   let claimsInUse = NIOLockedValueBox<[TransferID: Int]>([:])

@@ -203,7 +203,7 @@ struct Notices: Sendable {
     else { throw Problem(.malformed, "the notice is not for this place") }
     let (held, isNew) = try await context.ledger.write { tx -> (NoticeRow, Bool) in
       if let held = try tx.reader.notice(notice.id) { return (held, false) }
-      guard try tx.reader.openNotices(to: notice.to, limit: Self.parkedMax).count < Self.parkedMax else {
+      guard try tx.reader.countOpenNotices(to: notice.to) < Self.parkedMax else {
         throw Problem(.full, code: "limit.notices", "too many notices wait here", retryAfterSeconds: 3600)
       }
       let sequence = try tx.append(

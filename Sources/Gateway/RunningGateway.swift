@@ -43,7 +43,7 @@ package struct RunningGateway: Service {
     try await maintenance.sweep()
     try await maintenance.restoreOutcomes()
     let consents = ConsentJourney(context: context)
-    let unsettled = try await consents.settleAfterCrash()
+    try await consents.settleAfterCrash()
     let services: [any Service] =
       [
         PartnerServer(
@@ -54,7 +54,7 @@ package struct RunningGateway: Service {
         AdminServer(path: context.home.adminSocket, loops: .shared, logger: quiet) { method, target, body in
           await administration.answer(method, target, body)
         },
-        fatal, maintenance, Intake(context: context), Loop { try await consents.settleLater(unsettled) },
+        fatal, maintenance, Intake(context: context), Loop { try await consents.settleLater() },
       ] + stages + [Lanes(context: context, links: links, onFatal: { fatal.raise($0) })]
     let serviceGroup = ServiceGroup(
       configuration: .init(

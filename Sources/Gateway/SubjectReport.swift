@@ -18,7 +18,8 @@ struct SubjectReport: Sendable {
     var events: [AuditEvent] = []
     var lookedUp: Set<Date> = []
     for agreement in context.policies.agreements where agreement.party(context.agency, as: .provider) != nil {
-      guard seen.insert(agreement.id).inserted, agreement.subjects.identifier != nil,
+      // Another version may have been opaque.
+      guard agreement.subjects.identifier != nil, seen.insert(agreement.id).inserted,
         let subject = Subject.reference(id, journey.key(agreement))
       else { continue }
       let released = try await context.ledger.read { try $0.packages(agreement: agreement.id) }.filter {

@@ -454,6 +454,12 @@ extension Reader {
     ).map(NoticeRow.init)
   }
 
+  package func countOpenNotices(to peer: AgencyID) throws -> Int {
+    try fetchOne(
+      "SELECT count(*) AS n FROM notices WHERE peer = ? AND direction <> 'in' AND next_at IS NOT NULL", [peer.text])?[
+        "n"] ?? 0
+  }
+
   /// Those of them that are to be sent or asked about.
   package func noticesDue(to peer: AgencyID, at instant: Date, limit: Int) throws -> [NoticeRow] {
     try fetchAll(

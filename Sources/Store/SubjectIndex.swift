@@ -97,7 +97,10 @@ package struct SubjectIndex: ~Copyable, Sendable {
     }
     let runs = try Self.words(file, Int64(end[0]), at: size - 16 - Int64(end[0]) * 8)
     var bounds: [Int64] = [0]
-    for run in runs { bounds.append(bounds[bounds.count - 1] + Int64(run)) }
+    for run in runs {
+      guard run < size else { throw DiskError("read", path, errno: EINVAL) }
+      bounds.append(bounds[bounds.count - 1] + Int64(run))
+    }
     guard bounds.last! * 24 + Int64(runs.count) * 8 + 16 == size else { throw DiskError("read", path, errno: EINVAL) }
     self.file = file
     self.bounds = bounds

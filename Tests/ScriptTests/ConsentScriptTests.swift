@@ -239,6 +239,29 @@ import Testing
   }
 
   /// After the report period nobody can tell any more who was in a package, and the ledger says so.
+  /// A restore without spool/subjects, or a damaged file: nobody can say who was in it.
+  @Test func aPackageWhoseIndexIsGoneCountsAsDisclosed() throws {
+    let agencies = try TestAgencies(TestAgencies.Options.optIn())
+    let sender = agencies.sender
+    try agencies.start()
+    try grant(agencies, ["P1", "P2"])
+    try sender.drop("gone.ndjson", TestRecords.of(["P1"]))
+    #expect(eventually { sender.outcome("gone.ndjson") == "delivered" })
+    let id = try #require(sender.outcome("gone.ndjson", "id"))
+    func withdraw(_ person: String) throws -> CommandResult {
+      try sender.sallyport("consent", "withdraw", person, "--agreement", TestAgencies.agreement, "--json")
+    }
+    let index = "\(sender.home)/spool/subjects/\(id).index"
+    try Data("damaged".utf8).write(to: URL(fileURLWithPath: index))
+    let damaged = try withdraw("P2")
+    #expect(damaged.status == 0 && damaged.text.contains(id), "\(damaged.text)\(damaged.errors)")
+    try FileManager.default.removeItem(atPath: index)
+    let missing = try withdraw("P1")
+    #expect(missing.status == 0 && missing.text.contains(id), "\(missing.text)\(missing.errors)")
+    #expect(sender.log.contains("counts as disclosed"))
+    try agencies.stop()
+  }
+
   @Test func whoWasInAPackageIsForgottenAfterTheReportPeriod() throws {
     let agencies = try TestAgencies(TestAgencies.Options.optIn())
     let sender = agencies.sender

@@ -12,8 +12,10 @@ struct Approvals: Sendable {
   /// What a package still waits for, in words; nil when it may leave.
   func missing(for transfer: Transfer) async throws -> String? {
     let manifest = try transfer.readManifest()
-    guard let agreement = context.policies.agreement(manifest.agreement.sha256), agreement.approval.mode != .automatic
-    else { return nil }
+    guard let agreement = context.policies.agreement(manifest.agreement.sha256) else {
+      return "its agreement, which says who approves it, is not in \(context.home.policies)"
+    }
+    guard agreement.approval.mode != .automatic else { return nil }
     let approval = agreement.approval
     let (approvers, isFirst) = try await context.ledger.read { reader in
       (

@@ -117,6 +117,19 @@ struct Confirm: Sendable {
     }
     let tag = try reader.optional("agreements") { (r, n) throws(SealingError) in try r.digest(n) }
     lane.sawAgreements(tag)
+    // Notices stand under no cursor: one that cannot be taken keeps nothing else back, and nothing else keeps them back.
+    var bad: (any Error)?
+    for var notice in ahead > 0 ? [] : try reader.objects("notices", countMax: Notices.listMax) {
+      do {
+        try await NoticeDesk(context: context).heed(&notice, from: partner, links)
+      } catch let error as SealingError {
+        bad = Problem(.unavailable, code: error.code.rawValue, "a notice at \(partner): \(error.detail)")
+      } catch let problem as Problem {
+        bad = Problem(.unavailable, code: problem.code, "a notice at \(partner): \(problem.detail)")
+      } catch let error as RelayError {
+        bad = error
+      }
+    }
     if waits != nil || ahead > 0 {
       // What stands behind it is not to wait for it.
       if next > cursor, ahead < Self.aheadMax {
@@ -132,17 +145,6 @@ struct Confirm: Sendable {
         record.cursor = next
         record.lastSeen = tx.at
         try tx.put(record)
-      }
-    }
-    // Notices stand under no cursor: one that cannot be taken keeps nothing else back.
-    var bad: Problem?
-    for var notice in try reader.objects("notices", countMax: Notices.listMax) {
-      do {
-        try await NoticeDesk(context: context).heed(&notice, from: partner, links)
-      } catch let error as SealingError {
-        bad = Problem(.unavailable, code: error.code.rawValue, "a notice at \(partner): \(error.detail)")
-      } catch let problem as Problem {
-        bad = Problem(.unavailable, code: problem.code, "a notice at \(partner): \(problem.detail)")
       }
     }
     if let bad { throw bad }

@@ -414,7 +414,15 @@ struct Mailbox: Sendable {
         transfer, code: "receipt.late", note: "the key may have gone; the partner has not said so yet")
     }
     try await context.ledger.write { tx in
-      try tx.amend(transfer) { $0.nextAt = nil }
+      // `received` may have come while it was held.
+      let isReceived =
+        try transfer.state == .queued
+        && tx.reader.receipts(transfer.sender, transfer.id).contains { try Receipt($0.unverified()).kind == .received }
+      if isReceived {
+        try tx.advance(transfer, to: .custody) { $0.nextAt = nil }
+      } else {
+        try tx.amend(transfer) { $0.nextAt = nil }
+      }
       try tx.offer(transfer)
     }
     context.news.lane(of: transfer.peer).mail.notify()
