@@ -163,14 +163,14 @@ struct ConsentJourney: Sendable {
   /// One that cannot be settled now is tried again later: its events stand, and nobody's data goes against them.
   private func settleAgain(_ sequence: Int64) async throws {
     do {
-      try await settleAfterCrash(sequence)
+      try await settle(owed: sequence)
     } catch {
       guard let (code, note) = try Disposition.survived(error) else { return }
       context.logger.error("the consent events of entry \(sequence) have no acknowledgement yet: \(note) [\(code)]")
     }
   }
 
-  private func settleAfterCrash(_ sequence: Int64) async throws {
+  private func settle(owed sequence: Int64) async throws {
     let rows = try await context.ledger.read { try $0.consentEvents(of: sequence) }.filter {
       ConsentEvent(rawValue: $0.event)?.state.isNegative ?? false
     }

@@ -344,6 +344,19 @@ private func serving(
     #expect(ContinuousClock.now - start < .seconds(60))
   }
 
+  /// Begins to read what the server answers, and takes nothing more for longer than it may.
+  private func expectCutOff(_ port: Int, _ server: TLSIdentity) async {
+    let relay = RelayClient(identity: client)
+    defer { relay.stop() }
+    var request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
+    let calls = NIOLockedValueBox(0)
+    request.take = { _ in
+      if calls.withLockedValue({ calls in (calls += 1, calls == 1).1 }) { sleep(5) }
+      return true
+    }
+    await #expect(throws: RelayError.self) { try await relay.send(request) }
+  }
+
   @Test func aReaderThatTakesNothingIsCutOff() async throws {
     var limits = PartnerServerLimits()
     limits.pieceSeconds = 1
@@ -354,16 +367,8 @@ private func serving(
       reply.stream = BodyStream(bytes: bytes) { _, count in ByteBuffer(repeating: 7, count: count) }
       reply.onEnd = { ended.yield($0) }
       return reply
-    } _: { [client] port, server in
-      let relay = RelayClient(identity: client)
-      defer { relay.stop() }
-      var request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
-      let calls = NIOLockedValueBox(0)
-      request.take = { _ in
-        if calls.withLockedValue({ calls in (calls += 1, calls == 1).1 }) { sleep(5) }
-        return true
-      }
-      await #expect(throws: RelayError.self) { try await relay.send(request) }
+    } _: { port, server in
+      await expectCutOff(port, server)
       let streamed = await ends.first { _ in true }
       #expect(streamed! < bytes)
     }
@@ -375,16 +380,8 @@ private func serving(
     limits.pieceSeconds = 1
     try await serving(pins: [client.pin], limits: limits) { _ in
       HTTPReply(200, body: [UInt8](repeating: 7, count: 64 << 20))
-    } _: { [client] port, server in
-      let relay = RelayClient(identity: client)
-      defer { relay.stop() }
-      var request = RelayRequest("GET", "https://127.0.0.1:\(port)/", pins: [server.pin])
-      let calls = NIOLockedValueBox(0)
-      request.take = { _ in
-        if calls.withLockedValue({ calls in (calls += 1, calls == 1).1 }) { sleep(5) }
-        return true
-      }
-      await #expect(throws: RelayError.self) { try await relay.send(request) }
+    } _: { port, server in
+      await expectCutOff(port, server)
     }
   }
 
