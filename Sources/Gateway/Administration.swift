@@ -190,7 +190,7 @@ package struct Administration: Sendable {
       ])
     }
     rows += try await partners().map { $0.adding("kind", "partner") }
-    rows += try await notices().filter { $0.isOverdue }.map { $0.adding("kind", "notice-overdue") }
+    rows += try await overdueNotices().map { $0.adding("kind", "notice-overdue") }
     for (code, count, first) in try await context.ledger.read({ try $0.waitingCodes() }) {
       guard let reason = ReasonCode(rawValue: code) else { continue }
       rows.append([

@@ -201,7 +201,7 @@ struct ConsentJourney: Sendable {
     var disclosed: [PackageRow] = []
     var untold: [(package: PackageRow, ordinals: [Int64])] = []
     var isKnown = isKnown
-    for package in try await context.ledger.read({ try $0.packages(agreement: agreement.id) }) {
+    try await forEachPackage(agreement.id) { package in
       let isIndexed = (context.agreement(of: package) ?? agreement).subjects.identifier != nil
       let looked = try await context.pool.run { [context] in
         try Self.ordinals(of: subjects, in: package, isIndexed: isIndexed, context.spool)
@@ -212,20 +212,20 @@ struct ConsentJourney: Sendable {
           context.logger.error("the index of who is in \(package.id) is missing or damaged: it counts as disclosed")
           disclosed.append(package)
         }
-        continue
+        return
       }
-      guard !ordinals.isEmpty else { continue }
+      guard !ordinals.isEmpty else { return }
       isKnown = true
       switch try await stop(package.id, ordinals, deadline: deadline) {
       case .stopped: stopped.append(package.id)
       // Added up and handed over, nobody's record is in it.
-      case .disclosed where (context.agreement(of: package) ?? agreement).aggregate != nil: continue
+      case .disclosed where (context.agreement(of: package) ?? agreement).aggregate != nil: return
       case .disclosed(let now):
         disclosed.append(now)
         // Who withdraws twice is told of once.
         let told = try await context.ledger.read { try $0.noticed(ordinals, of: package.id) }
         if told.count < ordinals.count { untold.append((now, ordinals.filter { !told.contains($0) })) }
-      case .over: continue
+      case .over: return
       }
     }
     let notices = noticesFor(untold, agreement, because, sequence)
@@ -247,6 +247,21 @@ struct ConsentJourney: Sendable {
       sequence: sequence, hasEffect: true, isKnown: isKnown, people: subjects.count, stopped: stopped,
       disclosed: disclosed, notices: notices.map(\.id),
       recordedAt: recordedAt, acknowledgedAt: context.now())
+  }
+
+  private static let packagesPage = 500
+
+  /// Visits the packages under an agreement, a page in memory at a time.
+  func forEachPackage(_ agreement: String, _ body: (PackageRow) async throws -> Void) async throws {
+    var last: TransferID?
+    while true {
+      let page = try await context.ledger.read { [last] in
+        try $0.packages(agreement: agreement, after: last, limit: Self.packagesPage)
+      }
+      guard let end = page.last else { return }
+      for package in page { try await body(package) }
+      last = end.id
+    }
   }
 
   /// The records of `subjects` in a package; nil when nobody can say.
@@ -292,22 +307,22 @@ struct ConsentJourney: Sendable {
       let agency = context.agency
       let (found, row) = try await context.ledger.read { (try $0.package(id), try $0.transfer(agency, id)) }
       guard let package = found, let transfer = row else { return .over }
-      if package.released != nil {
-        // Whatever its state says: the key may be with the recipient.
-        guard transfer.state == .releasing, let lease = transfer.nextAt, min(lease, deadline) > context.now() else {
-          return .disclosed(package)
-        }
-        try await Task.sleep(for: .milliseconds(5))
-        continue
-      }
       let state = transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state
-      guard [.sealed, .queued, .sending, .custody].contains(state) else { return .over }
-      do {
-        try await Withdrawal(context: context).stop(transfer, ordinals, code: "consent.withdrawn")
-        return .stopped
-      } catch LedgerError.stale {
-        continue
+      if [.sealed, .queued, .sending, .custody].contains(state) {
+        do {
+          try await Withdrawal(context: context).stop(transfer, ordinals, code: "consent.withdrawn")
+          // A restored ledger does not know all releases: what it counts as released is stopped too.
+          return package.released == nil ? .stopped : .disclosed(package)
+        } catch LedgerError.stale {
+          continue
+        }
       }
+      guard package.released != nil else { return .over }
+      // Whatever its state says: the key may be with the recipient.
+      guard transfer.state == .releasing, let lease = transfer.nextAt, min(lease, deadline) > context.now() else {
+        return .disclosed(package)
+      }
+      try await Task.sleep(for: .milliseconds(5))
     }
   }
 

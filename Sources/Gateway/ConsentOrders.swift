@@ -168,17 +168,25 @@ extension Administration {
   }
 
   func notices() async throws -> [JSON] {
+    try rows(of: try await context.ledger.read { try $0.notices(limit: Self.rowsMax) })
+  }
+
+  func overdueNotices() async throws -> [JSON] {
     let now = context.now()
-    return try await context.ledger.read { try $0.notices() }.map { row in
+    return try rows(of: try await context.ledger.read { try $0.notices(overdueAt: now, limit: Self.rowsMax) })
+  }
+
+  private func rows(of notices: [NoticeRow]) throws -> [JSON] {
+    let now = context.now()
+    return try notices.map { row in
       let notice = try WithdrawalNotice(Envelope(parsing: row.envelope, as: .notice).unverified())
       let answer = try row.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
-      let isOpen = answer == nil || answer?.state == .received
       return [
         "notice": .string(row.id.text), "direction": .string(row.direction.rawValue), "partner": .string(row.peer.text),
         "agreement": .string(row.agreement), "asked": .string(notice.asked.rawValue),
         "records": .integer(notice.items.reduce(0) { $0 + Int64($1.ordinals.count) }),
         "items": notice.document.items, "state": .string(answer?.state.rawValue ?? "unanswered"),
-        "actBy": .string(Timestamp.format(row.actBy)), "overdue": .bool(isOpen && now > row.actBy),
+        "actBy": .string(Timestamp.format(row.actBy)), "overdue": .bool(row.nextAt != nil && now > row.actBy),
       ]
     }
   }
@@ -209,11 +217,6 @@ extension Administration {
 }
 
 extension JSON {
-  var isOverdue: Bool {
-    guard case .object(let members) = self else { return false }
-    return members["overdue"] == true
-  }
-
   fileprivate var items: JSON {
     guard case .object(let members) = self else { return .array([]) }
     return members["items"] ?? .array([])
@@ -302,12 +305,8 @@ struct ConsentAudit: Sendable {
       for sequence in negatives.sorted() {
         fault("a withdrawal was not acknowledged: run consent withdraw again", ["sequence": .integer(sequence)])
       }
-      let now = context.now()
-      for notice in try reader.notices(.out) where notice.actBy < now {
-        let answer = try notice.answer.map { try NoticeAnswer(Envelope(parsing: $0, as: .noticeReceipt).unverified()) }
-        if answer == nil || answer?.state == .received {
-          overdue.append(["overdue": .string(notice.id.text), "partner": .string(notice.peer.text)])
-        }
+      overdue = try reader.notices(overdueAt: context.now(), .out).map {
+        ["overdue": .string($0.id.text), "partner": .string($0.peer.text)]
       }
     }
     return faults + overdue + [

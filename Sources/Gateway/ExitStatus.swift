@@ -52,7 +52,13 @@ package enum ExitStatus: Int32, Sendable, CaseIterable {
         [ENOENT, EEXIST, EACCES, EPERM, EISDIR, ENOTDIR, EINVAL, ELOOP, ENAMETOOLONG, EPIPE, ENXIO].contains(
           error.errno)
         ? .failed : .disk
-    default: self = StoreFailure(error) == .other ? .failed : .disk
+    default:
+      self =
+        switch StoreFailure(error) {
+        case .other: .failed
+        case .busy: .waiting
+        case .full, .unknown: .disk
+        }
     }
   }
 }

@@ -40,6 +40,7 @@ enum Disposition {
     case let error as SpoolDamage: self = .halt(code: "spool.damaged", note: error.detail)
     case let error where StoreFailure(error) == .unknown: self = .stop
     case let error where StoreFailure(error) == .full: self = .retry(code: "disk.full", note: "\(error)")
+    case let error where StoreFailure(error) == .busy: self = .retry(code: "ledger.busy", note: "\(error)")
     case let error as DiskError: self = .retry(code: "disk.error", note: error.description)
     case let error as RelayError: self = .retry(code: "partner.unreachable", note: error.description)
     case let error as Problem where [.busy, .full, .unavailable, .offset, .superseded].contains(error.kind):

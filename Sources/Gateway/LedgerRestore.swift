@@ -1,4 +1,4 @@
-// `ledger restore`: under the home's lock, then recorded by the first start.
+// `ledger restore`: under the home's lock.
 
 import Foundation
 import Sealing

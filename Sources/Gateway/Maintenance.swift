@@ -61,8 +61,17 @@ struct Maintenance: Service {
       }
     }
     let indexed = try await context.pool.run { try context.spool.indexed() }
-    let strays = try await context.ledger.read { reader in try indexed.filter { try reader.package($0) == nil } }
-    try await context.pool.run { for id in strays { try context.spool.removeSubjects(id) } }
+    let (strays, restored) = try await context.ledger.read { reader in
+      (try indexed.filter { try reader.package($0) == nil }, try reader.restoredAt())
+    }
+    let reported = context.now() - Double(context.configuration.reportSeconds)
+    try await context.pool.run {
+      for id in strays {
+        // A restored ledger does not know all packages that went; who was in them must stay to be found.
+        if let restored, let made = try context.spool.subjectsTime(id), reported < made, made <= restored { continue }
+        try context.spool.removeSubjects(id)
+      }
+    }
   }
 
   /// Outcome files are not synced when they are written; those of the last minute before a stop are seen to.
@@ -94,11 +103,12 @@ struct Maintenance: Service {
   private static let outcomesPage = 500
 
   private func purge() async throws {
-    let before = context.now() - Double(context.configuration.retentionSeconds)
+    let now = context.now()
+    let before = now - Double(context.configuration.retentionSeconds)
     while !Task.isCancelled {
-      let ended = try await context.ledger.read { try $0.ended(before: before, limit: 500) }
-      guard !ended.isEmpty else { return }
-      for transfer in ended {
+      let over = try await context.ledger.read { try $0.over(endedBefore: before, at: now, limit: 500) }
+      guard !over.isEmpty else { return }
+      for transfer in over {
         try await context.ledger.write { tx in
           _ = try tx.advance(transfer, to: .purged, ["was": .string(transfer.state.rawValue)]) {
             // The tombstone keeps who, what digest and when; documents and key go.

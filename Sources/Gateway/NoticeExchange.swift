@@ -19,8 +19,8 @@ struct Notices: Sendable {
   static let askHubSeconds: TimeInterval = 30
   /// How many a partner is told of at once.
   static let listMax = 50
-  /// How many a hub keeps for one partner.
-  static let parkedMax = 10_000
+  /// How many a hub keeps open for one partner, and a recipient of one.
+  static let openMax = 10_000
 
   let context: GatewayContext
 
@@ -193,6 +193,9 @@ struct Notices: Sendable {
     return row
   }
 
+  static let tooMany = Problem(
+    .full, code: "limit.notices", "too many notices wait here", retryAfterSeconds: Int(askAgainSeconds))
+
   /// A hub keeps a notice for its recipient.
   ///
   /// - Returns: the recipient's newest answer; nil while there is none.
@@ -203,9 +206,7 @@ struct Notices: Sendable {
     else { throw Problem(.malformed, "the notice is not for this place") }
     let (held, isNew) = try await context.ledger.write { tx -> (NoticeRow, Bool) in
       if let held = try tx.reader.notice(notice.id) { return (held, false) }
-      guard try tx.reader.countOpenNotices(to: notice.to) < Self.parkedMax else {
-        throw Problem(.full, code: "limit.notices", "too many notices wait here", retryAfterSeconds: 3600)
-      }
+      guard try tx.reader.countOpenNotices(notice.to, areForUs: false) < Self.openMax else { throw Self.tooMany }
       let sequence = try tx.append(
         AuditEvent(
           "notice.parked",
@@ -267,6 +268,7 @@ struct NoticeDesk: Sendable {
     for item in notice.items where try await stop(item.package, of: issuer) { stopped.append(item.package) }
     let answer = answer(.received, to: notice, envelope, stopped: stopped, because: nil)
     try await context.ledger.write { tx in
+      guard try tx.reader.countOpenNotices(issuer, areForUs: true) < Notices.openMax else { throw Notices.tooMany }
       let sequence = try tx.append(
         AuditEvent(
           "notice.received",
@@ -274,7 +276,7 @@ struct NoticeDesk: Sendable {
       try tx.put(
         NoticeRow(
           id: id, direction: .in, peer: issuer, agreement: notice.agreement.id, envelope: envelope.bytes,
-          answer: answer.bytes, nextAt: nil, actBy: notice.actBy, sequence: sequence))
+          answer: answer.bytes, nextAt: notice.actBy, actBy: notice.actBy, sequence: sequence))
     }
     context.logger.notice(
       "\(issuer) asks to \(notice.asked.rawValue) records by \(Timestamp.format(notice.actBy)): sallyport consent notices"
@@ -342,6 +344,7 @@ struct NoticeDesk: Sendable {
     try await context.ledger.write { tx in
       var row = held
       row.answer = signed.bytes
+      if state != .received { row.nextAt = nil }
       try tx.put(row)
       try tx.append(AuditEvent("notice.answer", ["notice": .string(id.text), "state": .string(state.rawValue)]))
     }

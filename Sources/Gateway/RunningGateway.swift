@@ -119,9 +119,7 @@ private struct Lanes: Service {
 
   /// What was under way when the process ended begins again with the peer's word on what it holds.
   private func recover(_ partner: AgencyID) async throws {
-    let cut = try await context.ledger.read { try $0.queue(state: .sending, peer: partner, limit: .max) }
-    // What goes through a hub is in the lane of its recipient.
-    for transfer in cut where transfer.peer == partner {
+    for transfer in try await context.ledger.read({ try $0.sending(to: partner) }) {
       _ = try await context.ledger.write { try $0.advance(transfer, to: .queued) }
     }
   }

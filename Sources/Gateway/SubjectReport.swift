@@ -22,15 +22,16 @@ struct SubjectReport: Sendable {
       guard agreement.subjects.identifier != nil, seen.insert(agreement.id).inserted,
         let subject = Subject.reference(id, journey.key(agreement))
       else { continue }
-      let released = try await context.ledger.read { try $0.packages(agreement: agreement.id) }.filter {
-        $0.released != nil
-      }.sorted { ($0.released ?? 0) < ($1.released ?? 0) }
-      var told: Set<Digest> = []
-      for package in released {
+      var released: [(package: PackageRow, ordinals: [Int64])] = []
+      try await journey.forEachPackage(agreement.id) { package in
+        guard package.released != nil else { return }
         let ordinals = try await context.pool.run { [context] in
           try context.spool.subjects(of: package.id)?.ordinals(of: subject) ?? []
         }
-        guard !ordinals.isEmpty else { continue }
+        if !ordinals.isEmpty { released.append((package, ordinals)) }
+      }
+      var told: Set<Digest> = []
+      for (package, ordinals) in released.sorted(by: { ($0.package.released ?? 0) < ($1.package.released ?? 0) }) {
         let version = context.agreement(of: package) ?? agreement
         let isOnce = version.aggregate != nil || version.transparency.report == .aggregateOnly
         guard version.transparency.report != .exempt, !isOnce || told.insert(version.digest).inserted else { continue }
@@ -65,6 +66,8 @@ struct SubjectReport: Sendable {
       switch transfer?.state {
       case .confirmed, .purged, nil: "delivered"
       case .refused: "refused by the recipient"
+      case .sealed, .queued, .sending, .custody, .held, .cancelled, .expired:
+        "perhaps handed over: the record of it is lost"
       default: "handed over"
       }
     let sent = agreement.fields.filter { $0.action != .drop }
@@ -99,7 +102,7 @@ struct SubjectReport: Sendable {
   private func notice(_ records: [Int64], of package: PackageRow) async throws -> String {
     let notices: [NoticeRow] = try await context.ledger.read { reader in
       try reader.noticed(records, of: package.id).isEmpty
-        ? [] : reader.notices(.out).filter { $0.peer == package.recipient }
+        ? [] : reader.notices(to: package.recipient)
     }
     let about = try notices.filter {
       try WithdrawalNotice(Envelope(parsing: $0.envelope, as: .notice).unverified()).items.contains { item in

@@ -23,7 +23,7 @@ enum AuditTree {
   /// The edge as it is stored.
   ///
   /// - Throws: `LedgerError.damaged` when it is none of a tree with so many entries.
-  fileprivate static func frontier(_ db: Database) throws -> MerkleFrontier {
+  static func frontier(_ db: Database) throws -> MerkleFrontier {
     let size = try UInt64.fetchOne(db, sql: "SELECT coalesce(max(sequence), 0) FROM audit") ?? 0
     guard let saved = try Data.fetchOne(db, sql: "SELECT value FROM meta WHERE name = 'frontier'") else {
       guard size == 0 else { throw LedgerError.damaged("the audit tree's edge is missing") }

@@ -71,7 +71,8 @@ package struct PackageRow: Equatable, Sendable {
   package let decision: [UInt8]
   /// The key that opens the body for its sender, until it is released or ended.
   package var retained: [UInt8]?
-  /// The sequence of the first release; nil: never disclosed.
+  /// The sequence of the first release, or of the entry since which it counts as released: the ledger was restored, or its recipient
+  /// says that it has the key. nil: never disclosed.
   package var released: Int64?
   package var releasedAt: Date?
 
@@ -201,6 +202,16 @@ extension Transaction {
       ])
   }
 
+  /// Packages that were not released yet count as released since the last entry: they may have been.
+  func countAsReleased() throws {
+    try execute(
+      """
+      UPDATE packages SET released = ?, released_at = ? WHERE released IS NULL AND EXISTS
+        (SELECT 1 FROM transfers AS t WHERE t.id = packages.id AND t.direction = 'out'
+          AND t.state IN ('sealed', 'queued', 'sending', 'custody', 'held'))
+      """, [sequence, Transfer.milliseconds(at)])
+  }
+
   /// Forgets the sender's own way into a package that will not be sealed again.
   package func forgetRetained(_ id: TransferID) throws {
     try execute("UPDATE packages SET retained = NULL WHERE id = ? AND retained IS NOT NULL", [id.text])
@@ -213,12 +224,12 @@ extension Transaction {
   }
 
   /// An approval; the same person twice is one.
-  package func approve(_ id: TransferID, decision: String, by approver: String) throws {
+  package func approve(_ id: TransferID, decision: String, by approver: String, agreementDigest: String) throws {
     try execute(
       """
-      INSERT INTO approvals (id, decision, approver, approved_at, agreement_sha256)
-      VALUES (?1, ?2, ?3, ?4, coalesce((SELECT agreement_sha256 FROM packages WHERE id = ?1), '')) ON CONFLICT DO NOTHING
-      """, [id.text, decision, approver, Transfer.milliseconds(at)])
+      INSERT INTO approvals (id, decision, approver, approved_at, agreement_sha256) VALUES (?, ?, ?, ?, ?)
+      ON CONFLICT DO NOTHING
+      """, [id.text, decision, approver, Transfer.milliseconds(at), agreementDigest])
   }
 }
 
@@ -227,10 +238,11 @@ extension Reader {
     try fetchOne("SELECT * FROM packages WHERE id = ?", [id.text]).map(PackageRow.init)
   }
 
-  /// Packages under an agreement, or under all.
-  package func packages(agreement: String? = nil, limit: Int = .max) throws -> [PackageRow] {
-    try agreement.map { try fetchAll("SELECT * FROM packages WHERE agreement = ? LIMIT ?", [$0, limit]) }?
-      .map(PackageRow.init) ?? fetchAll("SELECT * FROM packages LIMIT ?", [limit]).map(PackageRow.init)
+  /// Packages under an agreement, in order of their ids after `id`.
+  package func packages(agreement: String, after id: TransferID?, limit: Int) throws -> [PackageRow] {
+    try fetchAll(
+      "SELECT * FROM packages WHERE agreement = ? AND id > ? ORDER BY id LIMIT ?", [agreement, id?.text ?? "", limit]
+    ).map(PackageRow.init)
   }
 
   /// Packages of `sender`, this agency, that were released before `instant`, or never, and are purged: nothing of them goes any more.
@@ -372,7 +384,7 @@ package struct NoticeRow: Equatable, Sendable {
   package let agreement: String
   package let envelope: [UInt8]
   package var answer: [UInt8]?
-  /// When it is to be sent or asked about again; nil: no more.
+  /// While it is open: when it is to be sent or asked about again, or done, where it is for us; nil once it has its last answer.
   package var nextAt: Date?
   package let actBy: Date
   package let sequence: Int64
@@ -438,9 +450,25 @@ extension Reader {
     try fetchOne("SELECT * FROM notices WHERE id = ?", [id.text]).map(NoticeRow.init)
   }
 
-  package func notices(_ direction: Direction? = nil) throws -> [NoticeRow] {
-    try fetchAll("SELECT * FROM notices ORDER BY sequence", []).map(NoticeRow.init)
-      .filter { direction == nil || $0.direction == direction }
+  /// Open ones first.
+  package func notices(limit: Int) throws -> [NoticeRow] {
+    try fetchAll("SELECT * FROM notices ORDER BY next_at IS NULL, sequence LIMIT ?", [limit]).map(NoticeRow.init)
+  }
+
+  /// Those that we sent to `peer`.
+  package func notices(to peer: AgencyID) throws -> [NoticeRow] {
+    try fetchAll("SELECT * FROM notices WHERE peer = ? AND direction = 'out'", [peer.text]).map(NoticeRow.init)
+  }
+
+  /// Open ones that should have been done before `instant`; of one direction where that is given.
+  package func notices(overdueAt instant: Date, _ direction: Direction? = nil, limit: Int = .max) throws -> [NoticeRow]
+  {
+    try fetchAll(
+      """
+      SELECT * FROM notices WHERE next_at IS NOT NULL AND act_by < ?1 AND coalesce(direction = ?2, true)
+      ORDER BY act_by LIMIT ?3
+      """, [Transfer.milliseconds(instant), direction?.rawValue, limit]
+    ).map(NoticeRow.init)
   }
 
   /// To `peer`, ours and those that we keep as a hub, that wait for an answer, or for a later one.
@@ -454,10 +482,11 @@ extension Reader {
     ).map(NoticeRow.init)
   }
 
-  package func countOpenNotices(to peer: AgencyID) throws -> Int {
+  /// Open notices to a partner, ours and a hub's, or from it.
+  package func countOpenNotices(_ peer: AgencyID, areForUs: Bool) throws -> Int {
     try fetchOne(
-      "SELECT count(*) AS n FROM notices WHERE peer = ? AND direction <> 'in' AND next_at IS NOT NULL", [peer.text])?[
-        "n"] ?? 0
+      "SELECT count(*) AS n FROM notices WHERE peer = ? AND (direction = 'in') = ? AND next_at IS NOT NULL",
+      [peer.text, areForUs])?["n"] ?? 0
   }
 
   /// Those of them that are to be sent or asked about.

@@ -359,9 +359,8 @@ private final class CommitQueue: @unchecked Sendable {
       // What is committed is, whatever becomes of its head's line.
       try heads.write(head, at: instant, always: false, sign: sign)
     } catch {
-      // A full disk may empty again. After any other failure what is on disk is unknown: nothing more is written.
-      let isFull = (error as? DatabaseError)?.resultCode == .SQLITE_FULL || (error as? DiskError)?.isFull == true
-      if !isFull { condition.withLock { failure = error } }
+      // After any failure that does not pass by itself what is on disk is unknown: nothing more is written.
+      if ![.full, .busy].contains(StoreFailure(error)) { condition.withLock { failure = error } }
       for (job, _) in accepted { job.fail(error) }
       for job in waiting { job.fail(error) }
     }

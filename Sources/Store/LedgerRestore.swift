@@ -1,7 +1,8 @@
 // Restoring a ledger: an old database in place of a newer one is a roll-back, and is made to be seen as one.
 //
 // The backup gets a new epoch, so heads that were signed from the lost part do not bind it; the instant of the restore is
-// kept, and packages made before it that it does not know are refused: their delivery may have been forgotten.
+// kept, and packages made before it that it does not know are refused: their delivery may have been forgotten. So may the
+// release of what it knows and had not released: that counts as disclosed from the restore's entry on.
 
 import Foundation
 import GRDB
@@ -34,16 +35,23 @@ extension Ledger {
     guard try target.read({ try String.fetchOne($0, sql: "PRAGMA integrity_check(1)") }) == "ok" else {
       throw LedgerError.damaged("the backup \(backup) is not whole")
     }
+    guard try !target.read(Schema.migrator.hasBeenSuperseded) else { throw LedgerError.newer }
+    try Schema.migrator.migrate(target)
     try target.write { db in
       let put = "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
       // Partners hold heads of the old epoch; that is known from now on, and no sign of a roll-back.
-      if let old = try String.fetchOne(db, sql: "SELECT value FROM meta WHERE name = 'epoch'") {
-        try db.execute(sql: put, arguments: ["epoch:\(old)", ""])
-      }
+      let old = try String.fetchOne(db, sql: "SELECT value FROM meta WHERE name = 'epoch'")
+      if let old { try db.execute(sql: put, arguments: ["epoch:\(old)", ""]) }
       try db.execute(sql: put, arguments: ["epoch", epoch])
       try db.execute(sql: put, arguments: ["restored-at", Transfer.milliseconds(instant)])
       // Partners' cursors into our receipts went on after the backup; new receipts must come after all of them.
       _ = try MailSequence.advance(db, by: 1 << 32)
+      let edge = try AuditTree.frontier(db)
+      let head = LedgerHead(epoch: epoch, size: Int64(edge.size), root: edge.root)
+      let transaction = Transaction(db: db, frontier: edge, at: instant, head: head)
+      try transaction.append(AuditEvent("restored", ["epoch": .string(epoch), "before": .string(old ?? "")]))
+      try transaction.countAsReleased()
+      try AuditTree.save(transaction.frontier, db)
     }
     try target.close()
     try File(fresh, O_RDWR).syncData()

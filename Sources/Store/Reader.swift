@@ -69,6 +69,15 @@ package struct Reader {
     ).flatMap { ($0["at"] as Int64?).map(Transfer.date) }
   }
 
+  /// Transfers whose bodies were on their way to `peer`, for ourselves or as a hub.
+  package func sending(to peer: AgencyID) throws -> [Transfer] {
+    try fetchAll(
+      """
+      SELECT \(Transfer.columns) FROM whole_transfers WHERE direction IN ('out', 'hub') AND state = 'sending' AND peer = ?
+      """, [peer.text]
+    ).map { try Transfer($0) }
+  }
+
   /// Whether `partner` owes receipts that nothing but its list brings: about what was relayed to it, for ourselves or as a hub.
   package func owesReceipts(_ partner: AgencyID) throws -> Bool {
     try [("out", "releasing"), ("out", "released"), ("out", "unconfirmed"), ("hub", "released")].contains {
@@ -98,16 +107,19 @@ package struct Reader {
     ).map { try Transfer($0) }
   }
 
-  /// How long after its time a hub waits for the `delivered` of a package whose key it passed on.
+  /// How long after a package's time `delivered` is waited for once its key has gone: by its sender, and by a hub that passed it on.
   static let releasedSeconds: TimeInterval = 30 * 86400
 
-  /// Ended transfers last touched before `instant`, to be purged.
-  package func ended(before instant: Date, limit: Int) throws -> [Transfer] {
+  /// Transfers to be purged: ended ones last touched before `instant`, and those that nobody will confirm any more at `now`.
+  package func over(endedBefore instant: Date, at now: Date, limit: Int) throws -> [Transfer] {
     try fetchAll(
       """
-      SELECT \(Transfer.columns) FROM whole_transfers WHERE updated_at < ? AND state IN
-        ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined') LIMIT ?
-      """, [Transfer.milliseconds(instant), limit]
+      SELECT \(Transfer.columns) FROM whole_transfers WHERE updated_at < ?1 AND state IN
+        ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined')
+      UNION ALL SELECT \(Transfer.columns) FROM whole_transfers WHERE direction = 'out' AND state = 'unconfirmed'
+        AND updated_at < ?1 AND expires_at <= ?2
+      LIMIT ?3
+      """, [Transfer.milliseconds(instant), Transfer.milliseconds(now - Self.releasedSeconds), limit]
     ).map { try Transfer($0) }
   }
 

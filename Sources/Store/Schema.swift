@@ -194,6 +194,21 @@ enum Schema {
     migrator.registerMigration("10 what nothing wrote") { db in
       try db.execute(sql: "ALTER TABLE partners DROP COLUMN last_error")
     }
+    migrator.registerMigration("11 what of the notices for us is open") { db in
+      try db.execute(
+        sql: """
+          CREATE INDEX notices_peer ON notices (peer, direction);
+
+          -- In the order of their ids, in which they are read; nothing looks for them by their release.
+          DROP INDEX packages_agreement;
+          CREATE INDEX packages_agreement ON packages (agreement);
+          """)
+      for row in try Row.fetchAll(db, sql: "SELECT id, answer FROM notices WHERE direction = 'in'") {
+        let answer = try Envelope(parsing: Array(row["answer"] as Data), as: .noticeReceipt).unverified()
+        guard case .object(let members) = answer, members["state"] == "received" else { continue }
+        try db.execute(sql: "UPDATE notices SET next_at = act_by WHERE id = ?", arguments: [row["id"] as String])
+      }
+    }
     return migrator
   }
 }

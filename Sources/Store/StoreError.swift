@@ -79,6 +79,8 @@ package struct RecordedRefusal: Error {
 package enum StoreFailure: Sendable {
   /// No room; it may pass.
   case full
+  /// Another program holds the database; nothing was written, and it may pass.
+  case busy
   /// What is on disk is unknown: the process must stop.
   case unknown
   /// Not a failure of the disk or the ledger.
@@ -88,7 +90,12 @@ package enum StoreFailure: Sendable {
     switch error {
     case let error as DiskError: self = error.isFull ? .full : error.isFatal ? .unknown : .other
     case let error as DatabaseError:
-      self = error.resultCode == .SQLITE_FULL ? .full : error.isDiskFailure ? .unknown : .other
+      self =
+        switch error.resultCode {
+        case .SQLITE_FULL: .full
+        case .SQLITE_BUSY: .busy
+        default: error.isDiskFailure ? .unknown : .other
+        }
     default: self = .other
     }
   }

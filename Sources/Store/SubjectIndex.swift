@@ -190,6 +190,13 @@ extension Spool {
     return try Directory.names(subjects).compactMap { TransferID(String($0.prefix { $0 != "." })) }
   }
 
+  /// When an index was finished; nil when it was not.
+  package func subjectsTime(_ id: TransferID) throws -> Date? {
+    let file = "\(subjects)/\(id.text).index"
+    guard Directory.exists(file) else { return nil }
+    return Date(timeIntervalSince1970: Double(try Directory.status(file).st_mtim.tv_sec))
+  }
+
   /// Removes an index, and what was begun of it.
   package func removeSubjects(_ id: TransferID) throws {
     try Directory.remove("\(subjects)/\(id.text).part")

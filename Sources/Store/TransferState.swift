@@ -3,7 +3,7 @@
 // Sender      claimed → sealed → queued → sending → custody → releasing → released → confirmed → purged
 //             sending → queued (a cut, to be tried again)          releasing → releasing (a new check, a new lease)
 //             a receipt moves releasing, released and unconfirmed to confirmed or refused, whatever came between
-//             released → unconfirmed → confirmed                   held ⇄ claimed … custody
+//             released → unconfirmed → confirmed, or purged long after its time      held ⇄ claimed … custody
 //             collected: queued → custody (its `received`); released, unconfirmed → releasing (it asks for the key again)
 //             ends: refused, expired, cancelled, corrupt; expired and cancelled never after releasing
 // Recipient   receiving → received → opened → delivering → delivered → acknowledged → purged
@@ -64,7 +64,7 @@ package enum TransferState: String, Sendable, CaseIterable {
     .custody: [.releasing, .held, .cancelled, .expired, .refused, .corrupt],
     .releasing: [.releasing, .released, .confirmed, .refused, .unconfirmed],
     .released: [.releasing, .confirmed, .unconfirmed, .refused],
-    .unconfirmed: [.releasing, .confirmed, .refused],
+    .unconfirmed: [.releasing, .confirmed, .refused, .purged],
     .held: [.claimed, .sealed, .queued, .custody, .cancelled, .expired, .refused],
     .confirmed: [.purged], .refused: [.purged], .expired: [.purged], .cancelled: [.purged],
   ]

@@ -3,6 +3,7 @@
 import Foundation
 import Logging
 import NIOPosix
+import Policies
 import Sealing
 import ServiceLifecycle
 import Store
@@ -312,6 +313,46 @@ import Testing
       #expect(reply.status == (number < 3 ? 201 : 429), "\(number)")
       #expect(number < 3 || Problem(reply)?.code == code && reply.headers["retry-after"] != nil)
     }
+  }
+
+  /// Each notice stays until people have answered it.
+  @Test func openNoticesOfAPartnerAreBounded() async throws {
+    let agencies = try TestAgencies()
+    let attacker = try Attacker(agencies)
+    let gateway = try OwnGateway(of: agencies.recipient)
+    let actBy = Date() + 86400
+    func notice() -> WithdrawalNotice {
+      WithdrawalNotice(
+        id: TransferID(), issuer: attacker.keys.card.card.agency, to: gateway.context.agency,
+        agreement: attacker.agreement, items: [.init(package: TransferID(), ordinals: [1])], asked: .restrict,
+        because: "ConsentWithdrawn", sequence: 1, issuedAt: Date(), actBy: actBy)
+    }
+    func take(_ notice: WithdrawalNotice) async throws -> Envelope? {
+      let envelope = attacker.keys.sign(notice.document, as: .notice, at: Date())
+      return try await NoticeDesk(context: gateway.context).take(notice.id, envelope.bytes, from: notice.issuer)
+    }
+    let first = notice()
+    #expect(try await take(first) != nil)
+    let ledger = gateway.context.ledger
+    try await ledger.write { tx in
+      for number in 1..<Notices.openMax {
+        try tx.put(
+          NoticeRow(
+            id: TransferID(), direction: .in, peer: first.issuer, agreement: "a", envelope: [], nextAt: actBy,
+            actBy: actBy, sequence: Int64(number)))
+      }
+    }
+    await #expect {
+      try await take(notice())
+    } throws: { ($0 as? Problem)?.code == "limit.notices" }
+    // The same again is answered as before; one that was done makes room.
+    #expect(try await take(first) != nil)
+    _ = try await NoticeDesk(context: gateway.context).answer(first.id, .actioned, because: nil)
+    #expect(try await take(notice()) != nil)
+    #expect(try await ledger.read { try $0.notices(overdueAt: Date(), limit: 1) }.isEmpty)
+    #expect(try await ledger.read { try $0.notices(overdueAt: actBy + 1, .in, limit: 2) }.count == 2)
+    #expect(try await ledger.read { try $0.notices(overdueAt: actBy + 1, .out, limit: 2) }.isEmpty)
+    try await gateway.context.close()
   }
 
   /// Admitted one by one, there is room for each; together there is not.

@@ -238,7 +238,6 @@ import Testing
     #expect(ledger.range(of: Data("Q150".utf8)) == nil)
   }
 
-  /// After the report period nobody can tell any more who was in a package, and the ledger says so.
   /// A restore without spool/subjects, or a damaged file: nobody can say who was in it.
   @Test func aPackageWhoseIndexIsGoneCountsAsDisclosed() throws {
     let agencies = try TestAgencies(TestAgencies.Options.optIn())
@@ -262,6 +261,65 @@ import Testing
     try agencies.stop()
   }
 
+  /// A restored ledger does not know what went after the backup: what had not gone by then counts as disclosed, and is stopped too. What
+  /// it never heard of keeps its index.
+  @Test func whatARestoredLedgerHadNotReleasedCountsAsDisclosed() throws {
+    let agencies = try TestAgencies(TestAgencies.Options.optIn())
+    let sender = agencies.sender
+    let backup = "\(agencies.scratch.path)/backup.sqlite"
+    try sender.start()
+    try grant(agencies, ["P1", "P2"])
+    func drop(_ name: String) throws -> String {
+      try sender.drop(name, TestRecords.of(["P1", "P2"]))
+      #expect(eventually { sender.outcome(name) == "accepted" }, "\(sender.log)")
+      return try #require(sender.outcome(name, "id"))
+    }
+    let known = try drop("known.ndjson")
+    #expect(try sender.sallyport("ledger", "backup", backup).status == 0)
+    let unknown = try drop("unknown.ndjson")
+    try agencies.recipient.start()
+    for name in ["known.ndjson", "unknown.ndjson"] {
+      #expect(eventually { sender.outcome(name) == "delivered" }, "\(sender.log)")
+    }
+    try agencies.stop()
+    #expect(try sender.sallyport("ledger", "restore", backup).status == 0)
+    #expect(try sender.sallyport("ledger", "show", "--json").text.contains(#""kind":"restored""#))
+    try sender.start()
+    let withdrawn = try sender.sallyport("consent", "withdraw", "P1", "--agreement", TestAgencies.agreement, "--json")
+    #expect(withdrawn.status == 0 && withdrawn.text.contains(#""package":"\#(known)""#), "\(withdrawn.text)")
+    #expect(withdrawn.text.contains(#""stopped":[]"#), "\(withdrawn.text)")
+    let report = try sender.sallyport("report", "P1", "--json").text
+    #expect(report.contains(known) && report.contains("perhaps handed over"), "\(report)")
+    #expect(
+      Set(try FileManager.default.contentsOfDirectory(atPath: "\(sender.home)/spool/subjects")).isSuperset(
+        of: [known, unknown].map { "\($0).index" }))
+    // The recipient, which has it, says so.
+    try agencies.recipient.start()
+    #expect(try eventually { try sender.sallyport("trace", known).text.contains("had-key") }, "\(sender.log)")
+    #expect(sender.outcome("known.ndjson") == "cancelled", "\(sender.log)")
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  /// Once people have approved a package of an agreement, the next ones go by themselves, opaque ones too.
+  @Test func theFirstPackageIsApprovedAndTheOthersGo() throws {
+    var options = TestAgencies.Options()
+    options.approval = "{ mode: first-package, approvers: 1, expiresAfter: P5D }"
+    let agencies = try TestAgencies(options)
+    let sender = agencies.sender
+    try agencies.start()
+    try sender.drop("a.txt", Data("a".utf8))
+    #expect(eventually { sender.outcome("a.txt", "code") == "approval.pending" }, "\(sender.log)")
+    let id = try #require(sender.outcome("a.txt", "id"))
+    #expect(try sender.sallyport("agreements", "approve", id, "--by", "Ana").status == 0)
+    #expect(eventually { sender.outcome("a.txt") == "delivered" }, "\(sender.log)")
+    try sender.drop("b.txt", Data("b".utf8))
+    #expect(eventually { sender.outcome("b.txt") == "delivered" }, "\(sender.log)")
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  /// After the report period nobody can tell any more who was in a package, and the ledger says so.
   @Test func whoWasInAPackageIsForgottenAfterTheReportPeriod() throws {
     let agencies = try TestAgencies(TestAgencies.Options.optIn())
     let sender = agencies.sender

@@ -317,6 +317,37 @@ private final class Counter: Sendable {
     try ledger.close()
   }
 
+  /// Another program that holds the database keeps a change from being made, and no later one.
+  @Test func aLedgerThatIsHeldByAnotherGoesOnLater() async throws {
+    let ledger = try open(scratch.path)
+    try await ledger.pool.writeWithoutTransaction { try $0.execute(sql: "PRAGMA busy_timeout = 50") }
+    var configuration = Configuration()
+    configuration.allowsUnsafeTransactions = true
+    let other = try DatabaseQueue(path: ledger.path, configuration: configuration)
+    try await other.writeWithoutTransaction { try $0.execute(sql: "BEGIN IMMEDIATE") }
+    await #expect { try await ledger.write { try $0.insert(transfer()) } } throws: { StoreFailure($0) == .busy }
+    try await other.writeWithoutTransaction { try $0.execute(sql: "ROLLBACK") }
+    try await ledger.write { try $0.insert(transfer()) }
+    #expect(try await ledger.read { try $0.auditSize() } == 1)
+    try ledger.close()
+  }
+
+  /// The key went, and nobody will say any more that it arrived.
+  @Test func whatNobodyConfirmsIsPurgedLongAfterItsTime() async throws {
+    let ledger = try open(scratch.path)
+    let now = Date()
+    var row = transfer(.unconfirmed)
+    row.expiresAt = now
+    let unconfirmed = row
+    try await ledger.write { try $0.insert(unconfirmed) }
+    for (later, count) in [(Reader.releasedSeconds - 60, 0), (Reader.releasedSeconds + 60, 1)] {
+      let over = try await ledger.read { try $0.over(endedBefore: now + later, at: now + later, limit: 10) }
+      #expect(over.count == count)
+      for transfer in over { try await ledger.write { _ = try $0.advance(transfer, to: .purged) } }
+    }
+    try ledger.close()
+  }
+
   @Test func aChangedOrMissingEntryIsNamed() async throws {
     try await open(scratch.path, entries: 10).close()
     let ledger = try open(scratch.path)

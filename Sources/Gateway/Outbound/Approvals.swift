@@ -63,7 +63,8 @@ struct Approvals: Sendable {
       guard !given.contains(where: { PersonName.key($0) == PersonName.key(person) }) else {
         throw AdminError(.failed, "\(person) has approved it already, which counts once: another person is needed")
       }
-      try tx.approve(transfer.id, decision: decision, by: person)
+      try tx.approve(
+        transfer.id, decision: decision, by: person, agreementDigest: manifest.agreement.sha256.hex)
       try tx.append(
         AuditEvent(
           "approved", sender: transfer.sender, id: transfer.id, ["by": .string(person), "decision": .string(decision)]))

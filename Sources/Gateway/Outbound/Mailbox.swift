@@ -199,15 +199,17 @@ struct Mailbox: Sendable {
 
   static func path(_ id: TransferID) -> String { "/v1/transfers/\(id)" }
 
-  /// Every repeat is written down for ever, so there may not be many.
+  /// Every repeat is written down for ever, so there may not be many: the pause before one is doubled each time.
   static let repeatSeconds: TimeInterval = 5
+  static let repeatSecondsMax: TimeInterval = 3600
 
   private func release(_ transfer: Transfer) async throws -> Transfer {
-    guard transfer.state == .custody || context.now() >= transfer.updatedAt + Self.repeatSeconds,
+    let pause = min(Self.repeatSecondsMax, Self.repeatSeconds * pow(2, Double(min(transfer.attempts, 20))))
+    guard transfer.state == .custody || context.now() >= transfer.updatedAt + pause,
       deciding.withLockedValue({ $0.insert(transfer.id).inserted })
     else {
       throw Problem(
-        .busy, code: "limit.releases", "the key was asked for a moment ago", retryAfterSeconds: Int(Self.repeatSeconds))
+        .busy, code: "limit.releases", "the key was asked for a moment ago", retryAfterSeconds: Int(pause))
     }
     defer { deciding.withLockedValue { _ = $0.remove(transfer.id) } }
     switch try await Release(context: context).open(transfer) {

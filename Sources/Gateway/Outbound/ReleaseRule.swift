@@ -96,6 +96,8 @@ struct ReleaseRule: Sendable {
         transfer, to: .releasing, ["decision": decision.document, "policies": .string(policies.digest.hex)]
       ) {
         $0.nextAt = tx.at + GatewayContext.leaseSeconds
+        // Repeats are counted: who collects waits longer for each.
+        if transfer.state != .custody { $0.attempts = transfer.attempts + 1 }
       }
       if package != nil, package?.released == nil {
         package!.released = tx.sequence
@@ -197,7 +199,10 @@ struct Release: Sendable {
   /// The key is with the recipient: what is left is its receipt.
   func close(_ transfer: Transfer) async throws -> Transfer {
     try await context.ledger.write { [context] tx in
-      try tx.advance(transfer, to: .released) { $0.nextAt = tx.at + Double(context.configuration.receiptSeconds) }
+      try tx.advance(transfer, to: .released) {
+        $0.nextAt = tx.at + Double(context.configuration.receiptSeconds)
+        $0.attempts = transfer.attempts
+      }
     }
   }
 
@@ -206,6 +211,7 @@ struct Release: Sendable {
     let row = try await context.ledger.write { tx in
       try tx.advance(transfer, to: .unconfirmed) {
         $0.nextAt = nil
+        $0.attempts = transfer.attempts
         $0.code = code
         $0.note = note
       }
