@@ -97,7 +97,10 @@ struct RunCommand: AsyncParsableCommand {
         "these are the published demo keys; anybody has them", remedy: "sallyport init --agency ID --home DIR")
     }
     let fastest = try CipherEngine.selfTest()
-    var logger = Logger(label: "sallyport") { StreamLogHandler.standardError(label: $0) }
+    let asJSON = options.json
+    var logger = Logger(label: "sallyport") { label -> any LogHandler in
+      asJSON ? JSONLog() : StreamLogHandler.standardError(label: label)
+    }
     logger.logLevel = Logger.Level(rawValue: configuration.logLevel) ?? .info
     let context = try GatewayContext(
       home: home, configuration: configuration, keys: keys, engine: cipher ?? fastest,

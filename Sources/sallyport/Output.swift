@@ -3,6 +3,7 @@
 import Foundation
 import Gateway
 import Glibc
+import Logging
 import Sealing
 
 struct Output: Sendable {
@@ -87,7 +88,27 @@ extension JSON {
   }
 }
 
-/// A bar on standard error while something long runs; nothing when standard error is not a terminal.
+/// The log as JSON Lines on standard error: `{"at", "level", "message"}`.
+struct JSONLog: LogHandler {
+  var logLevel = Logger.Level.info
+  var metadata: Logger.Metadata = [:]
+
+  subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+    get { metadata[key] }
+    set { metadata[key] = newValue }
+  }
+
+  func log(event: LogEvent) {
+    let line: JSON = [
+      "at": .string(Timestamp.format(Date())), "level": .string(event.level.rawValue),
+      "message": .string("\(event.message)"),
+    ]
+    Output.note(String(decoding: line.canonical, as: UTF8.self))
+  }
+}
+
+/// A bar on standard error while something long runs, or words where nobody knows its end; nothing when standard error is not a
+/// terminal.
 final class Progress: @unchecked Sendable {
   // Proof for @unchecked: `lastDrawn` and `total` are touched only under `lock`.
   private let lock = NSLock()
@@ -105,28 +126,57 @@ final class Progress: @unchecked Sendable {
 
   /// - Parameter ofTotal: when it is another than before.
   func update(_ done: Int64, ofTotal: Int64? = nil) {
+    draw { [self] seconds in
+      total = ofTotal ?? total
+      let rate = Int64(Double(done) / max(seconds, 0.001))
+      var text = Self.bytes(done)
+      if let total, total > 0 {
+        // A file may grow while it is read.
+        let share = min(1, Double(done) / Double(total))
+        let filled = Int(30 * share)
+        text =
+          "[\(String(repeating: "#", count: filled))\(String(repeating: "-", count: 30 - filled))] \(Int(100 * share))%"
+      }
+      return "\(text)  \(Self.bytes(rate))/s"
+    }
+  }
+
+  /// What is going on, and for how long; nothing in the first second.
+  func update(_ words: String) {
+    draw { seconds in seconds < 1 ? nil : "\(words)  \(Int(seconds)) s" }
+  }
+
+  /// - Parameter text: made of the seconds since the beginning.
+  private func draw(_ text: (Double) -> String?) {
     guard isShown else { return }
     lock.lock()
     defer { lock.unlock() }
-    total = ofTotal ?? total
     let now = ContinuousClock.now
-    guard now - lastDrawn >= .milliseconds(100) else { return }
+    guard now - lastDrawn >= .milliseconds(100), let text = text((now - start) / .seconds(1)) else { return }
     lastDrawn = now
-    let seconds = (now - start) / .seconds(1)
-    let rate = Int64(Double(done) / max(seconds, 0.001))
-    var text = "\r\(Self.bytes(done))"
-    if let total, total > 0 {
-      // A file may grow while it is read.
-      let share = min(1, Double(done) / Double(total))
-      let filled = Int(30 * share)
-      text =
-        "\r[\(String(repeating: "#", count: filled))\(String(repeating: "-", count: 30 - filled))] \(Int(100 * share))%"
+    _ = Output.write("\r\(text)   ", to: STDERR_FILENO)
+  }
+
+  /// Shows words while `body` runs.
+  static func during<Value>(_ words: String, _ body: () async throws -> Value) async throws -> Value {
+    let progress = Progress(total: nil, quiet: false)
+    guard progress.isShown else { return try await body() }
+    let drawing = Task {
+      while !Task.isCancelled {
+        progress.update(words)
+        try? await Task.sleep(for: .milliseconds(200))
+      }
     }
-    _ = Output.write("\(text)  \(Self.bytes(rate))/s   ", to: STDERR_FILENO)
+    let result: Result<Value, any Error>
+    do { result = .success(try await body()) } catch { result = .failure(error) }
+    drawing.cancel()
+    await drawing.value
+    progress.finish()
+    return try result.get()
   }
 
   func finish() {
-    guard isShown else { return }
+    guard isShown, lastDrawn > start else { return }
     _ = Output.write("\r\u{1b}[K", to: STDERR_FILENO)
   }
 

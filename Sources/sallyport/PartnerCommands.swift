@@ -151,11 +151,11 @@ struct LedgerCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(commandName: "show", abstract: "Print audit entries.")
     @OptionGroup var options: HomeOptions
     @Option(help: "Begin after this entry.") var after = 0
-    @Option(help: "At most so many.") var limit = 100
+    @Option(help: "At most so many.") var limit = RowCount(100)
 
     func run() async throws {
       let rows = try await Session(options).perform(
-        .ledgerShow, ["after": .integer(Int64(max(0, after))), "limit": .integer(Int64(max(1, limit)))])
+        .ledgerShow, ["after": .integer(Int64(max(0, after))), "limit": limit.argument])
       options.output.rows(rows) { "\($0.text("sequence"))  \($0.text("at"))  \($0.text("kind"))  \($0.text("id"))" }
     }
   }

@@ -19,8 +19,10 @@ struct Session: Sendable {
 
   /// Performs one verb wherever the home's owner is.
   func perform(_ verb: Administration.Verb, _ arguments: [String: JSON] = [:]) async throws -> [JSON] {
-    if let rows = try await overSocket(verb, arguments) { return rows }
-    return try await holding { try await $0(verb, arguments) }
+    try await Progress.during(verb.rawValue) {
+      if let rows = try await overSocket(verb, arguments) { return rows }
+      return try await holding { try await $0(verb, arguments) }
+    }
   }
 
   typealias Perform = @Sendable (_ verb: Administration.Verb, _ arguments: [String: JSON]) async throws -> [JSON]

@@ -56,10 +56,12 @@ struct SendCommand: AsyncParsableCommand {
       return
     }
     let end = ContinuousClock.now + .seconds(seconds)
+    let progress = Progress(total: nil, quiet: false)
     while ContinuousClock.now < end {
-      if let row = try await row(session, id), let state = TransferState(rawValue: row.text("state")),
-        state.isEnd || state == .held
-      {
+      let row = try await row(session, id)
+      progress.update(row?.text("state") ?? "waits to be taken")
+      if let row, let state = TransferState(rawValue: row.text("state")), state.isEnd || state == .held {
+        progress.finish()
         options.output.row(row, human: "\(id)  \(state.rawValue)" + TransferText.cause(row))
         if let next = TransferID(row.text("replacedBy")) {
           // The file goes on without some records: its end is that one's.
@@ -75,6 +77,7 @@ struct SendCommand: AsyncParsableCommand {
       }
       try await Task.sleep(for: .milliseconds(50))
     }
+    progress.finish()
     if let row = try await row(session, id) {
       options.output.row(row, human: "\(id)  \(row.text("state"))" + TransferText.cause(row))
     }
@@ -101,10 +104,10 @@ struct QueueCommand: AsyncParsableCommand {
   @Option(help: "Only under this agreement.") var agreement: String?
   @Option(help: "Only files of this name.") var name: String?
   @Flag(help: "Ended ones too.") var all = false
-  @Option(help: "At most so many.") var limit = 1000
+  @Option(help: "At most so many.") var limit = RowCount(1000)
 
   func run() async throws {
-    var arguments: [String: JSON] = ["all": .bool(all), "limit": .integer(Int64(max(1, limit)))]
+    var arguments: [String: JSON] = ["all": .bool(all), "limit": limit.argument]
     if let state {
       guard TransferState(rawValue: state) != nil else { throw ValidationError("--state: unknown state \(state)") }
       arguments["state"] = .string(state)
@@ -149,6 +152,22 @@ struct TraceCommand: AsyncParsableCommand {
       return "\(row.text("id"))  \(row.text("name"))  \(row.text("bytes")) bytes  \(row.text("state"))"
         + TransferText.cause(row)
     }
+  }
+}
+
+/// How many rows are asked for.
+struct RowCount: ExpressibleByArgument {
+  let argument: JSON
+  let defaultValueDescription: String
+
+  init(_ count: Int64) {
+    argument = .integer(count)
+    defaultValueDescription = String(count)
+  }
+
+  init?(argument text: String) {
+    guard let count = Int64(text), 1...Int64(Administration.rowsMax) ~= count else { return nil }
+    self.init(count)
   }
 }
 

@@ -698,6 +698,18 @@ import Testing
     let lines = doctor.lines.filter { $0.contains("expires in 19 days") }
     #expect(
       lines.count == 4 && lines.filter { $0.contains("of \(agencies.recipient.id)") }.count == 2, "\(doctor.text)")
+    try agencies.stop()
+    // The log, too, can be JSON Lines.
+    let run = try Command.run(
+      "/bin/sh",
+      ["-c", "sleep 3 | '\(Command.sallyport)' run --home '\(agencies.sender.home)' --end-with-input --json"])
+    #expect(run.status == 0, "\(run.errors)")
+    let logged = try run.errors.split(separator: "\n").map {
+      try JSONSerialization.jsonObject(with: Data($0.utf8)) as? [String: String]
+    }
+    #expect(
+      logged.contains { $0?["level"] == "warning" && $0?["message"]?.contains("expires in 19 days") == true },
+      "\(run.errors)")
   }
 
   @Test func everyCommandSpeaksJSONLines() throws {

@@ -145,6 +145,7 @@ import Testing
     ("no identity file", ["open", "/etc/passwd", "-i", "/nonexistent", "-o", "OUT"], 1, "No such file"),
     ("an identity file without identities", ["open", "/etc/passwd", "-i", "/dev/null", "-o", "OUT"], 1, "Invalid"),
     ("an unknown option", ["status", "--frobnicate"], 64, "frobnicate"),
+    ("no rows", ["queue", "--limit", "0"], 64, "--limit"),
     ("an unknown command", ["frobnicate"], 64, "frobnicate"),
     ("an unknown cipher", ["seal", "/etc/hostname", "-r", "RECIPIENT", "-o", "OUT", "--cipher", "rot13"], 64, "rot13"),
     ("no home", ["status", "--home", "/nonexistent"], 78, "init"),
