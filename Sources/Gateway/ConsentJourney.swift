@@ -208,7 +208,7 @@ struct ConsentJourney: Sendable {
       }
       guard let ordinals = looked else {
         // Anybody may be in it. What has not gone does not go: the release rule wants to look too.
-        if package.released != nil {
+        if package.countsAsDisclosed {
           context.logger.error("the index of who is in \(package.id) is missing or damaged: it counts as disclosed")
           disclosed.append(package)
         }
@@ -217,16 +217,21 @@ struct ConsentJourney: Sendable {
       guard !ordinals.isEmpty else { return }
       isKnown = true
       switch try await stop(package.id, ordinals, deadline: deadline) {
-      case .stopped: stopped.append(package.id)
-      // Added up and handed over, nobody's record is in it.
-      case .disclosed where (context.agreement(of: package) ?? agreement).aggregate != nil: return
-      case .disclosed(let now):
-        disclosed.append(now)
-        // Who withdraws twice is told of once.
-        let told = try await context.ledger.read { try $0.noticed(ordinals, of: package.id) }
-        if told.count < ordinals.count { untold.append((now, ordinals.filter { !told.contains($0) })) }
+      case .stopped:
+        stopped.append(package.id)
+        guard package.isPerhapsDisclosed else { return }
+        try await disclose(package, ordinals)
+      case .disclosed(let now): try await disclose(now, ordinals)
       case .over: return
       }
+    }
+    func disclose(_ package: PackageRow, _ ordinals: [Int64]) async throws {
+      // Added up and handed over, nobody's record is in it.
+      guard (context.agreement(of: package) ?? agreement).aggregate == nil else { return }
+      disclosed.append(package)
+      // Who withdraws twice is told of once.
+      let told = try await context.ledger.read { try $0.noticed(ordinals, of: package.id) }
+      if told.count < ordinals.count { untold.append((package, ordinals.filter { !told.contains($0) })) }
     }
     let notices = noticesFor(untold, agreement, because, sequence)
     let (ended, gone, told) = (stopped, disclosed.map(\.id), untold)
@@ -311,13 +316,12 @@ struct ConsentJourney: Sendable {
       if [.sealed, .queued, .sending, .custody].contains(state) {
         do {
           try await Withdrawal(context: context).stop(transfer, ordinals, code: "consent.withdrawn")
-          // A restored ledger does not know all releases: what it counts as released is stopped too.
-          return package.released == nil ? .stopped : .disclosed(package)
+          return .stopped
         } catch LedgerError.stale {
           continue
         }
       }
-      guard package.released != nil else { return .over }
+      guard package.countsAsDisclosed else { return .over }
       // Whatever its state says: the key may be with the recipient.
       guard transfer.state == .releasing, let lease = transfer.nextAt, min(lease, deadline) > context.now() else {
         return .disclosed(package)

@@ -38,7 +38,8 @@ struct Notices: Sendable {
           if let trouble = try Disposition.survived(error) {
             context.logger.notice("notice \(row.id) to \(partner): \(trouble.note)")
             // It stays due where the ledger cannot take even that.
-            do { try await later(row, seconds: 5) } catch { _ = try Disposition.survived(error) }
+            let seconds = trouble.code == Self.tooMany.code ? Self.askAgainSeconds : 5
+            do { try await later(row, seconds: seconds) } catch { _ = try Disposition.survived(error) }
           }
         }
       }
@@ -193,8 +194,8 @@ struct Notices: Sendable {
     return row
   }
 
-  static let tooMany = Problem(
-    .full, code: "limit.notices", "too many notices wait here", retryAfterSeconds: Int(askAgainSeconds))
+  /// Without Retry-After: it is about notices, and holds up nothing else of the partner's.
+  static let tooMany = Problem(.unavailable, code: "limit.notices", "too many notices wait for an answer here")
 
   /// A hub keeps a notice for its recipient.
   ///
@@ -296,6 +297,9 @@ struct NoticeDesk: Sendable {
       }
       answer = try Envelope(parsing: bytes, as: .noticeReceipt)
     } else {
+      guard try await context.ledger.read({ try $0.countOpenNotices(partner, areForUs: true) }) < Notices.openMax else {
+        throw Notices.tooMany
+      }
       let reply = try await links.send(partner, "GET", path) { $0.replyBytesMax = Envelope.bytesMax }
       guard reply.status == 200 else { throw Problem(reply) ?? Problem(.unavailable, "the notice is not given") }
       let (notice, envelope) = try verified(id, reply.body)

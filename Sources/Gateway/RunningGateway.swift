@@ -119,8 +119,19 @@ private struct Lanes: Service {
 
   /// What was under way when the process ended begins again with the peer's word on what it holds.
   private func recover(_ partner: AgencyID) async throws {
-    for transfer in try await context.ledger.read({ try $0.sending(to: partner) }) {
-      _ = try await context.ledger.write { try $0.advance(transfer, to: .queued) }
+    while !Task.isCancelled {
+      do {
+        for transfer in try await context.ledger.read({ try $0.sending(to: partner) }) {
+          _ = try await context.ledger.write { try $0.advance(transfer, to: .queued) }
+        }
+        return
+      } catch LedgerError.stale {
+        continue
+      } catch {
+        guard let trouble = try Disposition.survived(error) else { return }
+        context.logger.error("transfers to \(partner) wait: \(trouble.note) [\(trouble.code)]")
+        await Signal().wait(after: 0, for: Stage.idle)
+      }
     }
   }
 

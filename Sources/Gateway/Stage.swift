@@ -97,13 +97,16 @@ struct Stage: Service {
       try await work(transfer)
     } catch {
       let failure = error
-      do {
-        try await settle(transfer, after: failure)
-      } catch {
-        // The ledger cannot take it now, a full disk above all: the row is as it was, and is looked at again.
-        guard let trouble = try Disposition.survived(error) else { return }
-        context.logger.error("transfer \(transfer.id): \(trouble.note) [\(trouble.code)], after: \(failure)")
-        await Signal().wait(after: 0, for: Self.idle)
+      // Until the ledger takes it, which a full disk above all may keep it from: in `sending` nobody else looks at the row.
+      while !Task.isCancelled {
+        do {
+          return try await settle(transfer, after: failure)
+        } catch {
+          guard let trouble = try Disposition.survived(error) else { return }
+          context.logger.error("transfer \(transfer.id): \(trouble.note) [\(trouble.code)], after: \(failure)")
+          await Signal().wait(after: 0, for: Self.idle)
+          guard [.full, .busy].contains(StoreFailure(error)) else { return }
+        }
       }
     }
   }

@@ -24,14 +24,14 @@ struct SubjectReport: Sendable {
       else { continue }
       var released: [(package: PackageRow, ordinals: [Int64])] = []
       try await journey.forEachPackage(agreement.id) { package in
-        guard package.released != nil else { return }
+        guard package.countsAsDisclosed else { return }
         let ordinals = try await context.pool.run { [context] in
           try context.spool.subjects(of: package.id)?.ordinals(of: subject) ?? []
         }
         if !ordinals.isEmpty { released.append((package, ordinals)) }
       }
       var told: Set<Digest> = []
-      for (package, ordinals) in released.sorted(by: { ($0.package.released ?? 0) < ($1.package.released ?? 0) }) {
+      for (package, ordinals) in released.sorted(by: { $0.package.releasedAt! < $1.package.releasedAt! }) {
         let version = context.agreement(of: package) ?? agreement
         let isOnce = version.aggregate != nil || version.transparency.report == .aggregateOnly
         guard version.transparency.report != .exempt, !isOnce || told.insert(version.digest).inserted else { continue }
@@ -60,16 +60,10 @@ struct SubjectReport: Sendable {
 
   private func entry(_ agreement: Agreement, _ package: PackageRow, at: Date?, records: [Int64]?) async throws -> JSON {
     let recipient = agreement.parties.first { $0.id == package.recipient }
-    let transfer = try await context.ledger.read { try $0.transfer(context.agency, package.id) }
+    let state = try await state(of: package)
     let notice = try await notice(records ?? [], of: package)
-    let state: String =
-      switch transfer?.state {
-      case .confirmed, .purged, nil: "delivered"
-      case .refused: "refused by the recipient"
-      case .sealed, .queued, .sending, .custody, .held, .cancelled, .expired:
-        "perhaps handed over: the record of it is lost"
-      default: "handed over"
-      }
+    var proof: [String: JSON] = ["package": .string(package.id.text)]
+    proof["sequence"] = package.released.map { .integer($0) }
     let sent = agreement.fields.filter { $0.action != .drop }
     var members: [String: JSON] = [
       "logtime": .string(at.map(Timestamp.format) ?? ""), "action": .string(agreement.transparency.action),
@@ -92,10 +86,22 @@ struct SubjectReport: Sendable {
         "complain": .string(agreement.transparency.complaintTo),
         "notice": .string(agreement.transparency.privacyNotice),
       ],
-      "proof": ["package": .string(package.id.text), "sequence": .integer(package.released ?? 0)],
+      "proof": .object(proof),
     ]
     members["label"] = agreement.labels.map { .string($0.package) }
     return .object(members)
+  }
+
+  /// What became of a package, by what was signed about it: that outlives the transfer.
+  private func state(of package: PackageRow) async throws -> String {
+    let agency = context.agency
+    let (receipts, collected) = try await context.ledger.read { reader in
+      (try reader.receipts(agency, package.id), try reader.document(agency, package.id, .collected))
+    }
+    let kinds = try receipts.map { try Receipt($0.unverified()).kind }
+    if kinds.contains(.delivered) || collected != nil { return "delivered" }
+    if package.isPerhapsDisclosed { return "perhaps handed over: the record of it is lost" }
+    return kinds.contains(.refused) ? "refused by the recipient" : "handed over"
   }
 
   /// What the recipient knows of a withdrawal, in words.

@@ -71,10 +71,16 @@ package struct PackageRow: Equatable, Sendable {
   package let decision: [UInt8]
   /// The key that opens the body for its sender, until it is released or ended.
   package var retained: [UInt8]?
-  /// The sequence of the first release, or of the entry since which it counts as released: the ledger was restored, or its recipient
-  /// says that it has the key. nil: never disclosed.
+  /// The sequence of the first release; nil: none is known.
   package var released: Int64?
+  /// When that was; without it, since when the package counts as disclosed: the ledger was restored, or its recipient says that it
+  /// has the key.
   package var releasedAt: Date?
+
+  /// Promise 3 goes by this.
+  package var countsAsDisclosed: Bool { releasedAt != nil }
+  /// Nobody here knows whether the key has gone.
+  package var isPerhapsDisclosed: Bool { released == nil && releasedAt != nil }
 
   package init(
     id: TransferID, agreement: String, agreementDigest: String, recipient: AgencyID, judged: Int64, horizon: Date?,
@@ -202,14 +208,22 @@ extension Transaction {
       ])
   }
 
-  /// Packages that were not released yet count as released since the last entry: they may have been.
-  func countAsReleased() throws {
+  /// Packages that wait for their release count as disclosed from now on: they may have been.
+  func countAsDisclosed() throws {
     try execute(
       """
-      UPDATE packages SET released = ?, released_at = ? WHERE released IS NULL AND EXISTS
-        (SELECT 1 FROM transfers AS t WHERE t.id = packages.id AND t.direction = 'out'
-          AND t.state IN ('sealed', 'queued', 'sending', 'custody', 'held'))
-      """, [sequence, Transfer.milliseconds(at)])
+      UPDATE packages SET released_at = ? WHERE released_at IS NULL AND id IN
+        (SELECT id FROM transfers WHERE direction = 'out' AND state IN ('sealed', 'queued', 'sending', 'custody', 'held'))
+      """, [Transfer.milliseconds(at)])
+  }
+
+  /// A package counts as disclosed from now on, unless it did before.
+  ///
+  /// - Returns: whether that is new.
+  package func countAsDisclosed(_ id: TransferID) throws -> Bool {
+    try execute(
+      "UPDATE packages SET released_at = ? WHERE released_at IS NULL AND id = ?", [Transfer.milliseconds(at), id.text])
+    return db.changesCount == 1
   }
 
   /// Forgets the sender's own way into a package that will not be sealed again.

@@ -50,7 +50,7 @@ extension Ledger {
       let head = LedgerHead(epoch: epoch, size: Int64(edge.size), root: edge.root)
       let transaction = Transaction(db: db, frontier: edge, at: instant, head: head)
       try transaction.append(AuditEvent("restored", ["epoch": .string(epoch), "before": .string(old ?? "")]))
-      try transaction.countAsReleased()
+      try transaction.countAsDisclosed()
       try AuditTree.save(transaction.frontier, db)
     }
     try target.close()

@@ -88,7 +88,7 @@ extension JSON {
   }
 }
 
-/// The log as JSON Lines on standard error: `{"at", "level", "message"}`.
+/// The log as JSON Lines on standard error: `{"at", "level", "message", "metadata"?}`.
 struct JSONLog: LogHandler {
   var logLevel = Logger.Level.info
   var metadata: Logger.Metadata = [:]
@@ -99,11 +99,13 @@ struct JSONLog: LogHandler {
   }
 
   func log(event: LogEvent) {
-    let line: JSON = [
+    var line: [String: JSON] = [
       "at": .string(Timestamp.format(Date())), "level": .string(event.level.rawValue),
       "message": .string("\(event.message)"),
     ]
-    Output.note(String(decoding: line.canonical, as: UTF8.self))
+    let more = metadata.merging(event.metadata ?? [:]) { _, new in new }
+    if !more.isEmpty { line["metadata"] = .object(more.mapValues { .string("\($0)") }) }
+    Output.note(String(decoding: JSON.object(line).canonical, as: UTF8.self))
   }
 }
 
@@ -154,7 +156,7 @@ final class Progress: @unchecked Sendable {
     let now = ContinuousClock.now
     guard now - lastDrawn >= .milliseconds(100), let text = text((now - start) / .seconds(1)) else { return }
     lastDrawn = now
-    _ = Output.write("\r\(text)   ", to: STDERR_FILENO)
+    _ = Output.write("\r\(text)\u{1b}[K", to: STDERR_FILENO)
   }
 
   /// Shows words while `body` runs.
@@ -176,7 +178,10 @@ final class Progress: @unchecked Sendable {
   }
 
   func finish() {
-    guard isShown, lastDrawn > start else { return }
+    guard isShown else { return }
+    lock.lock()
+    defer { lock.unlock() }
+    guard lastDrawn > start else { return }
     _ = Output.write("\r\u{1b}[K", to: STDERR_FILENO)
   }
 

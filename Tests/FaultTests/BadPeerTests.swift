@@ -355,6 +355,37 @@ import Testing
     try await gateway.context.close()
   }
 
+  /// A recipient that says that it has a key of which no release is known counts as one that was told.
+  @Test func whatARecipientSaysAgainstItselfCounts() async throws {
+    let agencies = try TestAgencies()
+    let gateway = try OwnGateway(of: agencies.sender)
+    let home = Home(agencies.recipient.home)
+    let recipient = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
+    let context = gateway.context
+    var row = Transfer(
+      direction: .out, sender: context.agency, id: TransferID(), peer: recipient.card.card.agency, agreement: "a",
+      state: .cancelled, name: "n", createdAt: Date())
+    row.manifestDigest = Digest(of: []).hex
+    let transfer = row
+    let takeBack = TakeBack(
+      id: transfer.id, sender: transfer.sender, recipient: transfer.peer, manifest: Digest(of: []), reason: "cancelled",
+      at: Date())
+    let taken = context.sign(takeBack.document, as: .takeBack)
+    try await context.ledger.write { tx in
+      try tx.insert(transfer)
+      try tx.add(document: taken, sender: transfer.sender, id: transfer.id)
+      try tx.put(
+        PackageRow(
+          id: transfer.id, agreement: "a", agreementDigest: Digest(of: []).hex, recipient: transfer.peer, judged: 0,
+          horizon: nil, records: 1, decision: [], retained: nil))
+    }
+    let answer = TakeBackAnswer(takeBack: taken.payloadDigest, outcome: .hadKey, at: Date())
+    try await TakeBackBook(context: context).take(
+      recipient.sign(answer.document, as: .acknowledgement, at: Date()).bytes, about: transfer)
+    #expect(try await context.ledger.read { try $0.package(transfer.id) }?.isPerhapsDisclosed == true)
+    try await context.close()
+  }
+
   /// Admitted one by one, there is room for each; together there is not.
   @Test func roomIsLookedAtAgainWhenABodyBegins() async throws {
     let agencies = try TestAgencies()

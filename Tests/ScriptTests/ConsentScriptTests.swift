@@ -269,16 +269,17 @@ import Testing
     let backup = "\(agencies.scratch.path)/backup.sqlite"
     try sender.start()
     try grant(agencies, ["P1", "P2"])
-    func drop(_ name: String) throws -> String {
-      try sender.drop(name, TestRecords.of(["P1", "P2"]))
+    func drop(_ name: String, _ people: [String] = ["P1", "P2"]) throws -> String {
+      try sender.drop(name, TestRecords.of(people))
       #expect(eventually { sender.outcome(name) == "accepted" }, "\(sender.log)")
       return try #require(sender.outcome(name, "id"))
     }
     let known = try drop("known.ndjson")
+    let other = try drop("other.ndjson", ["P2"])
     #expect(try sender.sallyport("ledger", "backup", backup).status == 0)
     let unknown = try drop("unknown.ndjson")
     try agencies.recipient.start()
-    for name in ["known.ndjson", "unknown.ndjson"] {
+    for name in ["known.ndjson", "unknown.ndjson", "other.ndjson"] {
       #expect(eventually { sender.outcome(name) == "delivered" }, "\(sender.log)")
     }
     try agencies.stop()
@@ -287,16 +288,20 @@ import Testing
     try sender.start()
     let withdrawn = try sender.sallyport("consent", "withdraw", "P1", "--agreement", TestAgencies.agreement, "--json")
     #expect(withdrawn.status == 0 && withdrawn.text.contains(#""package":"\#(known)""#), "\(withdrawn.text)")
-    #expect(withdrawn.text.contains(#""stopped":[]"#), "\(withdrawn.text)")
+    #expect(withdrawn.text.contains(#""stopped":["\#(known)"]"#), "\(withdrawn.text)")
     let report = try sender.sallyport("report", "P1", "--json").text
     #expect(report.contains(known) && report.contains("perhaps handed over"), "\(report)")
     #expect(
       Set(try FileManager.default.contentsOfDirectory(atPath: "\(sender.home)/spool/subjects")).isSuperset(
         of: [known, unknown].map { "\($0).index" }))
-    // The recipient, which has it, says so.
+    // The recipient, which has it, says so. What nobody stopped is released again, and has its receipts again.
     try agencies.recipient.start()
     #expect(try eventually { try sender.sallyport("trace", known).text.contains("had-key") }, "\(sender.log)")
     #expect(sender.outcome("known.ndjson") == "cancelled", "\(sender.log)")
+    #expect(try eventually { try sender.sallyport("trace", other).text.contains("confirmed") }, "\(sender.log)")
+    #expect(agencies.recipient.inboxNames(from: sender).count == 3)
+    let later = try sender.sallyport("report", "P2", "--json").lines
+    #expect(later.contains { $0.contains(other) && $0.contains(#""state":"delivered""#) }, "\(later)")
     try agencies.stop()
     #expect(try agencies.findings() == [])
   }

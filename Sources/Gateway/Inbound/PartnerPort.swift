@@ -28,7 +28,8 @@ struct PartnerPort: Sendable {
       case .unknown:
         onFatal(error)
         return .problem(Problem(.unavailable, "this gateway is stopping", retryAfterSeconds: 10))
-      case .busy, .other:
+      case .busy: return .problem(Problem(.unavailable, "the ledger is busy", retryAfterSeconds: 10))
+      case .other:
         if !(error is CancellationError) { context.logger.error("a request of \(request.partner) failed: \(error)") }
         return .problem(Problem(.unavailable, "this cannot be answered now"))
       }

@@ -208,8 +208,10 @@ struct Mailbox: Sendable {
     guard transfer.state == .custody || context.now() >= transfer.updatedAt + pause,
       deciding.withLockedValue({ $0.insert(transfer.id).inserted })
     else {
+      // Without Retry-After: it is about this transfer alone.
       throw Problem(
-        .busy, code: "limit.releases", "the key was asked for a moment ago", retryAfterSeconds: Int(pause))
+        .unavailable, code: "limit.releases", "the key was given already, and is given again \(Int(pause)) s after that"
+      )
     }
     defer { deciding.withLockedValue { _ = $0.remove(transfer.id) } }
     switch try await Release(context: context).open(transfer) {

@@ -59,12 +59,18 @@ struct ReceiptBook: Sendable {
       guard receipt.previous == known.last?.payloadDigest else {
         throw SealingError(.documentInvalid, "the receipt of \(transfer.peer) is out of order")
       }
-      try tx.add(receipt: receipt, envelope: verified.envelope)
-      try Self.keepHead(receipt.head, in: verified.envelope, of: transfer.peer, tx)
       // The row may have moved since it was read: a receipt counts whatever our own last step was.
       guard let current = try tx.reader.transfer(transfer.sender, transfer.id) else {
         throw LedgerError.notFound(transfer.id.text)
       }
+      if receipt.kind == .delivered, current.state == .custody, let restored = try tx.reader.restoredAt(),
+        current.createdAt <= restored
+      {
+        // The release is forgotten. It is made again, and brings this receipt again.
+        return current
+      }
+      try tx.add(receipt: receipt, envelope: verified.envelope)
+      try Self.keepHead(receipt.head, in: verified.envelope, of: transfer.peer, tx)
       switch receipt.kind {
       case .received:
         guard current.state == .sending || current.state == .queued else {
@@ -84,6 +90,8 @@ struct ReceiptBook: Sendable {
           }
         }
       case .delivered:
+        // It came after all, too late to change anything but what can be proved.
+        if current.state == .purged { return current }
         guard current.state.mayBecome(.confirmed, current.direction) else {
           throw LedgerError.illegal("\(transfer.id): delivered without a release")
         }

@@ -96,8 +96,8 @@ struct ReleaseRule: Sendable {
         transfer, to: .releasing, ["decision": decision.document, "policies": .string(policies.digest.hex)]
       ) {
         $0.nextAt = tx.at + GatewayContext.leaseSeconds
-        // Repeats are counted: who collects waits longer for each.
-        if transfer.state != .custody { $0.attempts = transfer.attempts + 1 }
+        // Who collects waits longer for each repeat.
+        if $0.isCollected, transfer.state != .custody { $0.attempts = transfer.attempts + 1 }
       }
       if package != nil, package?.released == nil {
         package!.released = tx.sequence

@@ -127,13 +127,9 @@ struct TakeBackBook: Sendable {
           AuditEvent(
             "taken-back", sender: transfer.sender, id: transfer.id,
             ["outcome": .string(answer?.outcome.rawValue ?? "unknown-there")]))
-        // It has the key whatever this ledger, which may have been restored, says of a release.
-        if answer?.outcome == .hadKey, transfer.direction == .out, var package = try tx.reader.package(transfer.id),
-          package.released == nil
-        {
-          package.released = tx.sequence
-          package.releasedAt = tx.at
-          try tx.put(package)
+        // It has the key, whatever this ledger says of a release.
+        if answer?.outcome == .hadKey, transfer.direction == .out, try tx.countAsDisclosed(transfer.id) {
+          context.logger.error("\(transfer.peer) has the key of \(transfer.id), of which no release is known")
         }
       }
       guard let row = try tx.reader.transfer(transfer.sender, transfer.id), row.state != .purged else { return }

@@ -21,20 +21,27 @@ struct Withdrawal: Sendable {
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     // What was added up cannot be taken apart again: its original is gone.
     let isAddedUp = agreement?.aggregate != nil
-    let note =
+    let package = try await context.ledger.read { try $0.package(transfer.id) }
+    // Sealed again, the others' records might arrive twice; and that it was not delivered, nobody can sign.
+    let isPerhapsDisclosed = package?.isPerhapsDisclosed ?? false
+    var note =
       isAddedUp
       ? "\(ordinals.count) of the records that were added up may no longer count: drop the file again"
       : "\(ordinals.count) of \(manifest.records ?? 0) records may no longer go"
+    if isPerhapsDisclosed {
+      note =
+        "\(ordinals.count) records may no longer go; whether it went before the ledger was restored, ask \(transfer.peer)"
+    }
     guard transfer.state != .releasing else {
       return try await Release(context: context).leave(transfer, code: code, note: note)
     }
     var next: (SealedPackage, Transfer)?
-    if let agreement, !isAddedUp, agreement.consent.onWithdrawal == .reseal,
+    if let agreement, let package, !isAddedUp, !isPerhapsDisclosed, agreement.consent.onWithdrawal == .reseal,
       Int64(ordinals.count) < manifest.records ?? 0
     {
-      next = try await resealed(transfer, manifest, agreement, Set(ordinals))
+      next = try await resealed(transfer, package, manifest, agreement, Set(ordinals))
     }
-    let replacement = next
+    let (replacement, cause) = (next, note)
     let report = TakeBack(
       id: transfer.id, sender: transfer.sender, recipient: transfer.peer,
       manifest: Digest(hex: transfer.manifestDigest)!,
@@ -44,11 +51,11 @@ struct Withdrawal: Sendable {
       if let replacement { detail["replacedBy"] = .string(replacement.1.id.text) }
       let old = try tx.advance(transfer, to: .cancelled, detail) {
         $0.code = code
-        $0.note = replacement.map { "\(note); sealed again without them as \($0.1.id)" } ?? note
+        $0.note = replacement.map { "\(cause); sealed again without them as \($0.1.id)" } ?? cause
         $0.replacedBy = replacement?.1.id
         $0.nextAt = tx.at
       }
-      for kind in [DocumentKind.nonDelivery, .takeBack] {
+      for kind in isPerhapsDisclosed ? [DocumentKind.takeBack] : [.nonDelivery, .takeBack] {
         try tx.add(document: context.sign(report.document, as: kind), sender: old.sender, id: old.id)
       }
       try tx.forgetRetained(old.id)
@@ -95,10 +102,10 @@ struct Withdrawal: Sendable {
 
   /// One package that cannot be sealed again must not keep the others from being stopped: it is cancelled.
   private func resealed(
-    _ transfer: Transfer, _ manifest: Manifest, _ agreement: Agreement, _ dropped: Set<Int64>
+    _ transfer: Transfer, _ package: PackageRow, _ manifest: Manifest, _ agreement: Agreement, _ dropped: Set<Int64>
   ) async throws -> (SealedPackage, Transfer)? {
     do {
-      return try await reseal(transfer, manifest, agreement, dropped)
+      return try await reseal(transfer, package, manifest, agreement, dropped)
     } catch is CancellationError {
       throw CancellationError()
     } catch  where StoreFailure(error) != .unknown {
@@ -109,12 +116,9 @@ struct Withdrawal: Sendable {
 
   /// nil when there is no way back to the payload, or when it would not be permitted.
   private func reseal(
-    _ transfer: Transfer, _ manifest: Manifest, _ agreement: Agreement, _ dropped: Set<Int64>
+    _ transfer: Transfer, _ package: PackageRow, _ manifest: Manifest, _ agreement: Agreement, _ dropped: Set<Int64>
   ) async throws -> (SealedPackage, Transfer)? {
-    let package = try await context.ledger.read { try $0.package(transfer.id) }
-    guard let package, let retained = package.retained, let enforcement = context.enforcement(of: agreement) else {
-      return nil
-    }
+    guard let retained = package.retained, let enforcement = context.enforcement(of: agreement) else { return nil }
     let instant = context.now()
     let row = Transfer(
       direction: .out, sender: context.agency, id: TransferID(), peer: transfer.peer, agreement: transfer.agreement,
