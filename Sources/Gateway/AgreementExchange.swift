@@ -1,7 +1,7 @@
 // Agreements and acts between gateways: offered by one, looked at by people, accepted by the other. What is offered is in force
 // for nobody; what is signed counts by its signature.
 //
-//   policies/offered/SHA256.yaml     an agreement that a partner offered: canonical JSON, which is YAML too
+//   policies/offered/PARTNER/SHA256.yaml           an agreement that a partner offered: canonical JSON, which is YAML too
 //   PUT /v1/agreements/{sha256}                    the agreement
 //   PUT /v1/agreements/{sha256}/signatures/{sha256}   one act over it
 //   GET the same, and GET /v1/agreements for which there are: for whoever calls out only, and behind a hub
@@ -14,8 +14,9 @@ import Store
 import Transport
 
 struct AgreementExchange: Sendable {
-  static let offersMax = 200
-  static let actsOfPartyMax = 100
+  /// Of one partner.
+  static let offersMax = 50
+  static let actsOfPartyMax = PolicyFolder.actsMax / Agreement.partiesMax
   static let listMax = 500
 
   let context: GatewayContext
@@ -27,22 +28,22 @@ struct AgreementExchange: Sendable {
     guard context.policies.agreement(digest) == nil else { return }
     let agreement: Agreement
     do {
-      agreement = try Agreement(JSON(canonical: bytes, bytesMax: StrictYAML.bytesMax))
-      // From here on it is read as YAML, which takes fewer characters.
-      _ = try PolicyFolder.agreement(bytes, of: "it")
+      _ = try JSON(canonical: bytes, bytesMax: StrictYAML.bytesMax)
+      // From here on it is read as YAML.
+      agreement = try PolicyFolder.agreement(bytes, of: "it")
     } catch {
       throw Problem(.malformed, "\(error)")
     }
     guard agreement.digest == digest, agreement.parties.contains(where: { $0.id == partner }),
       agreement.parties.contains(where: { $0.id == context.agency })
     else { throw Problem(.refused, code: "agreement.parties", "not an agreement between us") }
-    let (path, folder) = (context.home.offered(digest), context.home.offered)
-    try await context.pool.run {
+    let folder = context.home.offered(by: partner)
+    let path = "\(folder)/\(PolicyFolder.offerName(digest))"
+    try await context.changes.run { [context] in
+      try Directory.make(context.home.offered)
       try Directory.make(folder)
       guard !Directory.exists(path) else { return }
-      guard try Directory.names(folder, countMax: Self.offersMax + 1).count < Self.offersMax else {
-        throw Problem(.full, code: "agreement.offers", "too many agreements wait here", retryAfterSeconds: 3600)
-      }
+      guard try Directory.names(folder, countMax: Self.offersMax + 1).count < Self.offersMax else { throw Self.tooMany }
       try DurableFile.write(bytes + [10], to: path)
     }
     context.logger.notice(
@@ -50,22 +51,23 @@ struct AgreementExchange: Sendable {
     )
   }
 
+  /// Without Retry-After: it is about agreements, and holds up nothing else of the partner's.
+  static let tooMany = Problem(.unavailable, code: "agreement.offers", "too many agreements wait here")
+
   /// Stores a party's act over an agreement held or offered here. Its signature must hold.
   func take(act bytes: [UInt8]) async throws -> Agreement {
     let envelope = try Envelope(parsing: bytes.last == 10 ? Array(bytes.dropLast()) : bytes, as: .agreementAct)
     let claimed = try AgreementAct(envelope.unverified())
+    guard claimed.signer.isOneLine, claimed.reason?.isOneLine ?? true, claimed.evidence?.isOneLine ?? true else {
+      throw SealingError(.documentInvalid, "act: its signer, reason or evidence has control characters")
+    }
     guard let agreement = context.policies.agreement(claimed.agreement.sha256) else {
       throw AdminError(.failed, "the agreement \(claimed.agreement.id) of this act is not held here: accept it first")
     }
     guard ActBook.verified(envelope, agreement, context.partners.cards, own: context.keys.card.card) != nil else {
       throw SealingError(.documentSignature, "the act is not signed by \(claimed.party), or in no role of theirs")
     }
-    let context = context
-    let known = context.acts.all(of: agreement)
-    guard !known.contains(claimed) else { return agreement }
-    guard known.filter({ $0.party == claimed.party }).count < Self.actsOfPartyMax else {
-      throw AdminError(.refused, "\(claimed.party) acted over \(Self.actsOfPartyMax) times on this agreement")
-    }
+    guard !context.acts.all(of: agreement).contains(claimed) else { return agreement }
     try await keep(claimed, envelope, of: agreement)
     return agreement
   }
@@ -76,6 +78,11 @@ struct AgreementExchange: Sendable {
   ) async throws {
     let context = context
     try await context.changes.run {
+      // Of all that lie there: those whose key is gone count for nothing else, and are read at each start.
+      let held = context.envelopes(of: agreement).filter { (try? AgreementAct($0.unverified()))?.party == act.party }
+      guard held.count < Self.actsOfPartyMax else {
+        throw AdminError(.refused, "\(act.party) acted \(Self.actsOfPartyMax) times on this agreement")
+      }
       try PolicyFolder.store(envelope, of: agreement, in: context.home.policies)
       // As after a restart: what lies there counts, even if the ledger's disk fails now.
       context.take(envelope, of: agreement)
@@ -101,10 +108,13 @@ struct AgreementExchange: Sendable {
 
   /// Those that wait for people here. What is held already waits for nobody; one that cannot be read keeps no other back.
   func offers() throws -> [Agreement] {
-    guard Directory.exists(context.home.offered) else { return [] }
-    return try Directory.names(context.home.offered, countMax: Self.offersMax + 1).sorted().compactMap { name in
-      (try? offered(String(name.prefix { $0 != "." }))).flatMap { $0 }
-    }.filter { context.policies.agreement($0.digest) == nil }
+    let digests = Set(
+      try PolicyFolder.offers(context.home).compactMap { path in
+        Digest(hex: String(path.split(separator: "/").last!.prefix { $0 != "." }))
+      })
+    return digests.filter { context.policies.agreement($0) == nil }.sorted { $0.hex < $1.hex }.compactMap { digest in
+      (try? PolicyFolder.offered(digest, context.home)).flatMap { $0 }
+    }
   }
 
   /// Makes an offered agreement one of ours, once it is seen to fit in; on `changes`. Replaces nothing.
@@ -112,10 +122,12 @@ struct AgreementExchange: Sendable {
     let prepared = try PolicyFolder.prepare(agreement, in: context.home.policies)
     do {
       try context.take(prepared) {
+        let offers = try PolicyFolder.offers(of: agreement.digest, context.home)
+        guard let first = offers.first else { throw LedgerError.stale("the offer of \(agreement.id)") }
         try Directory.renameExclusively(
-          context.home.offered(agreement.digest),
-          "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
+          first, "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
         try Directory.sync(context.home.policies)
+        for other in offers.dropFirst() { try Directory.remove(other) }
       }
     } catch let error as PolicyError {
       throw AdminError(.refused, "\(error)")
@@ -136,8 +148,9 @@ struct AgreementExchange: Sendable {
         for agreement in context.policies.agreements where agreement.parties.contains(where: { $0.id == partner }) {
           do {
             try await tell(agreement, to: partner, links, &told)
-          } catch let problem as Problem where problem.kind == .refused {
+          } catch let problem as Problem where problem.kind == .refused || problem.code == Self.tooMany.code {
             // One that the partner does not want keeps nothing else back.
+            if problem.kind != .refused { pause = 60 }
             context.logger.notice("agreement \(agreement.id) to \(partner): \(problem)")
           }
         }

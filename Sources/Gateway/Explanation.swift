@@ -50,7 +50,7 @@ extension Administration {
       sender: context.agency, recipient: recipient, name: URL(fileURLWithPath: file).lastPathComponent,
       mediaType: agreement?.mediaType ?? "application/octet-stream", payloadBytes: original.bytes)
     let decision = Evaluation.outbound(draft, under: agreement, try await context.circumstances(recipient, agreement))
-    guard decision.outcome == .permit, let agreement, let enforcement = context.enforcement(of: agreement) else {
+    guard decision.outcome == .permit, let agreement, let enforcement = try context.enforcement(of: agreement) else {
       return nearest(decision, draft)
     }
     let gate = ConsentGate(

@@ -33,7 +33,10 @@ package final class GatewayContext: Sendable {
   /// Bodies that partners bring now.
   let sessions = Sessions()
   let rereads = Rereads()
-  let refusals = RefusalBudget()
+  /// Packages that are refused on the record: each costs room for good.
+  let refusals = PartnerBudget(perMinute: 60)
+  /// Cards that are fetched because something does not verify by the one that is held.
+  let cardLooks = PartnerBudget(perMinute: 1)
   let inboxSyncs = DirectorySyncs()
   let news = News()
 
@@ -166,8 +169,16 @@ package final class GatewayContext: Sendable {
   package var keys: KeyRing { keyBox.withLockedValue { $0 } }
   package var policies: PolicySet { policyBox.withLockedValue { $0.set } }
   /// How an agreement's records are checked and filtered; nil: they are opaque.
-  func enforcement(of agreement: Agreement) -> Enforcement? {
-    policyBox.withLockedValue { $0.enforcements[agreement.digest] }
+  ///
+  /// - Throws: `Problem` unavailable when the agreement was taken away meanwhile: its records must not pass for opaque.
+  func enforcement(of agreement: Agreement) throws -> Enforcement? {
+    let held = policyBox.withLockedValue { $0.enforcements[agreement.digest] }
+    guard held != nil || agreement.records == nil else {
+      throw Problem(
+        .unavailable, code: ReasonCode.agreementUnknown.rawValue,
+        "the agreement \(agreement.id) is not in policies/ any more")
+    }
+    return held
   }
   /// The acts over an agreement as they are in `policies/`, verified or not.
   func envelopes(of agreement: Agreement) -> [Envelope] {
@@ -306,10 +317,14 @@ package final class GatewayContext: Sendable {
   }
 
   /// What a decision may know about a partner now.
-  func circumstances(_ peer: AgencyID, _ agreement: Agreement?) async throws -> Circumstances {
+  ///
+  /// - Parameter day: an instant of the day whose packages count; nil for today's.
+  func circumstances(
+    _ peer: AgencyID, _ agreement: Agreement?, onDayOf day: Date? = nil
+  ) async throws -> Circumstances {
     let (instant, id) = (now(), agreement?.id ?? "")
     let (today, heard) = try await ledger.read {
-      (try $0.packagesToday(agreement: id, peer: peer, at: instant), try $0.consentHeard(id))
+      (try $0.packages(agreement: id, peer: peer, onDayOf: day ?? instant), try $0.consentHeard(id))
     }
     return circumstances(peer, agreement, packagesToday: today, consentHeard: heard, at: instant)
   }

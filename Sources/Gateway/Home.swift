@@ -26,7 +26,7 @@ package struct Home: Sendable {
   package var policies: String { "\(path)/policies" }
   /// What partners offer, in force for nobody.
   package var offered: String { "\(policies)/offered" }
-  package func offered(_ agreement: Digest) -> String { "\(offered)/\(agreement.hex).yaml" }
+  package func offered(by partner: AgencyID) -> String { "\(offered)/\(partner)" }
   package var ledger: String { "\(path)/ledger.sqlite" }
   package var heads: String { "\(path)/heads.log" }
   /// A copy of what the ledger says about consent, for a fast start; may be removed.

@@ -23,6 +23,7 @@ struct Maintenance: Service {
         do {
           try await purge()
           try await forgetPeople()
+          try await forgetParked()
           warn(&warned)
           try await warnOfWaiting(&told)
           try await keepConsents(&kept)
@@ -140,6 +141,13 @@ struct Maintenance: Service {
       // An index without its row goes with the next start.
       try await context.pool.run { for id in over { try context.spool.removeSubjects(id) } }
     }
+  }
+
+  /// Removes notices that this hub keeps and that nobody will come for any more.
+  private func forgetParked() async throws {
+    let before = context.now() - Reader.releasedSeconds
+    guard try await context.ledger.read({ try $0.hasParkedNotices(overdueAt: before) }) else { return }
+    try await context.ledger.write { try $0.removeParkedNotices(overdueAt: before) }
   }
 
   /// Entry of a package of which it is not known any more who was in it.

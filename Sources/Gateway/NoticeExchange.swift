@@ -19,7 +19,7 @@ struct Notices: Sendable {
   static let askHubSeconds: TimeInterval = 30
   /// How many a partner is told of at once.
   static let listMax = 50
-  /// How many a hub keeps open for one partner, and a recipient of one.
+  /// How many a recipient keeps open of one partner, and a hub for one partner under one agreement.
   static let openMax = 10_000
 
   let context: GatewayContext
@@ -207,7 +207,8 @@ struct Notices: Sendable {
     else { throw Problem(.malformed, "the notice is not for this place") }
     let (held, isNew) = try await context.ledger.write { tx -> (NoticeRow, Bool) in
       if let held = try tx.reader.notice(notice.id) { return (held, false) }
-      guard try tx.reader.countOpenNotices(notice.to, areForUs: false) < Self.openMax else { throw Self.tooMany }
+      let count = try tx.reader.countParkedNotices(for: notice.to, under: notice.agreement.id)
+      guard count < Self.openMax else { throw Self.tooMany }
       let sequence = try tx.append(
         AuditEvent(
           "notice.parked",
@@ -269,7 +270,7 @@ struct NoticeDesk: Sendable {
     for item in notice.items where try await stop(item.package, of: issuer) { stopped.append(item.package) }
     let answer = answer(.received, to: notice, envelope, stopped: stopped, because: nil)
     try await context.ledger.write { tx in
-      guard try tx.reader.countOpenNotices(issuer, areForUs: true) < Notices.openMax else { throw Notices.tooMany }
+      guard try tx.reader.countOpenNotices(from: issuer) < Notices.openMax else { throw Notices.tooMany }
       let sequence = try tx.append(
         AuditEvent(
           "notice.received",
@@ -297,7 +298,7 @@ struct NoticeDesk: Sendable {
       }
       answer = try Envelope(parsing: bytes, as: .noticeReceipt)
     } else {
-      guard try await context.ledger.read({ try $0.countOpenNotices(partner, areForUs: true) }) < Notices.openMax else {
+      guard try await context.ledger.read({ try $0.countOpenNotices(from: partner) }) < Notices.openMax else {
         throw Notices.tooMany
       }
       let reply = try await links.send(partner, "GET", path) { $0.replyBytesMax = Envelope.bytesMax }
@@ -316,15 +317,18 @@ struct NoticeDesk: Sendable {
 
   /// A package that has not been delivered yet is stopped here.
   private func stop(_ id: TransferID, of sender: AgencyID) async throws -> Bool {
-    guard let transfer = try await context.ledger.read({ try $0.transfer(sender, id) }), transfer.direction == .in,
-      [.received, .opened].contains(transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state)
-    else { return false }
-    do {
-      try await OpenPackage(context: context).quarantine(
-        transfer, code: "consent.withdrawn", note: "a person in it has withdrawn: ask the sender for the rest")
-      return true
-    } catch LedgerError.stale {
-      return false
+    while true {
+      guard let transfer = try await context.ledger.read({ try $0.transfer(sender, id) }), transfer.direction == .in,
+        [.received, .opened].contains(transfer.state == .held ? transfer.heldFrom ?? .held : transfer.state)
+      else { return false }
+      do {
+        try await OpenPackage(context: context).quarantine(
+          transfer, code: "consent.withdrawn", note: "a person in it has withdrawn: ask the sender for the rest")
+        return true
+      } catch LedgerError.stale {
+        // It has gone on; it may still be stopped.
+        continue
+      }
     }
   }
 

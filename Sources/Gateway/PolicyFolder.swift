@@ -24,7 +24,7 @@ struct Enforcement: Sendable {
 /// Reads the folder.
 package enum PolicyFolder {
   package static let agreementsMax = 1000
-  package static let actsMax = 1000
+  package static let actsMax = 6400
 
   /// - Throws: `ConfigurationError` naming the file.
   package static func load(_ home: Home) throws -> PolicySet { try load(folder: home.policies) }
@@ -163,10 +163,26 @@ package enum PolicyFolder {
     try agreement(File.contents(path, bytesMax: StrictYAML.bytesMax), of: path)
   }
 
+  static func offerName(_ agreement: Digest) -> String { "\(agreement.hex).yaml" }
+
+  /// The files of what partners offer.
+  static func offers(_ home: Home) throws -> [String] {
+    guard Directory.exists(home.offered) else { return [] }
+    return try Directory.names(home.offered).compactMap(AgencyID.init).sorted().flatMap { partner in
+      let folder = home.offered(by: partner)
+      return try Directory.names(folder).filter { !$0.hasPrefix(".") }.sorted().map { "\(folder)/\($0)" }
+    }
+  }
+
+  /// The files under which partners offer one agreement.
+  static func offers(of digest: Digest, _ home: Home) throws -> [String] {
+    try offers(home).filter { $0.hasSuffix("/\(offerName(digest))") }
+  }
+
   /// One that a partner offered, by its digest; nil when none is offered under it.
   package static func offered(_ digest: Digest, _ home: Home) throws -> Agreement? {
-    guard Directory.exists(home.offered(digest)) else { return nil }
-    let agreement = try agreement(home.offered(digest))
+    guard let path = try offers(of: digest, home).first else { return nil }
+    let agreement = try agreement(path)
     return agreement.digest == digest ? agreement : nil
   }
 
@@ -205,7 +221,7 @@ package enum PolicyFolder {
   /// Stores an act durably. The same act twice is one file.
   package static func store(_ envelope: Envelope, of agreement: Agreement, in folder: String) throws {
     let act = try AgreementAct(envelope.unverified())
-    let name = "\(act.party)-\(act.role)-\(act.kind.rawValue)-\(envelope.payloadDigest.hex.prefix(8)).json"
+    let name = "\(act.party)-\(act.role)-\(act.kind.rawValue)-\(envelope.payloadDigest.hex.prefix(32)).json"
     try Directory.make(actFolder(agreement, in: folder))
     try DurableFile.write(envelope.bytes + [10], to: "\(actFolder(agreement, in: folder))/\(name)", mode: 0o644)
   }

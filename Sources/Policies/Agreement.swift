@@ -104,8 +104,22 @@ package struct Agreement: Equatable, Sendable {
     }
   }
 
+  /// Nothing in an agreement may hide or move what stands beside it when people read it.
+  private static func requirePrintable(_ value: JSON, at place: String) throws(SealingError) {
+    switch value {
+    case .string(let text):
+      guard text.isPrintable else {
+        throw SealingError(.documentInvalid, "\(place): control characters, or ones that change the direction of text")
+      }
+    case .array(let items): for item in items { try requirePrintable(item, at: place) }
+    case .object(let members): for (name, member) in members { try requirePrintable(member, at: "\(place).\(name)") }
+    default: break
+    }
+  }
+
   /// - Throws: `document.invalid` naming the key.
   package init(_ document: JSON) throws(SealingError) {
+    try Self.requirePrintable(document, at: "agreement")
     var reader = try DocumentReader(document, at: "agreement")
     guard try reader.string("kind") == "DataSharingAgreement" else {
       throw reader.invalid("kind", "expected DataSharingAgreement")

@@ -137,15 +137,31 @@ package struct AgreementStanding: Equatable, Sendable {
   /// When each signature came by which a party's count of different people in different roles grew.
   private static func given(_ own: [AgreementAct], _ party: Agreement.Party) -> [Date] {
     let wanted: AgreementAct.Kind = party.role == .registrar ? .register : .accept
-    var (roles, people): (Set<String>, Set<String>) = ([], [])
+    var signers: [String: Set<String>] = [:]
     var dates: [Date] = []
     for act in own.sorted(by: { $0.at < $1.at })
     where act.party == party.id && act.kind == wanted && party.roles.contains(act.role) {
-      roles.insert(act.role)
-      people.insert(PersonName.key(act.signer))
-      if min(roles.count, people.count) > dates.count { dates.append(act.at) }
+      signers[act.role, default: []].insert(PersonName.key(act.signer))
+      if rolesFilled(signers) > dates.count { dates.append(act.at) }
     }
     return dates
+  }
+
+  /// How many roles can each be given to a person who signed in it and stands for no other: a maximum matching, by augmenting paths.
+  private static func rolesFilled(_ signers: [String: Set<String>]) -> Int {
+    var roleOf: [String: String] = [:]
+    func fill(_ role: String, _ asked: inout Set<String>) -> Bool {
+      for person in signers[role] ?? [] where asked.insert(person).inserted {
+        if let other = roleOf[person], !fill(other, &asked) { continue }
+        roleOf[person] = role
+        return true
+      }
+      return false
+    }
+    return signers.keys.count { role in
+      var asked: Set<String> = []
+      return fill(role, &asked)
+    }
   }
 
   /// What stops an agreement, whoever signed it. Only who suspended may resume.
@@ -176,6 +192,6 @@ package struct AgreementStanding: Equatable, Sendable {
 
   private static func told(_ act: AgreementAct) -> String {
     "\(act.kind.rawValue) by \(act.party), \(act.role), \(Timestamp.format(act.at))"
-      + (act.reason.map { ": \($0)" } ?? "")
+      + (act.reason.map { ": \($0.onOneLine)" } ?? "")
   }
 }

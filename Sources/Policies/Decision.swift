@@ -399,6 +399,15 @@ package enum Evaluation {
         .deliveryMode, passed: agreement.delivery == delivery && agreement.via == hub,
         "the agreement's delivery is \(way)"))
     let lifetime = Duration.seconds(manifest.expiresAt.timeIntervalSince(manifest.createdAt))
+    // The sender counts by the day of its commit, and not what takes another's place: this is for one that does not count.
+    rules.append(
+      Rule(
+        .limitRate, holds: true, passed: now.packagesToday / 2 < agreement.packagesPerDayMax,
+        "\(now.packagesToday) of twice \(agreement.packagesPerDayMax) packages of that day"))
+    rules.append(
+      Rule(
+        .limitRecords, passed: manifest.records ?? 0 <= agreement.recordsMax,
+        "\(manifest.records ?? 0) records, at most \(agreement.recordsMax)"))
     rules.append(
       Rule(.limitTimeToLive, passed: lifetime <= agreement.timeToLive, "the package lives no longer than agreed"))
     rules.append(

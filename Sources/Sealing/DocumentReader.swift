@@ -143,6 +143,11 @@ extension String {
     !unicodeScalars.contains(where: \.isLineBreaking)
   }
 
+  /// Lines of text, none of which can hide or move another: no control characters but line feeds, and none that turn the direction.
+  package var isPrintable: Bool {
+    !unicodeScalars.contains { $0 != "\n" && $0.isLineBreaking || $0.turnsText }
+  }
+
   /// The same text with a question mark for what would make it more than one line.
   package var onOneLine: String {
     var text = String.UnicodeScalarView()
@@ -155,4 +160,7 @@ extension Unicode.Scalar {
   fileprivate var isLineBreaking: Bool {
     [.control, .lineSeparator, .paragraphSeparator].contains(properties.generalCategory)
   }
+
+  /// Embeddings, overrides and isolates (UAX #9).
+  fileprivate var turnsText: Bool { 0x202A...0x202E ~= value || 0x2066...0x2069 ~= value }
 }

@@ -44,6 +44,8 @@ public struct Envelope: Equatable, Sendable {
   public static let bytesMax = 131_072
   public static let payloadBytesMax = 65536
   public static let signaturesMax = 8
+  /// ML-DSA-65's 3309 bytes in base64.
+  static let signatureBytesMax = 4412
 
   public let kind: DocumentKind
   public let bytes: [UInt8]
@@ -84,7 +86,7 @@ public struct Envelope: Equatable, Sendable {
     }
     var signatures: [(String, [UInt8])] = []
     for var item in try reader.objects("signatures", countMax: Self.signaturesMax) {
-      guard let signature = Base64.decode(try item.string("sig", bytesMax: 8192)) else {
+      guard let signature = Base64.decode(try item.string("sig", bytesMax: Self.signatureBytesMax)) else {
         throw item.invalid("sig", "not canonical base64")
       }
       signatures.append((try item.string("keyid"), signature))

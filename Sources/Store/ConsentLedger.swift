@@ -445,6 +445,11 @@ extension Transaction {
 }
 
 extension Transaction {
+  /// Forgets what a hub keeps and should have been done before `instant`.
+  package func removeParkedNotices(overdueAt instant: Date) throws {
+    try execute("DELETE FROM notices WHERE direction = 'hub' AND act_by < ?", [Transfer.milliseconds(instant)])
+  }
+
   /// The recipient of a package is told of these records of it.
   package func notice(_ ordinals: [Int64], of package: TransferID) throws {
     for ordinal in ordinals { try execute("INSERT OR IGNORE INTO noticed VALUES (?, ?)", [package.text, ordinal]) }
@@ -496,11 +501,25 @@ extension Reader {
     ).map(NoticeRow.init)
   }
 
-  /// Open notices to a partner, ours and a hub's, or from it.
-  package func countOpenNotices(_ peer: AgencyID, areForUs: Bool) throws -> Int {
+  /// Open notices of `peer` for us.
+  package func countOpenNotices(from peer: AgencyID) throws -> Int {
     try fetchOne(
-      "SELECT count(*) AS n FROM notices WHERE peer = ? AND (direction = 'in') = ? AND next_at IS NOT NULL",
-      [peer.text, areForUs])?["n"] ?? 0
+      "SELECT count(*) AS n FROM notices WHERE peer = ? AND direction = 'in' AND next_at IS NOT NULL", [peer.text])?[
+        "n"] ?? 0
+  }
+
+  /// Open notices under one agreement that a hub keeps for `peer`.
+  package func countParkedNotices(for peer: AgencyID, under agreement: String) throws -> Int {
+    try fetchOne(
+      """
+      SELECT count(*) AS n FROM notices WHERE peer = ? AND direction = 'hub' AND next_at IS NOT NULL AND agreement = ?
+      """, [peer.text, agreement])?["n"] ?? 0
+  }
+
+  /// Whether a hub keeps notices that should have been done before `instant`.
+  package func hasParkedNotices(overdueAt instant: Date) throws -> Bool {
+    try fetchOne(
+      "SELECT 1 FROM notices WHERE direction = 'hub' AND act_by < ? LIMIT 1", [Transfer.milliseconds(instant)]) != nil
   }
 
   /// Those of them that are to be sent or asked about.

@@ -108,15 +108,17 @@ package struct Reader {
   }
 
   /// How long after a package's time `delivered` is waited for once its key has gone: by its sender, and by a hub that passed it on.
-  static let releasedSeconds: TimeInterval = 30 * 86400
+  package static let releasedSeconds: TimeInterval = 30 * 86400
 
-  /// Transfers to be purged: ended ones last touched before `instant`, and those that nobody will confirm any more at `now`.
+  /// Transfers to be purged: ended ones last touched before `instant`, and those of which nobody will say any more, at `now`, that they
+  /// arrived, or has read that they did.
   package func over(endedBefore instant: Date, at now: Date, limit: Int) throws -> [Transfer] {
     try fetchAll(
       """
       SELECT \(Transfer.columns) FROM whole_transfers WHERE updated_at < ?1 AND state IN
         ('confirmed', 'acknowledged', 'refused', 'expired', 'cancelled', 'quarantined')
-      UNION ALL SELECT \(Transfer.columns) FROM whole_transfers WHERE direction = 'out' AND state = 'unconfirmed'
+      UNION ALL SELECT \(Transfer.columns) FROM whole_transfers
+        WHERE (direction = 'out' AND state = 'unconfirmed' OR direction = 'in' AND state = 'delivered')
         AND updated_at < ?1 AND expires_at <= ?2
       LIMIT ?3
       """, [Transfer.milliseconds(instant), Transfer.milliseconds(now - Self.releasedSeconds), limit]
@@ -342,7 +344,7 @@ package struct Reader {
     try fetchOne("SELECT 1 FROM meta WHERE name = ?", ["flag:\(name)"]) != nil
   }
 
-  package func packagesToday(agreement: String, peer: AgencyID, at instant: Date) throws -> Int64 {
+  package func packages(agreement: String, peer: AgencyID, onDayOf instant: Date) throws -> Int64 {
     try fetchOne(
       "SELECT packages FROM daily WHERE day = ? AND agreement = ? AND peer = ?",
       [String(Timestamp.format(instant).prefix(10)), agreement, peer.text])?["packages"] ?? 0

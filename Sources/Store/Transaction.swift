@@ -221,13 +221,13 @@ package final class Transaction {
     try execute("INSERT INTO meta (name, value) VALUES (?, '') ON CONFLICT DO NOTHING", ["flag:\(name)"])
   }
 
-  /// Counts one more package of today under an agreement, for `maxPackagesPerDay`.
-  package func countPackage(agreement: String, peer: AgencyID) throws {
+  /// Counts one more package of a day under an agreement, for `maxPackagesPerDay`.
+  package func countPackage(agreement: String, peer: AgencyID, onDayOf instant: Date) throws {
     try execute(
       """
       INSERT INTO daily (day, agreement, peer, packages) VALUES (?, ?, ?, 1)
       ON CONFLICT DO UPDATE SET packages = packages + 1
-      """, [String(Timestamp.format(at).prefix(10)), agreement, peer.text])
+      """, [String(Timestamp.format(instant).prefix(10)), agreement, peer.text])
   }
 
   func execute(_ sql: String, _ arguments: StatementArguments) throws {

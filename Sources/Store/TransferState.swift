@@ -74,7 +74,7 @@ package enum TransferState: String, Sendable, CaseIterable {
     .received: [.opened, .held, .refused, .quarantined, .cancelled, .expired, .corrupt],
     .opened: [.delivering, .held, .quarantined, .corrupt],
     .delivering: [.delivered, .delivering],
-    .delivered: [.acknowledged],
+    .delivered: [.acknowledged, .purged],
     .held: [.receiving, .received, .opened, .quarantined, .cancelled, .expired],
     .acknowledged: [.purged], .refused: [.purged], .quarantined: [.purged], .cancelled: [.purged],
     .expired: [.purged],

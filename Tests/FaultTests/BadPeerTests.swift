@@ -445,6 +445,101 @@ import Testing
     #expect(rows.count { $0.contains(#""state":"refused""#) } == statuses[403], "\(rows.first ?? "")")
   }
 
+  /// Receipts with signatures nobody asked for must not make a list that its reader refuses.
+  @Test func aListEndsBeforeItIsTooLong() {
+    let half = PartnerPort.listBytesMax / 2
+    func end(_ bytes: [Int], limit: Int = 500) -> Int64 {
+      PartnerPort.end(of: bytes.enumerated().map { (Int64(7 + $0.offset), $0.element) }, after: 3, limit: limit)
+    }
+    #expect(end([]) == 3 && end([4 * half]) == 7 && end([half, half, 1]) == 8 && end([1, 4 * half]) == 7)
+    #expect(end([1, 1, 1], limit: 2) == 8)
+  }
+
+  @Test func aPartnersBudgetIsForAMinute() throws {
+    let budget = PartnerBudget(perMinute: 2)
+    let (one, other) = (AgencyID("a.example.gov")!, AgencyID("b.example.gov")!)
+    let minute = Date(timeIntervalSince1970: 600)
+    for isThere in [true, true, false] {
+      #expect(budget.isSpent(one, at: minute) == !isThere)
+      #expect(budget.take(one, at: minute) == isThere)
+    }
+    #expect(budget.take(other, at: minute) && budget.take(one, at: minute + 60))
+  }
+
+  /// A body that can never fit is no reason to wait.
+  @Test func aBodyLargerThanAPartnerMayHaveIsRefused() async throws {
+    var options = TestAgencies.Options()
+    options.configuration = "bytesPerPartnerMax: 100"
+    let agencies = try TestAgencies(options)
+    try agencies.recipient.start()
+    let attacker = try Attacker(agencies)
+    defer { attacker.relay.stop() }
+    let id = TransferID()
+    let package = try attacker.package([UInt8](repeating: 65, count: 100), id: id)
+    let reply = try await attacker.send("PUT", "/v1/transfers/\(id)/manifest", package.manifest.bytes)
+    #expect(reply.status == 413 && Problem(reply)?.code == "limit.bytes-per-partner")
+  }
+
+  /// Offers and acts lie in `policies/`, and are read at each start.
+  @Test func offersAndActsOfAPartnerAreBounded() async throws {
+    let agencies = try TestAgencies()
+    let attacker = try Attacker(agencies)
+    let gateway = try OwnGateway(of: agencies.recipient)
+    let context = gateway.context
+    let exchange = AgreementExchange(context: context)
+    let partner = attacker.keys.card.card.agency
+    let yaml = TestAgencies.yaml(.init(), partner.text, context.agency.text)
+    func offer(_ version: Int) async throws {
+      let agreement = try Agreement(yaml: yaml.replacingOccurrences(of: "version: 1\n", with: "version: \(version)\n"))
+      try await exchange.take(agreement.digest, agreement.document.canonical, from: partner)
+    }
+    for version in 2..<2 + AgreementExchange.offersMax { try await offer(version) }
+    await #expect {
+      try await offer(1000)
+    } throws: {
+      let problem = $0 as? Problem
+      // With Retry-After all that goes to the partner would wait.
+      return problem?.code == "agreement.offers" && problem?.retryAfterSeconds == nil
+    }
+    #expect(try exchange.offers().count == AgreementExchange.offersMax)
+
+    let agreement = try #require(context.policies.agreements.first)
+    func act(_ number: Int) async throws {
+      let act = AgreementAct(
+        .suspend, agreement, party: partner, role: "data-officer", signer: "Eve", reason: nil, at: Date(),
+        number: Int64(number))
+      _ = try await exchange.take(act: attacker.keys.sign(act.document, as: .agreementAct, at: Date()).bytes)
+    }
+    // One is there: that of the agreement's own signing.
+    for number in 2...AgreementExchange.actsOfPartyMax { try await act(number) }
+    await #expect {
+      try await act(101)
+    } throws: {
+      ($0 as? AdminError)?.exitCode == .refused
+    }
+    // Its signer cannot write to whoever reads it.
+    let loud = AgreementAct(
+      .suspend, agreement, party: partner, role: "data-officer", signer: "Eve\u{1b}[8m", reason: nil, at: Date(),
+      number: 200)
+    await #expect(throws: SealingError.self) {
+      _ = try await exchange.take(act: attacker.keys.sign(loud.document, as: .agreementAct, at: Date()).bytes)
+    }
+    try await context.close()
+  }
+
+  /// Records must not pass for opaque because their agreement was taken away meanwhile.
+  @Test func anAgreementThatIsTakenAwayLetsNothingPass() async throws {
+    let agencies = try TestAgencies(.optIn())
+    let gateway = try OwnGateway(of: agencies.sender)
+    let context = gateway.context
+    let agreement = try #require(context.policies.agreements.first)
+    #expect(try context.enforcement(of: agreement) != nil)
+    try FileManager.default.removeItem(atPath: "\(agencies.sender.home)/policies/\(agreement.id).yaml")
+    try await context.reload()
+    #expect(throws: Problem.self) { try context.enforcement(of: agreement) }
+    try await context.close()
+  }
+
   @Test func belowTheLowWaterMarkNothingNewIsTaken() async throws {
     var options = TestAgencies.Options()
     options.configuration = "lowWaterInodes: 1000000000000"

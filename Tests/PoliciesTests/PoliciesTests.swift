@@ -91,7 +91,8 @@ private let yaml = """
     ("2027-01-01T00:00:00Z", "2025-01-01T00:00:00Z", "validity"),
     ("2027-01-01T00:00:00Z", "2027-13-01T00:00:00Z", "notAfter"),
     ("mode: relay", "mode: pigeon", "mode"), ("maxBytes: 1000", "maxBytes: 0", "maxBytes"),
-    ("PT48H", "P1M", "timeToLive"),
+    ("PT48H", "P1M", "timeToLive"), ("\"Deaths\"", "\"Deaths\\e[8m\"", "agreement.title: control"),
+    ("\"Told B of it\"", "\"Told \\u202Efo B\"", "agreement.transparency.action: control"),
     ("PT48H", "PT", "timeToLive"), ("[mlkem768x25519]", "[rsa]", "recipients"),
     ("[mlkem768x25519]", "[]", "recipients"),
     ("mode: relay,", "mode: relay, onWithdrawal: reseal,", "onWithdrawal"), ("title: \"Deaths\"\n", "", "title"),
@@ -210,6 +211,21 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
     #expect(state(all, at: Timestamp.parse("2025-01-01T00:00:00Z")!) == .notYet)
     #expect(state(all, at: Timestamp.parse("2027-01-01T00:00:00Z")!) == .expired)
     #expect(state(all, superseded: [agreement.digest]) == .superseded)
+  }
+
+  /// Three roles take three people, however the acts are spread over them.
+  @Test func eachRoleTakesAPersonOfItsOwn() throws {
+    let three = try Agreement(yaml: yaml.replacing("required: 2, roles", with: "required: 3, roles"))
+    func state(_ signed: [(String, String)]) -> AgreementStanding.State {
+      let acts = (signed.map { ("a.gov", $0.0, $0.1) } + [("b.gov", "officer", "Z")]).map {
+        AgreementAct(.accept, three, party: AgencyID($0.0)!, role: $0.1, signer: $0.2, reason: nil, at: instant)
+      }
+      return AgreementStanding(three, acts, between: AgencyID("a.gov")!, AgencyID("b.gov")!, at: instant).state
+    }
+    let ana = [("officer", "Ana"), ("delegate", "Ana"), ("lawyer", "Ana")]
+    #expect(state(ana + [("officer", "Bo"), ("officer", "Cy")]) == .proposed)
+    #expect(state(ana + [("officer", "Bo"), ("delegate", "Bo"), ("officer", "Cy")]) == .valid)
+    #expect(state(ana + [("officer", "Bo"), ("delegate", "Cy")]) == .valid)
   }
 
   /// What it supersedes stays away, however it is stopped.
@@ -589,13 +605,27 @@ private func accepted(_ agreement: Agreement) -> [AgreementAct] {
   }
 
   @Test func theRecipientDecidesByTheAgreementThatTheManifestNames() throws {
-    func manifest(agreement digest: Digest, version: Int64 = 2, life: TimeInterval = 3600) -> Manifest {
+    func manifest(
+      agreement digest: Digest, version: Int64 = 2, life: TimeInterval = 3600, records: Int64? = nil
+    ) -> Manifest {
       Manifest(
         id: TransferID(), sender: AgencyID("a.gov")!, recipient: AgencyID("b.gov")!,
         agreement: NamedDigest(id: "deaths-to-benefits", sha256: digest), agreementVersion: version,
         name: "deaths-1.csv",
-        mediaType: "text/csv", payloadBytes: 3, bodyBytes: 19, bodyTreeRoot: digest, keySHA256: digest,
-        createdAt: Self.instant, expiresAt: Self.instant + life, decision: digest)
+        mediaType: "text/csv", records: records, payloadBytes: 3, bodyBytes: 19, bodyTreeRoot: digest,
+        keySHA256: digest, createdAt: Self.instant, expiresAt: Self.instant + life, decision: digest)
+    }
+    let few = try Agreement(yaml: yaml.replacing("maxBytes: 1000", with: "maxBytes: 1000, maxRecords: 5"))
+    for (records, codes) in [(Int64(5), [ReasonCode]()), (6, [.limitRecords])] {
+      let decision = Evaluation.inbound(
+        manifest(agreement: few.digest, records: records), under: few, now(), by: .relay)
+      #expect(decision.codes == codes)
+    }
+    // Two a day are agreed; days begin differently, and what takes another's place does not count at its sender.
+    for (today, codes) in [(Int64(3), [ReasonCode]()), (4, [.limitRate])] {
+      let decision = Evaluation.inbound(
+        manifest(agreement: agreement.digest), under: agreement, now(today: today), by: .relay)
+      #expect(decision.codes == codes && decision.outcome == (codes.isEmpty ? .permit : .hold))
     }
     #expect(
       Evaluation.inbound(manifest(agreement: agreement.digest), under: agreement, now(), by: .relay).outcome == .permit)

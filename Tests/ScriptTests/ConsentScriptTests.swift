@@ -595,7 +595,8 @@ import Testing
     let offers = "\(agencies.recipient.home)/policies/offered"
     // Not the name of one that is being written, which begins with a dot.
     func offered() -> String? {
-      try? FileManager.default.contentsOfDirectory(atPath: offers).first { !$0.hasPrefix(".") }
+      let files = FileManager.default.enumerator(atPath: offers)?.compactMap { ($0 as? String)?.split(separator: "/") }
+      return files?.first { $0.count == 2 && !$0[1].hasPrefix(".") }.map { String($0[1]) }
     }
     #expect(eventually { offered() != nil })
     let digest = String(try #require(offered()).prefix(64))
@@ -605,7 +606,8 @@ import Testing
     }
     #expect(try agencies.recipient.sallyport("agreements", "show", digest).text.contains("Test files"))
     // One that cannot be read keeps nothing else back.
-    let unreadable = "\(offers)/\(String(repeating: "0", count: 64)).yaml"
+    let partner = try FileManager.default.contentsOfDirectory(atPath: offers)[0]
+    let unreadable = "\(offers)/\(partner)/\(String(repeating: "0", count: 64)).yaml"
     try Data("\u{7F}: [".utf8).write(to: URL(fileURLWithPath: unreadable))
     #expect(try agencies.recipient.sallyport("agreements", "list").text.contains(digest))
     try FileManager.default.removeItem(atPath: unreadable)

@@ -332,15 +332,40 @@ private final class Counter: Sendable {
     try ledger.close()
   }
 
+  /// A hub's, for a recipient that never comes.
+  @Test func parkedNoticesAreCountedByAgreementAndEnd() async throws {
+    let ledger = try open(scratch.path)
+    let now = Date()
+    try await ledger.write { tx in
+      for agreement in ["a", "a", "b"] {
+        try tx.put(
+          NoticeRow(
+            id: TransferID(), direction: .hub, peer: peer, agreement: agreement, envelope: [], nextAt: now, actBy: now,
+            sequence: 1))
+      }
+    }
+    for (agreement, count) in [("a", 2), ("b", 1), ("c", 0)] {
+      #expect(try await ledger.read { try $0.countParkedNotices(for: peer, under: agreement) } == count)
+    }
+    for (instant, isThere) in [(now - 1, false), (now + 1, true)] {
+      #expect(try await ledger.read { try $0.hasParkedNotices(overdueAt: instant) } == isThere)
+      try await ledger.write { try $0.removeParkedNotices(overdueAt: instant) }
+    }
+    #expect(try await ledger.read { try $0.notices(limit: 10) }.isEmpty)
+    try ledger.close()
+  }
+
   /// The key went, and nobody will say any more that it arrived.
   @Test func whatNobodyConfirmsIsPurgedLongAfterItsTime() async throws {
     let ledger = try open(scratch.path)
     let now = Date()
-    var row = transfer(.unconfirmed)
-    row.expiresAt = now
-    let unconfirmed = row
-    try await ledger.write { try $0.insert(unconfirmed) }
-    for (later, count) in [(Reader.releasedSeconds - 60, 0), (Reader.releasedSeconds + 60, 1)] {
+    let rows = [transfer(.unconfirmed), transfer(.delivered, .in)].map { row in
+      var row = row
+      row.expiresAt = now
+      return row
+    }
+    try await ledger.write { tx in for row in rows { try tx.insert(row) } }
+    for (later, count) in [(Reader.releasedSeconds - 60, 0), (Reader.releasedSeconds + 60, 2)] {
       let over = try await ledger.read { try $0.over(endedBefore: now + later, at: now + later, limit: 10) }
       #expect(over.count == count)
       for transfer in over { try await ledger.write { _ = try $0.advance(transfer, to: .purged) } }

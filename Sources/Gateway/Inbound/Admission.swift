@@ -60,7 +60,8 @@ struct Admission: Sendable {
     if partner != manifest.sender { transfer.via = partner }
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     let decision = Evaluation.inbound(
-      manifest, under: agreement, try await context.circumstances(manifest.sender, agreement), by: delivery,
+      manifest, under: agreement,
+      try await context.circumstances(manifest.sender, agreement, onDayOf: manifest.createdAt), by: delivery,
       via: transfer.via)
     switch decision.outcome {
     case .permit: break
@@ -79,6 +80,7 @@ struct Admission: Sendable {
     let begun = transfer
     try await context.ledger.write { tx in
       try tx.insert(begun, ["manifest": .string(begun.manifestDigest), "decision": decision.document])
+      try tx.countPackage(agreement: begun.agreement, peer: begun.sender, onDayOf: manifest.createdAt)
     }
     return nil
   }
@@ -116,8 +118,7 @@ struct Admission: Sendable {
   ) {
     // Each stays in the ledger.
     guard try context.hasRoom() else { throw Problem.noRoom }
-    // What is collected comes at our own pace.
-    guard transfer.isCollected || context.refusals.mayHappen(transfer.link, at: context.now()) else {
+    guard context.refusals.take(transfer.link, at: context.now()) else {
       // Without Retry-After: what would be taken does not wait for it.
       throw Problem(.busy, code: "limit.refusals", "too many packages are refused: \(decision.sentence)")
     }
@@ -141,6 +142,10 @@ struct Admission: Sendable {
     }
     guard load.packages < (isOurs ? context.configuration.packagesPerPartner : Hub.packagesMax) else {
       throw Problem(.busy, code: "limit.packages", "too many packages are under way", retryAfterSeconds: 2)
+    }
+    guard manifest.bodyBytes <= context.configuration.bytesPerPartnerMax else {
+      throw Problem(
+        .tooLarge, code: "limit.bytes-per-partner", "the body is larger than all that one partner may have here")
     }
     guard load.bytes + manifest.bodyBytes <= context.configuration.bytesPerPartnerMax else {
       throw Problem(.busy, code: "limit.bytes-per-partner", "too many bytes are under way", retryAfterSeconds: 60)
@@ -270,18 +275,24 @@ extension Problem {
   static let noRoom = Problem(.full, code: "disk.full", "there is no room for this package", retryAfterSeconds: 60)
 }
 
-/// How many packages of one partner are refused on the record: each costs room for good. Callable concurrently.
-final class RefusalBudget: Sendable {
-  static let perMinute = 60
-
+/// How often a minute something is done at one partner's instance. Callable concurrently.
+final class PartnerBudget: Sendable {
+  private let perMinute: Int
   private let counts = NIOLockedValueBox<[AgencyID: (minute: Int, count: Int)]>([:])
 
-  func mayHappen(_ partner: AgencyID, at instant: Date) -> Bool {
+  init(perMinute: Int) { self.perMinute = perMinute }
+
+  /// Counts one more; false when there were as many as there may be.
+  func take(_ partner: AgencyID, at instant: Date) -> Bool { use(partner, at: instant, count: 1) }
+
+  func isSpent(_ partner: AgencyID, at instant: Date) -> Bool { !use(partner, at: instant, count: 0) }
+
+  private func use(_ partner: AgencyID, at instant: Date, count more: Int) -> Bool {
     let minute = Int(instant.timeIntervalSince1970 / 60)
     return counts.withLockedValue { all in
       let count = all[partner].map { $0.minute == minute ? $0.count : 0 } ?? 0
-      all[partner] = (minute, count + 1)
-      return count < Self.perMinute
+      all[partner] = (minute, min(count + more, perMinute))
+      return count < perMinute
     }
   }
 }

@@ -76,6 +76,9 @@ struct Collect: Sendable {
   }
 
   private func accept(_ id: TransferID, of sender: AgencyID, from partner: AgencyID) async throws {
+    guard !context.refusals.isSpent(partner, at: context.now()) else {
+      throw Problem(.busy, code: "limit.refusals", "too many packages of \(partner) are refused")
+    }
     let reply = try await links.send(partner, "GET", "\(Mailbox.path(id))/manifest") {
       $0.replyBytesMax = Envelope.bytesMax
     }
@@ -92,7 +95,7 @@ struct Collect: Sendable {
       throw Problem(.unavailable, code: problem.code, problem.detail, retryAfterSeconds: 60)
     } catch let problem as Problem where partner != sender && Self.isAltered(problem) {
       throw Problem(.unavailable, code: Hub.altered, "the manifest of \(id) at the hub \(partner): \(problem.detail)")
-    } catch let problem as Problem where [.refused, .malformed].contains(problem.kind) {
+    } catch let problem as Problem where [.refused, .malformed, .tooLarge].contains(problem.kind) {
       // Nobody's signature is on it, or its time is over: there is nothing to keep, and nothing to answer.
       context.logger.error("transfer \(id) waits at \(partner) and is not taken: \(problem)")
     } catch {
@@ -120,7 +123,7 @@ struct Collect: Sendable {
     do {
       return try verify()
     } catch let problem as Problem where problem.code == SealingError.Code.documentSignature.rawValue {
-      guard links.canReach(sender) else { throw problem }
+      guard links.canReach(sender), context.cardLooks.take(sender, at: context.now()) else { throw problem }
       do {
         try await CardExchange(context: context, links: links).fetch(sender)
       } catch is SealingError {

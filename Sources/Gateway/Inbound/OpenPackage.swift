@@ -48,7 +48,7 @@ struct OpenPackage: Sendable {
     let manifest = try transfer.readManifest()
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     let decision = Evaluation.inbound(
-      manifest, under: agreement, try await context.circumstances(transfer.sender, agreement),
+      manifest, under: agreement, try await context.circumstances(transfer.sender, agreement).countingNone,
       by: transfer.isCollected ? .collect : .relay, via: transfer.via)
     guard decision.outcome != .refuse else {
       try await quarantine(transfer, code: decision.codes[0].rawValue, note: decision.sentence)
@@ -66,7 +66,7 @@ struct OpenPackage: Sendable {
       return
     }
     do {
-      let format = agreement.flatMap { context.enforcement(of: $0)?.output }
+      let format = try agreement.flatMap { try context.enforcement(of: $0)?.output }
       let report = try await context.threads(for: manifest.payloadBytes).run {
         try unseal(transfer, manifest, bytes, format)
       }

@@ -106,6 +106,20 @@ struct PartnerPort: Sendable {
   /// Asking with a cursor says that everything up to it was read, which acknowledges delivered transfers.
   ///
   /// - Parameter agreements: the tag that the caller saw last; another one now is news. Without one they are none.
+  /// Of what stands under the cursor, before it is written as strings in JSON: half of what is read of an answer.
+  static let listBytesMax = ReceiptList.bytesMax / 2
+
+  /// Where a list ends: after `limit` items or before `listBytesMax` bytes, but with one at least; `after` when there is none.
+  static func end(of items: [(sequence: Int64, bytes: Int)], after: Int64, limit: Int) -> Int64 {
+    var (end, bytes) = (after, 0)
+    for item in items.sorted(by: { $0.sequence < $1.sequence }).prefix(limit) {
+      bytes += item.bytes
+      if bytes > listBytesMax, end > after { break }
+      end = item.sequence
+    }
+    return end
+  }
+
   private func list(
     _ partner: AgencyID, _ after: Int64, _ limit: Int, _ wait: Int, knowing agreements: String?
   ) async throws -> HTTPReply {
@@ -127,11 +141,12 @@ struct PartnerPort: Sendable {
         )
       }
       // One list under one cursor: where either was cut, both end.
-      let order = (receipts.map(\.sequence) + offers.map(\.sequence)).sorted().prefix(max(1, limit))
-      let end = order.last ?? after
+      let sizes =
+        receipts.map { ($0.sequence, $0.envelope.count) } + offers.map { ($0.sequence, $0.item.canonical.count) }
+      let end = Self.end(of: sizes, after: after, limit: max(1, limit))
       let tag = context.acts.tag(for: partner)?.hex
       let isNews =
-        !order.isEmpty || notices.contains { $0.answer == nil } || agreements.map { $0 != tag ?? "" } ?? false
+        end > after || notices.contains { $0.answer == nil } || agreements.map { $0 != tag ?? "" } ?? false
       guard isNews || isLast else { return nil }
       var members = ReceiptList.document(receipts.filter { $0.sequence <= end }.map(\.envelope))
       members["transfers"] = .array(offers.filter { $0.sequence <= end }.map(\.item))

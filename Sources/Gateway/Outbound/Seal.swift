@@ -112,7 +112,7 @@ struct Seal: Sendable {
         next.nextAt = tx.at + 5
       }
       if let package = sealed.package { try tx.put(package) }
-      try tx.countPackage(agreement: transfer.agreement, peer: transfer.peer)
+      try tx.countPackage(agreement: transfer.agreement, peer: transfer.peer, onDayOf: tx.at)
       return row
     }
     try await queue(row)

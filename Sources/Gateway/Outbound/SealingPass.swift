@@ -53,7 +53,7 @@ struct SealingPass: Sendable {
   }
 
   private func pass(_ original: Original, _ decision: Decision, judged: Int64) throws -> Outcome {
-    let enforcement = context.enforcement(of: agreement)
+    let enforcement = try context.enforcement(of: agreement)
     if enforcement == nil,
       let report = try original.file.opaqueReport(mediaType: agreement.mediaType, bytes: original.bytes)
     {

@@ -118,7 +118,7 @@ struct Withdrawal: Sendable {
   private func reseal(
     _ transfer: Transfer, _ package: PackageRow, _ manifest: Manifest, _ agreement: Agreement, _ dropped: Set<Int64>
   ) async throws -> (SealedPackage, Transfer)? {
-    guard let retained = package.retained, let enforcement = context.enforcement(of: agreement) else { return nil }
+    guard let retained = package.retained, let enforcement = try context.enforcement(of: agreement) else { return nil }
     let instant = context.now()
     let row = Transfer(
       direction: .out, sender: context.agency, id: TransferID(), peer: transfer.peer, agreement: transfer.agreement,
