@@ -240,7 +240,12 @@ package struct Administration: Sendable {
 
   private func trace(_ id: TransferID) async throws -> [JSON] {
     let transfers = try await context.ledger.read { try $0.transfers(called: id) }
-    guard !transfers.isEmpty else { throw LedgerError.notFound("transfer \(id)") }
+    guard !transfers.isEmpty else {
+      if let file = try await context.pool.run({ [context] in try Dropping.waiting(id, in: context.home) }) {
+        throw AdminError(.waiting, "transfer \(id) has not begun: \(file) is taken when the gateway runs")
+      }
+      throw LedgerError.notFound("transfer \(id)")
+    }
     var rows = transfers.map(Self.row)
     for entry in try await context.ledger.read({ try $0.audit(id: id, limit: Self.rowsMax) }) {
       rows.append(["entry": try entry.document()])

@@ -89,7 +89,7 @@ struct SendCommand: AsyncParsableCommand {
   private func row(_ session: Session, _ id: TransferID) async throws -> JSON? {
     do {
       return try await session.perform(.trace, ["id": .string(id.text)]).first
-    } catch let error as AdminError where error.exitCode == .failed {
+    } catch let error as AdminError where [.failed, .waiting].contains(error.exitCode) {
       return nil
     }
   }
@@ -243,12 +243,15 @@ struct WhyCommand: AsyncParsableCommand {
 
   /// What became of a file that is not in its outbox.
   private func taken(_ name: String, _ agreement: String, _ home: Home) async throws -> String {
-    let rows = try await Session(options).perform(
-      .queue,
-      [
-        "name": .string(name), "agreement": .string(agreement), "all": true,
-        "limit": .integer(Int64(Administration.rowsMax)),
-      ])
+    let session = Session(options)
+    var arguments: [String: JSON] = [
+      "name": .string(name), "agreement": .string(agreement), "all": true,
+      "limit": .integer(Int64(Administration.rowsMax)),
+    ]
+    var rows = try await session.perform(.queue, arguments)
+    // Of what is purged the queue tells only whoever asks for it.
+    arguments["state"] = .string(TransferState.purged.rawValue)
+    if rows.isEmpty { rows = try await session.perform(.queue, arguments) }
     if let row = rows.last(where: { $0.text("direction") == Direction.out.rawValue }) {
       return "it was taken as \(row.text("id")), which is \(row.text("state"))\(TransferText.cause(row))"
     }

@@ -672,6 +672,29 @@ import Testing
     #expect(try agencies.findings() == [])
   }
 
+  /// Before a gateway knows it, and after it has forgotten all but that it was.
+  @Test func aFileIsFoundBeforeItIsTakenOnAndAfterItIsPurged() throws {
+    var options = TestAgencies.Options()
+    options.configuration = "retentionSeconds: 0"
+    let agencies = try TestAgencies(options)
+    let sender = agencies.sender
+    let file = try agencies.scratch.file("early.txt", Data("early".utf8))
+    let sent = try sender.sallyport("send", file, "--agreement", TestAgencies.agreement, "--json")
+    let id = try #require(sent.text.firstMatch(of: /"id":"([a-z2-7]{26})"/).map { String($0.1) })
+    let early = try sender.sallyport("trace", id)
+    #expect(early.status == 75 && early.errors.contains("early.txt is taken when the gateway runs"), "\(early.errors)")
+    try agencies.start()
+    #expect(eventually { sender.outcome("early.txt") == "delivered" }, "\(sender.log)")
+    // Housekeeping is once a minute, and at a start.
+    sender.stop()
+    try sender.start()
+    #expect(try eventually { try sender.sallyport("trace", id).text.contains("purged") }, "\(sender.log)")
+    let why = try sender.sallyport("why", "\(sender.home)/outbox/\(TestAgencies.agreement)/early.txt")
+    #expect(why.status == 0 && why.text.contains("\(id), which is purged"), "\(why.text)\(why.errors)")
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
   /// What `scripts/demo` shows, to scripts; it fails where a step did not go as it tells.
   @Test func theDemonstrationEnds() throws {
     let demo = try Command.run(

@@ -28,4 +28,15 @@ package enum Dropping {
     }
     return id
   }
+
+  /// The file that was handed over under `id`, while no gateway has taken it on; nil when there is none.
+  static func waiting(_ id: TransferID, in home: Home) throws -> String? {
+    for agreement in try Directory.names(home.outboxes) {
+      let claims = home.claims(agreement)
+      guard Directory.exists(claims) else { continue }
+      let name = try Directory.names(claims).first { Claim(fileName: $0)?.id == id }
+      if let name { return "\(claims)/\(name)" }
+    }
+    return nil
+  }
 }
