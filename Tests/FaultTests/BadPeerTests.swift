@@ -533,10 +533,17 @@ import Testing
     let gateway = try OwnGateway(of: agencies.sender)
     let context = gateway.context
     let agreement = try #require(context.policies.agreements.first)
+    let attacker = try Attacker(agencies)
+    var transfer = Transfer(
+      direction: .out, sender: context.agency, id: TransferID(), peer: AgencyID(agencies.recipient.id)!,
+      agreement: agreement.id, state: .sealed, name: "n", createdAt: Date())
+    transfer.manifest = try attacker.package([1], id: transfer.id).manifest.bytes
     #expect(try context.enforcement(of: agreement) != nil)
+    #expect(try await Approvals(context: context).missing(for: transfer) == nil)
     try FileManager.default.removeItem(atPath: "\(agencies.sender.home)/policies/\(agreement.id).yaml")
     try await context.reload()
     #expect(throws: Problem.self) { try context.enforcement(of: agreement) }
+    #expect(try await Approvals(context: context).missing(for: transfer)?.contains("is not in") == true)
     try await context.close()
   }
 

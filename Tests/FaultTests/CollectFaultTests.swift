@@ -12,6 +12,31 @@ import Transport
 @testable import Gateway
 
 @Suite struct CollectFaultTests {
+  /// What the recipient says while an administrator holds the package counts once it goes on.
+  @Test func aReceiptThatCameWhileItWasHeldCounts() async throws {
+    let agencies = try TestAgencies()
+    let context = try OwnGateway(of: agencies.sender).context
+    let home = Home(agencies.recipient.home)
+    let recipient = try KeyRing(home, passphrase: PassphraseFile.read(home.passphrase))
+    var row = Transfer(
+      direction: .out, sender: context.agency, id: TransferID(), peer: recipient.card.card.agency, agreement: "a",
+      state: .held, name: "n", createdAt: Date())
+    (row.heldFrom, row.isCollected, row.manifestDigest) = (.queued, true, Digest(of: []).hex)
+    let held = row
+    try await context.ledger.write { try $0.insert(held) }
+    let receipt = Receipt(
+      kind: .received, id: held.id, sender: held.sender, recipient: held.peer, manifest: Digest(of: []), code: "ok",
+      at: Date(), previous: nil, head: LedgerHead(epoch: "e", size: 1, root: Digest(of: [])))
+    let envelope = recipient.sign(receipt.document, as: .receipt, at: Date())
+    let after = try #require(try await ReceiptBook(context: context).apply([envelope.bytes], to: held))
+    #expect(after.state == .held)
+    let resumed = try await context.ledger.write { try $0.advance(after, to: .queued) }
+    try await Mailbox.rest(resumed, context)
+    let state = try await context.ledger.read { try $0.transfer(held.sender, held.id)?.state }
+    #expect(state == .custody)
+    try await context.close()
+  }
+
   /// However often it is cut, each cut costs at most 8 MiB sent again.
   @Test func aCutCostsAtMostEightMebibytes() async throws {
     var options = TestAgencies.Options()
