@@ -99,7 +99,7 @@ extension Administration {
     try await exchange.keep(act, envelope, of: agreement, ["signer": .string(signer)])
     let earlier = context.acts.all(of: agreement).contains {
       $0 != act && $0.party == party.id && $0.kind == kind
-        && (PersonName.key($0.signer) == PersonName.key(signer) || $0.role == role)
+        && ($0.person == PersonName.key(signer) || $0.role == role)
     }
     var members: [String: JSON] = [
       "agreement": .string(agreement.id), "sha256": .string(agreement.digest.hex), "act": act.document,

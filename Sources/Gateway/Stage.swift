@@ -48,9 +48,15 @@ struct Stage: Service {
         // What was under way before the look may have moved on since: its row is old.
         let underWay = busy.withLockedValue { $0 }
         let limit = concurrency * 2 + underWay.count
-        let due = try await context.ledger.read {
-          try $0.due(direction, state, peer: peer, hasKey: hasKey, at: instant, limit: limit)
-        }.filter { transfer in
+        let (all, next) = try await context.ledger.read { reader in
+          let due = try reader.due(direction, state, peer: peer, hasKey: hasKey, at: instant, limit: limit)
+          let isIdle = due.allSatisfy { underWay.contains($0.place) }
+          return (
+            due,
+            isIdle ? try reader.nextDue(direction, state, peer: peer, hasKey: hasKey, after: instant) : nil
+          )
+        }
+        let due = all.filter { transfer in
           !underWay.contains(transfer.place) && !busy.withLockedValue { $0.contains(transfer.place) }
         }
         for transfer in due {
@@ -73,24 +79,16 @@ struct Stage: Service {
             news.notify()
           }
         }
-        if due.isEmpty { await news.wait(after: seen, for: try await idleTime(instant)) }
+        if due.isEmpty {
+          let idle = next.map { Duration.seconds(max(0.01, $0.timeIntervalSince(instant))) } ?? longest
+          await news.wait(after: seen, for: min(longest, idle))
+        }
       }
     }
     if let error = failure.withLockedValue({ $0 }) { throw error }
   }
 
   private var longest: Duration { peer == nil ? Self.idle : Self.idleOfLanes }
-
-  private func idleTime(_ instant: Date) async throws -> Duration {
-    guard
-      let next = try await context.ledger.read({
-        try $0.nextDue(direction, state, peer: peer, hasKey: hasKey, after: instant)
-      })
-    else {
-      return longest
-    }
-    return min(longest, .seconds(max(0.01, next.timeIntervalSince(instant))))
-  }
 
   private func perform(_ transfer: Transfer) async throws {
     do {

@@ -24,6 +24,8 @@ package struct AgreementAct: Equatable, Sendable {
   /// In which role the person acts, and who they are: the agency vouches for both with its key.
   package let role: String
   package let signer: String
+  /// What the spellings of the signer's name have in common.
+  package let person: String
   package let reason: String?
   package let at: Date
   /// Counts the party's acts over this agreement: seconds are too coarse to order them.
@@ -43,6 +45,7 @@ package struct AgreementAct: Equatable, Sendable {
     self.party = party
     self.role = role
     self.signer = signer
+    person = PersonName.key(signer)
     self.reason = reason
     self.at = at
   }
@@ -73,6 +76,7 @@ package struct AgreementAct: Equatable, Sendable {
     party = try reader.agency("party")
     role = try reader.string("role", bytesMax: 64)
     signer = try reader.string("signer")
+    person = PersonName.key(signer)
     reason = try reader.text("reason", bytesMax: 1024)
     at = try reader.date("at")
     number = try reader.integer("number", 1...1_000_000)
@@ -141,7 +145,7 @@ package struct AgreementStanding: Equatable, Sendable {
     var dates: [Date] = []
     for act in own.sorted(by: { $0.at < $1.at })
     where act.party == party.id && act.kind == wanted && party.roles.contains(act.role) {
-      signers[act.role, default: []].insert(PersonName.key(act.signer))
+      signers[act.role, default: []].insert(act.person)
       if rolesFilled(signers) > dates.count { dates.append(act.at) }
     }
     return dates

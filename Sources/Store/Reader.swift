@@ -219,8 +219,13 @@ package struct Reader {
 
   /// Receipts of a transfer in the order in which they were signed.
   package func receipts(_ sender: AgencyID, _ id: TransferID) throws -> [Envelope] {
+    try receiptBytes(sender, id).map { try Envelope(parsing: $0, as: .receipt) }
+  }
+
+  /// The same, not parsed.
+  package func receiptBytes(_ sender: AgencyID, _ id: TransferID) throws -> [[UInt8]] {
     try fetchAll("SELECT envelope FROM receipts WHERE sender = ? AND id = ? ORDER BY sequence", [sender.text, id.text])
-      .map { try Envelope(parsing: Array($0["envelope"] as Data), as: .receipt) }
+      .map { Array($0["envelope"] as Data) }
   }
 
   /// Receipts of which `partner` is told after `cursor`: about its transfers, and about those that came through it.

@@ -10,7 +10,10 @@ struct Approvals: Sendable {
   let context: GatewayContext
 
   /// What a package still waits for, in words; nil when it may leave.
-  func missing(for transfer: Transfer) async throws -> String? {
+  ///
+  /// - Parameter known: the agreement that its manifest names, where that was just written.
+  func missing(for transfer: Transfer, under known: Agreement? = nil) async throws -> String? {
+    if known?.approval.mode == .automatic { return nil }
     let manifest = try transfer.readManifest()
     guard let agreement = context.policies.agreement(manifest.agreement.sha256) else {
       return "its agreement, which says who approves it, is not in \(context.home.policies)"

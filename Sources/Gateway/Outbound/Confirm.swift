@@ -92,7 +92,7 @@ struct Confirm: Sendable {
       // One transfer's receipts in their order, different transfers side by side.
       for chain in chains(envelopes, from: partner) {
         group.addTask(executorPreference: context.pool) {
-          for bytes in chain { try await take(bytes, from: partner) }
+          for (claimed, bytes) in chain { try await take(claimed, bytes, from: partner) }
         }
       }
     }
@@ -200,12 +200,12 @@ struct Confirm: Sendable {
   }
 
   /// Receipts of one transfer each. One that cannot be read keeps no other back.
-  private func chains(_ envelopes: [[UInt8]], from partner: AgencyID) -> [[[UInt8]]] {
-    var chains: [TransferID: [[UInt8]]] = [:]
+  private func chains(_ envelopes: [[UInt8]], from partner: AgencyID) -> [[(claimed: Receipt, bytes: [UInt8])]] {
+    var chains: [TransferID: [(Receipt, [UInt8])]] = [:]
     for bytes in envelopes {
       do {
         let claimed = try Receipt(Envelope(parsing: bytes, as: .receipt).unverified())
-        chains[claimed.id, default: []].append(bytes)
+        chains[claimed.id, default: []].append((claimed, bytes))
       } catch {
         context.logger.error("a receipt in the list of \(partner) cannot be read: \(error)")
       }
@@ -214,12 +214,14 @@ struct Confirm: Sendable {
   }
 
   /// One receipt from the list. What does not verify is logged and passed over: the partner's list must not block it.
-  private func take(_ bytes: [UInt8], from partner: AgencyID) async throws {
+  private func take(_ claimed: Receipt, _ bytes: [UInt8], from partner: AgencyID) async throws {
     do {
-      let claimed = try Receipt(Envelope(parsing: bytes, as: .receipt).unverified())
-      guard let transfer = try await context.ledger.read({ try $0.transfer(claimed.sender, claimed.id) }),
-        transfer.link == partner, transfer.direction != .in
-      else { return }
+      // Most came before, in the reply to a request.
+      let found = try await context.ledger.read { reader in
+        try reader.receiptBytes(claimed.sender, claimed.id).contains(bytes)
+          ? nil : try reader.transfer(claimed.sender, claimed.id)
+      }
+      guard let transfer = found, transfer.link == partner, transfer.direction != .in else { return }
       // Nobody goes on with one that came this way but the stages.
       if try await receipts.apply([bytes], to: transfer) != nil {
         context.news.lane(of: transfer.peer).custody.notify()

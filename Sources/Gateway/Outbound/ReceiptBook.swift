@@ -22,24 +22,26 @@ struct ReceiptBook: Sendable {
   /// - Returns: the row as it is then; nil when nothing was new.
   /// - Throws: `document.*` when one does not verify; nothing after it is applied.
   func apply(_ envelopes: [[UInt8]], to transfer: Transfer) async throws -> Transfer? {
-    var row = transfer
-    var changed = false
-    for bytes in envelopes {
-      let known = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
-      if known.contains(where: { $0.bytes == bytes }) { continue }
-      let verified = try verify(bytes, of: row, after: known.last)
-      row = try await store(verified, row)
-      changed = true
+    var row: Transfer?
+    var known = try await context.ledger.read { try $0.receiptBytes(transfer.sender, transfer.id) }
+    for bytes in envelopes where !known.contains(bytes) {
+      let verified = try verify(bytes, of: row ?? transfer, after: Self.digest(known.last))
+      row = try await store(verified, row ?? transfer)
+      known.append(bytes)
     }
-    return changed ? row : nil
+    return row
   }
 
-  private func verify(_ bytes: [UInt8], of transfer: Transfer, after previous: Envelope?) throws -> Verified {
+  private static func digest(_ receipt: [UInt8]?) throws -> Digest? {
+    try receipt.map { try Envelope(parsing: $0, as: .receipt).payloadDigest }
+  }
+
+  private func verify(_ bytes: [UInt8], of transfer: Transfer, after previous: Digest?) throws -> Verified {
     guard let card = context.partners[transfer.peer]?.card?.card else { throw LedgerError.notFound(transfer.peer.text) }
     let envelope = try Envelope(parsing: bytes, as: .receipt)
     let receipt = try Receipt(try envelope.verify(card.signers(at: context.now())))
     guard receipt.id == transfer.id, receipt.sender == transfer.sender, receipt.recipient == transfer.peer,
-      receipt.manifest.hex == transfer.manifestDigest, receipt.previous == previous?.payloadDigest
+      receipt.manifest.hex == transfer.manifestDigest, receipt.previous == previous
     else {
       throw SealingError(
         .documentInvalid, "the receipt of \(transfer.peer) is not about this transfer, or out of order")
@@ -54,9 +56,11 @@ struct ReceiptBook: Sendable {
     ]
     let row = try await context.ledger.write { tx in
       // The reply to a request and the long poll may bring the same receipt at once.
-      let known = try tx.reader.receipts(transfer.sender, transfer.id)
-      if known.contains(verified.envelope) { return try tx.reader.transfer(transfer.sender, transfer.id) ?? transfer }
-      guard receipt.previous == known.last?.payloadDigest else {
+      let known = try tx.reader.receiptBytes(transfer.sender, transfer.id)
+      if known.contains(verified.envelope.bytes) {
+        return try tx.reader.transfer(transfer.sender, transfer.id) ?? transfer
+      }
+      guard receipt.previous == (try Self.digest(known.last)) else {
         throw SealingError(.documentInvalid, "the receipt of \(transfer.peer) is out of order")
       }
       // The row may have moved since it was read: a receipt counts whatever our own last step was.

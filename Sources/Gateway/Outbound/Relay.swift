@@ -52,11 +52,12 @@ struct Relay: Sendable {
       }
       held = try await sendBody(transfer, path, from: offset)
     }
-    _ = try await receipts.apply(held, to: transfer)
-    guard var row = try await context.ledger.read({ try $0.transfer(transfer.sender, transfer.id) }) else { return }
+    var applied = try await receipts.apply(held, to: transfer)
+    if applied == nil { applied = try await context.ledger.read { try $0.transfer(transfer.sender, transfer.id) } }
+    guard var row = applied else { return }
     if row.state == .sending {
       // The receipt may have come while an administrator held the transfer.
-      let known = try await context.ledger.read { try $0.receipts(transfer.sender, transfer.id) }
+      let known = try await context.ledger.read { try $0.receiptBytes(transfer.sender, transfer.id) }
       guard !known.isEmpty else {
         guard !transfer.isThroughHub else { return try await rest(row) }
         throw Problem(.unavailable, code: "partner.no-receipt", "\(transfer.peer) has the body and gives no receipt")

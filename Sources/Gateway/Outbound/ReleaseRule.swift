@@ -58,7 +58,7 @@ struct ReleaseRule: Sendable {
       if tx.at >= manifest.expiresAt + GatewayContext.skewSeconds {
         return waits("expired", "the package has expired")
       }
-      let receipts = try tx.reader.receipts(transfer.sender, transfer.id)
+      let receipts = try tx.reader.receiptBytes(transfer.sender, transfer.id)
       guard !receipts.isEmpty || partner?.card?.card.hasGateway == false else {
         return waits("receipt.missing", "no received receipt is held")
       }

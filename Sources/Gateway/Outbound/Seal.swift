@@ -115,14 +115,14 @@ struct Seal: Sendable {
       try tx.countPackage(agreement: transfer.agreement, peer: transfer.peer, onDayOf: tx.at)
       return row
     }
-    try await queue(row)
+    try await queue(row, under: agreement)
     try await context.pool.run { try Directory.remove(claim) }
   }
 
   /// sealed → queued once nobody has to approve it any more, with the outcome file that tells the batch job that its file was
   /// taken.
-  func queue(_ transfer: Transfer) async throws {
-    let waits = try await Approvals(context: context).missing(for: transfer)
+  func queue(_ transfer: Transfer, under agreement: Agreement? = nil) async throws {
+    let waits = try await Approvals(context: context).missing(for: transfer, under: agreement)
     guard waits == nil else {
       if try Approvals(context: context).hasExpired(transfer) {
         let code = ReasonCode.approvalExpired
