@@ -337,6 +337,11 @@ package struct Administration: Sendable {
         guard let now = try tx.reader.transfer(transfer.sender, transfer.id), !now.state.isEnd,
           ![.held, .sending].contains(now.state)
         else { throw LedgerError.illegal("trying \(id) again") }
+        guard now.direction != .out || ![.released, .unconfirmed].contains(now.state),
+          now.state != .releasing || !now.isCollected
+        else {
+          throw AdminError(.refused, "the key of \(id) has gone, or may have: its receipt is asked for already")
+        }
         try tx.append(AuditEvent("retry", sender: now.sender, id: now.id, ["by": "administrator"]))
         return try tx.amend(now) {
           $0.nextAt = tx.at

@@ -73,6 +73,15 @@ final class ConsentBook: @unchecked Sendable {
     }
   }
 
+  /// What the ledger says of somebody, after a commit that failed: what was set for it is no one's act.
+  func reset(_ agreement: String, _ subject: SubjectReference, _ word: UInt64) {
+    lock.withLock {
+      let table = tables[agreement] ?? ConsentTable()
+      table.set(subject, word)
+      tables[agreement] = table
+    }
+  }
+
   func words(_ agreement: String, _ subjects: [SubjectReference]) -> [UInt64] {
     lock.withLock { tables[agreement]?.words(subjects) } ?? [UInt64](repeating: 0, count: subjects.count)
   }

@@ -125,7 +125,7 @@ struct ConsentImport: Sendable {
     let recordedAt = context.now()
     let (options, key, consents) = (options, journey.key(agreement), context.consents)
     let changes = NIOLockedValueBox<[(SubjectReference, UInt64, isNegative: Bool)]>([])
-    let result = try await context.ledger.write { tx in
+    let result = try await journey.undoing(changes.withLockedValue { $0.map(\.0) }, agreement.id) { tx in
       if report.records > Self.manyRecords { try tx.makeRoom() }
       var result = Result()
       let failure = NIOLockedValueBox<(any Error)?>(nil)

@@ -65,7 +65,7 @@ struct ConsentJourney: Sendable {
     let recordedAt = context.now()
     let isNegative = event.state.isNegative
     let consents = context.consents
-    let (sequence, word, before) = try await context.ledger.write { tx in
+    let (sequence, word, before) = try await undoing([row.subject], row.agreement) { tx in
       let before = try tx.consentWord(row.agreement, row.subject)
       guard try !tx.knows(row.agreement, source: row.source, event: row.sourceEvent) else {
         throw LedgerError.illegal("recording event \(row.sourceEvent) of \(row.source) twice")
@@ -104,6 +104,24 @@ struct ConsentJourney: Sendable {
     }
     return try await settle(
       [row.subject], agreement, because: event, sequence: sequence, recordedAt: recordedAt, isKnown: before != nil)
+  }
+
+  /// A change of people's states, which counts in memory from before its commit; whatever fails, memory says what the ledger does.
+  func undoing<Value: Sendable>(
+    _ subjects: @autoclosure () -> [SubjectReference], _ agreement: String,
+    _ body: @escaping @Sendable (Transaction) throws -> Value
+  ) async throws -> Value {
+    do {
+      return try await context.ledger.write(body)
+    } catch {
+      let touched = subjects()
+      for start in stride(from: 0, to: touched.count, by: 1000) {
+        let some = touched[start..<min(start + 1000, touched.count)]
+        let words = try await context.ledger.read { reader in try some.map { try reader.consentWord(agreement, $0) } }
+        for (subject, word) in zip(some, words) { context.consents.reset(agreement, subject, word ?? 0) }
+      }
+      throw error
+    }
   }
 
   /// How far in the future a grant may be dated: clocks differ.
@@ -270,7 +288,7 @@ struct ConsentJourney: Sendable {
   }
 
   /// The records of `subjects` in a package; nil when nobody can say.
-  private static func ordinals(
+  static func ordinals(
     of subjects: Set<SubjectReference>, in package: PackageRow, isIndexed: Bool, _ spool: Spool
   ) throws -> [Int64]? {
     do {

@@ -33,6 +33,8 @@ package final class GatewayContext: Sendable {
   /// Bodies that partners bring now.
   let sessions = Sessions()
   let rereads = Rereads()
+  /// Transfers whose outcome files could not be written.
+  let owedOutcomes = NIOLockedValueBox<Set<TransferID>>([])
   /// Packages that are refused on the record: each costs room for good.
   let refusals = PartnerBudget(perMinute: 60)
   /// Cards that are fetched because something does not verify by the one that is held.

@@ -24,6 +24,7 @@ struct Maintenance: Service {
           try await purge()
           try await forgetPeople()
           try await forgetParked()
+          try await leaveReleased()
           warn(&warned)
           try await warnOfWaiting(&told)
           try await keepConsents(&kept)
@@ -148,6 +149,26 @@ struct Maintenance: Service {
     let before = context.now() - Reader.releasedSeconds
     guard try await context.ledger.read({ try $0.hasParkedNotices(overdueAt: before) }) else { return }
     try await context.ledger.write { try $0.removeParkedNotices(overdueAt: before) }
+  }
+
+  /// Time-outs of what was released to partners that have no lane: they were suspended or removed.
+  private func leaveReleased() async throws {
+    let (context, now) = (context, context.now())
+    for peer in try await context.ledger.read({ try $0.releasePeers() })
+    where context.partners[peer]?.state != .active {
+      for state in [TransferState.releasing, .released] {
+        for transfer in try await context.ledger.read({
+          try $0.due(.out, state, peer: peer, at: now, limit: 500)
+        }) {
+          do {
+            try await Release(context: context).leave(
+              transfer, code: "receipt.late", note: "the key may have gone, and \(peer) is no active partner any more")
+          } catch LedgerError.stale {
+            // It has gone on.
+          }
+        }
+      }
+    }
   }
 
   /// Entry of a package of which it is not known any more who was in it.

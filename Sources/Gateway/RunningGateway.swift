@@ -55,6 +55,7 @@ package struct RunningGateway: Service {
           await administration.answer(method, target, body)
         },
         fatal, maintenance, Intake(context: context), Loop { try await consents.settleLater() },
+        Loop { try await Outcomes(context: context).writeOwed() },
       ] + stages + [Lanes(context: context, links: links, onFatal: { fatal.raise($0) })]
     let serviceGroup = ServiceGroup(
       configuration: .init(

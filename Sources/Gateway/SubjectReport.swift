@@ -22,13 +22,15 @@ struct SubjectReport: Sendable {
       guard agreement.subjects.identifier != nil, seen.insert(agreement.id).inserted,
         let subject = Subject.reference(id, journey.key(agreement))
       else { continue }
-      var released: [(package: PackageRow, ordinals: [Int64])] = []
+      /// Without ordinals nobody can say whether the person is in it.
+      var released: [(package: PackageRow, ordinals: [Int64]?)] = []
       try await journey.forEachPackage(agreement.id) { package in
         guard package.countsAsDisclosed else { return }
+        let isIndexed = (context.agreement(of: package) ?? agreement).subjects.identifier != nil
         let ordinals = try await context.pool.run { [context] in
-          try context.spool.subjects(of: package.id)?.ordinals(of: subject) ?? []
+          try ConsentJourney.ordinals(of: [subject], in: package, isIndexed: isIndexed, context.spool)
         }
-        if !ordinals.isEmpty { released.append((package, ordinals)) }
+        if ordinals != [] { released.append((package, ordinals)) }
       }
       var told: Set<Digest> = []
       for (package, ordinals) in released.sorted(by: { $0.package.releasedAt! < $1.package.releasedAt! }) {
@@ -38,7 +40,7 @@ struct SubjectReport: Sendable {
         rows.append(
           (
             package.releasedAt ?? .distantPast,
-            try await entry(version, package, at: package.releasedAt, records: isOnce ? nil : ordinals)
+            try await entry(version, package, at: package.releasedAt, isOnce: isOnce, records: ordinals)
           )
         )
       }
@@ -58,7 +60,9 @@ struct SubjectReport: Sendable {
     ]
   }
 
-  private func entry(_ agreement: Agreement, _ package: PackageRow, at: Date?, records: [Int64]?) async throws -> JSON {
+  private func entry(_ agreement: Agreement, _ package: PackageRow, at: Date?, isOnce: Bool, records: [Int64]?)
+    async throws -> JSON
+  {
     let recipient = agreement.parties.first { $0.id == package.recipient }
     let state = try await state(of: package)
     let notice = try await notice(records ?? [], of: package)
@@ -79,7 +83,7 @@ struct SubjectReport: Sendable {
       "onward": .string(agreement.onward.isAllowed ? agreement.onward.to.joined(separator: ", ") : "none"),
       "state": .string(
         records == nil
-          ? "added up with others" : state + notice
+          ? "perhaps: who was in this package is not known any more" : isOnce ? "added up with others" : state + notice
       ),
       "yourChoices": [
         "withdraw": .string(agreement.consent.withdrawalMethod ?? "not possible: the law asks for it"),

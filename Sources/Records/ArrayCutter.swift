@@ -18,6 +18,7 @@ struct ArrayCutter: BatchCutter {
   private var scan = StringScan()
   private var expectsValue = true
   private var commaSeen = false
+  private var isElementMissing = false
 
   private enum State { case before, inside, after, whole, over }
 
@@ -89,7 +90,11 @@ struct ArrayCutter: BatchCutter {
             let isBlank = elementStart == nil
             if let start = elementStart { batch.spans.append(RecordSpan(start: start, end: at)) }
             // "[]" is an empty array; "[1,]" and "[,1]" are not arrays.
-            if isBlank, byte == 44 || commaSeen { fault(&batch, "json.syntax", "an element between commas", at: at) }
+            if isBlank, byte == 44 || commaSeen, !isElementMissing {
+              // Once is enough: each place is counted from the start of the batch.
+              isElementMissing = true
+              fault(&batch, "json.syntax", "an element between commas", at: at)
+            }
             commaSeen = byte == 44
             elementStart = nil
             at += 1

@@ -370,6 +370,7 @@ struct UniqueKeys {
         return
       }
       guard !seen[key.constraint].insert(Digest(a: key.digest, b: key.digest2)).inserted else { continue }
+      outcome.hasDuplicateKey = true
       if outcome.invalidRecords.insert(key.record).inserted { outcome.report.invalidRecords += 1 }
       outcome.report.add(
         Finding(

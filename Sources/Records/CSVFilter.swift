@@ -19,6 +19,13 @@ final class CSVColumns: Sendable {
     }
     var captured: [Int] = []
     for name in tree.captures { captured.append(try place(name)) }
+    let compared = plan.include + plan.exclude + plan.forbid.map(\.condition)
+    let measures = [plan.aggregate].compactMap { $0 }.filter { $0.function != .count }.map(\.measure)
+    for name in compared.filter({ ![.exists, .absent].contains($0.comparison) }).map(\.field) + measures
+    where table.columns[try place(name)].hasOwnSpelling {
+      throw SchemaError(
+        location: name, reason: "a column with groupChar or decimalChar is neither compared nor added up")
+    }
     self.captured = captured
     if let aggregate = plan.aggregate {
       outputs = []
@@ -90,7 +97,8 @@ struct CSVFilter: ~Copyable {
     if let subject = filter.subject {
       let place = columns.captured[Int(subject)]
       let isID = fields[place].text(bytes).withUnsafeBufferPointer {
-        !schema.columns[place].isMissing($0) && SubjectID.canonical($0, into: &id)
+        !schema.columns[place].isMissing($0)
+          && SubjectID.canonical($0, isNumber: schema.columns[place].isNumeric, into: &id)
       }
       guard isID else { return outcome.withheld[WithheldCode.error, default: 0] += 1 }
     }
@@ -185,8 +193,9 @@ struct CSVFilter: ~Copyable {
     }
     // As people are told apart, so that one is not counted twice for a blank or a letter's case.
     var distinct: [UInt8] = []
+    let isNumber = schema.columns[columns.captured[Int(aggregate.distinct)]].isNumeric
     guard let text = value(aggregate.distinct),
-      text.withUnsafeBufferPointer({ SubjectID.canonical($0, into: &distinct) })
+      text.withUnsafeBufferPointer({ SubjectID.canonical($0, isNumber: isNumber, into: &distinct) })
     else { return nil }
     return GroupEntry(key: Array(parts.joined(separator: [delimiter])), measure: measure, distinct: distinct)
   }

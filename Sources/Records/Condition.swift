@@ -93,6 +93,8 @@ struct CompiledCondition: Sendable {
     case number(UnsafeBufferPointer<UInt8>)
     /// CSV and XML: the text may be compared as any of them.
     case untyped(UnsafeBufferPointer<UInt8>)
+    /// XML: blanks within may count or not, as the schema's type has it.
+    case spaced(UnsafeBufferPointer<UInt8>)
     case bool(Bool)
     /// An object.
     case other
@@ -108,6 +110,11 @@ struct CompiledCondition: Sendable {
   }
 
   func test(_ operand: Operand) -> Verdict {
+    if case .spaced(let text) = operand {
+      let asWritten = test(.untyped(text))
+      guard let collapsed = Spaces.collapsed(text) else { return asWritten }
+      return collapsed.withUnsafeBufferPointer { test(.untyped($0)) } == asWritten ? asWritten : .undecided
+    }
     switch comparison {
     case .exists: return .yes
     case .absent: return .no
@@ -153,7 +160,7 @@ struct CompiledCondition: Sendable {
         if bools.contains(bool) { return .yes }
       }
       return .no
-    case .other: return .undecided
+    case .other, .spaced: return .undecided
     }
   }
 
@@ -189,6 +196,24 @@ struct CompiledCondition: Sendable {
     case "false", "False", "FALSE", "0": false
     default: nil
     }
+  }
+}
+
+/// XSD 1.0 part 2 §4.3.6, whiteSpace = collapse.
+enum Spaces {
+  /// nil for what has no other blanks than single spaces within.
+  static func collapsed(_ text: some Collection<UInt8>) -> [UInt8]? {
+    var output: [UInt8] = []
+    var isChanged = false
+    for byte in text {
+      guard byte == 32 || byte == 9 || byte == 10 || byte == 13 else {
+        output.append(byte)
+        continue
+      }
+      if byte != 32 || output.last == 32 { isChanged = true }
+      if output.last != 32 { output.append(32) }
+    }
+    return isChanged ? output : nil
   }
 }
 

@@ -191,7 +191,8 @@ struct JSONFilter: ~Copyable {
     else { return .withheld(WithheldCode.error) }
     var canonical: [UInt8] = []
     swap(&canonical, &id)
-    let isID = withText(node, base) { SubjectID.canonical($0, into: &canonical) }
+    let isNumber = node.kindBits == JSONKind.number.rawValue
+    let isID = withText(node, base) { SubjectID.canonical($0, isNumber: isNumber, into: &canonical) }
     id = canonical
     return isID ? .goes : .withheld(WithheldCode.error)
   }
@@ -244,7 +245,7 @@ struct JSONFilter: ~Copyable {
     // As people are told apart, so that one is not counted twice for a blank, a letter's case or a number's spelling.
     var distinct: [UInt8] = []
     guard let node = single(aggregate.distinct, nodes), node.kind == .string || node.isIntegerLiteral,
-      withText(node, base, { SubjectID.canonical($0, into: &distinct) })
+      withText(node, base, { SubjectID.canonical($0, isNumber: node.kind == .number, into: &distinct) })
     else { return nil }
     return GroupEntry(key: key, measure: measure, distinct: distinct)
   }

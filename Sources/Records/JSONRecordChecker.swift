@@ -14,6 +14,8 @@ struct BatchOutcome {
   /// Keys that may come once only, in order; kept with the records that are invalid already.
   var keys: [UniqueKey] = []
   var invalidRecords: Set<Int64> = []
+  /// One of them came before, whether or not there was room for a finding.
+  var hasDuplicateKey = false
 
   // What a filter made of it.
   var output: OutputPiece?

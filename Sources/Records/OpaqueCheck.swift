@@ -139,8 +139,9 @@ package struct OpaqueCheck: Sendable {
       guard at + 46 + nameCount + extraCount + commentCount <= directory.count else { return broken }
       let name = Array(directory[(at + 46)..<(at + 46 + nameCount)])
       var (packed, plain, local) = (Self.number(header, 20, 4), Self.number(header, 24, 4), Self.number(header, 42, 4))
-      widen(directory[(at + 46 + nameCount)..<(at + 46 + nameCount + extraCount)], &plain, &packed, &local)
-      guard Self.isSafe(name) else {
+      let extra = directory[(at + 46 + nameCount)..<(at + 46 + nameCount + extraCount)]
+      widen(extra, &plain, &packed, &local)
+      guard Self.isSafe(name), !Self.renames(name, extra) else {
         return finding("zip.name", "names that stay inside the archive", at: Int64(directoryStart) + Int64(at))
       }
       guard names.insert(name.map { $0 &- 65 < 26 ? $0 + 32 : $0 }).inserted else {
@@ -149,12 +150,16 @@ package struct OpaqueCheck: Sendable {
       guard local < directoryStart, directoryStart - local >= 30, packed <= directoryStart else { return broken }
       let opening = try part(at: Int64(local), count: 30)
       guard opening.count == 30, opening.starts(with: Self.zipMark), Int(Self.number(opening[...], 26, 2)) == nameCount,
-        try part(at: Int64(local) + 30, count: nameCount) == name
+        try part(at: Int64(local) + 30, count: nameCount) == name, Self.agree(header, opening[...])
       else {
         return finding(
           "zip.entry", "a local header that says what the directory says", at: Int64(min(local, UInt64(bytes))))
       }
-      let end = local + 30 + UInt64(nameCount) + Self.number(opening[...], 28, 2) + packed
+      let localExtra = Int(Self.number(opening[...], 28, 2))
+      guard try !Self.renames(name, part(at: Int64(local) + 30 + Int64(nameCount), count: localExtra)[...]) else {
+        return finding("zip.name", "names that stay inside the archive", at: Int64(local))
+      }
+      let end = local + 30 + UInt64(nameCount) + UInt64(localExtra) + packed
       guard end <= directoryStart else { return broken }
       used.append((local, end))
       let (sum, overflow) = unpacked.addingReportingOverflow(plain)
@@ -172,6 +177,36 @@ package struct OpaqueCheck: Sendable {
       return finding("zip.ratio", "at most \(Self.zipRatioMax) times its size unpacked")
     }
     return nil
+  }
+
+  /// Flags and method, and what a local header says before the data and not behind it (APPNOTE.TXT §4.4.4, bit 3).
+  private static func agree(_ header: ArraySlice<UInt8>, _ opening: ArraySlice<UInt8>) -> Bool {
+    guard number(header, 8, 2) == number(opening, 6, 2), number(header, 10, 2) == number(opening, 8, 2) else {
+      return false
+    }
+    if number(header, 8, 2) & 8 != 0 { return true }
+    // Sizes of all ones stand in an extra field, in the one or the other.
+    func same(_ a: Int, _ b: Int) -> Bool {
+      let (central, local) = (number(header, a, 4), number(opening, b, 4))
+      return central == local || central == 0xFFFF_FFFF || local == 0xFFFF_FFFF
+    }
+    return number(header, 16, 4) == number(opening, 14, 4) && same(20, 18) && same(24, 22)
+  }
+
+  /// Whether some readers take another name than the header's: Info-ZIP's Unicode Path (§4.6.9).
+  private static func renames(_ name: [UInt8], _ extra: ArraySlice<UInt8>) -> Bool {
+    var at = extra.startIndex
+    while at + 4 <= extra.endIndex {
+      let end = at + 4 + Int(number(extra[at...], 2, 2))
+      // A version and the checksum of the header's name stand before it.
+      if number(extra[at...], 0, 2) == 0x7075,
+        end > extra.endIndex || end < at + 9 || !extra[(at + 9)..<end].elementsEqual(name)
+      {
+        return true
+      }
+      at = end
+    }
+    return false
   }
 
   /// The ZIP64 extra field (§4.5.3): what is all ones in the header stands there, in this order.

@@ -283,9 +283,7 @@ struct FilterJoiner {
       try sink.setAside(outcome.setAside)
     }
     // A key that came twice was found when its record was written already.
-    if plan.onInvalid == .setAside,
-      outcome.report.findings.contains(where: { $0.keyword == "unique" || $0.keyword == "primaryKey" })
-    {
+    if plan.onInvalid == .setAside, outcome.hasDuplicateKey {
       outcome.isFatal = true
       return
     }

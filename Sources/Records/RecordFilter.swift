@@ -46,6 +46,9 @@ package final class RecordFilter: Sendable {
       }
     self.layout = layout
     tree = try FieldTree(plan, layout)
+    guard plan.aggregate == nil || plan.totals.isEmpty else {
+      throw SchemaError(location: "totals", reason: "totals are of records, and records that are added up do not go")
+    }
     if plan.aggregate != nil || !plan.totals.isEmpty {
       guard layout == .json || (layout == .csv && plan.totals.isEmpty) else {
         throw SchemaError(location: "records", reason: "aggregates are for csv, ndjson and json, totals for json")

@@ -250,14 +250,21 @@ package enum SubjectName {
 enum SubjectID {
   static let bytesMax = 100
 
-  /// nil when it is none.
-  static func canonical(_ text: UnsafeBufferPointer<UInt8>, into output: inout [UInt8]) -> Bool {
+  /// False when it is none.
+  ///
+  /// - Parameter isNumber: its field holds numbers, which may be spelled in many ways: only the plainest is an id.
+  static func canonical(
+    _ text: UnsafeBufferPointer<UInt8>, isNumber: Bool = false, into output: inout [UInt8]
+  ) -> Bool {
     var (start, end) = (0, text.count)
     while start < end, text[start] == 32 { start += 1 }
     while end > start, text[end - 1] == 32 { end -= 1 }
     guard (1...bytesMax).contains(end - start) else { return false }
     output.removeAll(keepingCapacity: true)
     output.append(contentsOf: UnsafeBufferPointer(rebasing: text[start..<end]))
+    if isNumber {
+      guard output.allSatisfy({ $0 &- 48 <= 9 }), output.count == 1 || output[0] != 48 else { return false }
+    }
     return output.withUnsafeMutableBufferPointer { id in
       for place in id.indices {
         guard id[place] &- 32 < 95 else { return false }

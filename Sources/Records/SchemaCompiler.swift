@@ -84,7 +84,7 @@ extension SchemaProgram {
 
 struct SchemaCompiler {
   static let rulesMax = 100_000
-  static let depthMax = 500
+  static let depthMax = 200
   static let locationBytesMax = 8192
 
   private struct Place: Hashable {
@@ -567,7 +567,12 @@ struct SchemaCompiler {
     // Arrays.
     if let value = try count("minItems") { (array.itemsMin, hasArray) = (value, true) }
     if let value = try count("maxItems") { (array.itemsMax, hasArray) = (value, true) }
-    if validates, members["uniqueItems"]?.bool == true { (array.isUnique, hasArray) = (true, true) }
+    if validates, let unique = members["uniqueItems"] {
+      guard let isUnique = unique.bool else {
+        throw SchemaError(location: "\(pointer)/uniqueItems", reason: "uniqueItems is true or false")
+      }
+      if isUnique { (array.isUnique, hasArray) = (true, true) }
+    }
     let prefixKeyword = dialect == .draft07 ? "items" : "prefixItems"
     let restKeyword = dialect == .draft07 ? "additionalItems" : "items"
     if dialect == .draft07, let items = members["items"], items.kind != .array {

@@ -208,6 +208,9 @@ final class TableColumn: Sendable {
     }
 
     let constraints = field["constraints"]
+    for keyword in ["required", "unique"] {
+      if let value = constraints?[keyword], value.bool == nil { throw refused("\(keyword) is true or false") }
+    }
     isRequired = isKey || constraints?["required"]?.bool ?? false
     isUnique = constraints?["unique"]?.bool ?? false
     var (scalars, bounds): (ClosedRange<Int>, [Bound?]) = (0...Int.max, [nil, nil])
@@ -249,6 +252,14 @@ final class TableColumn: Sendable {
     (scalarsMin, scalarsMax) = (scalars.lowerBound, scalars.upperBound)
     (minimum, maximum) = (bounds[0], bounds[1])
     (self.pattern, self.values, self.numbers, self.valuesText) = (pattern, values, numbers, valuesText)
+  }
+
+  var isNumeric: Bool { Self.isNumeric(kind) }
+
+  /// Its numbers are not spelled as in JSON.
+  var hasOwnSpelling: Bool {
+    if case .number(let decimal) = kind, decimal != 46 { return true }
+    return isNumeric && groupCharacter != nil
   }
 
   private static func isNumeric(_ kind: Kind) -> Bool {
@@ -357,7 +368,10 @@ final class TableColumn: Sendable {
   /// A number as a JSON number is spelled, once its sign, zeros, decimal and group characters are; nil for what is none.
   private static func number(_ text: [UInt8], decimal: UInt8, group: UInt8?) -> ExactNumber? {
     var spelled = text.filter { $0 != group }.map { $0 == decimal ? 46 : $0 }
-    if spelled.first == 43 { spelled.removeFirst() }
+    if spelled.first == 43 {
+      spelled.removeFirst()
+      guard spelled.first != 45 else { return nil }
+    }
     let isNegative = spelled.first == 45
     var digits = Array(spelled.drop { $0 == 45 })
     guard spelled.count - digits.count <= 1, digits.count <= 1000 else { return nil }
@@ -399,9 +413,12 @@ final class TableColumn: Sendable {
         && content.allSatisfy { ($0 | 32) &- 97 < 26 || $0 &- 48 <= 9 || $0 == 43 || $0 == 47 || $0 == 61 }
     case .integer:
       var index = content.first == 45 || content.first == 43 ? 1 : 0
-      let start = index
-      while index < content.count, content[index] &- 48 <= 9 || content[index] == groupCharacter { index += 1 }
-      return index == content.count && index > start
+      var digits = 0
+      while index < content.count, content[index] &- 48 <= 9 || content[index] == groupCharacter {
+        if content[index] &- 48 <= 9 { digits += 1 }
+        index += 1
+      }
+      return index == content.count && digits > 0
     case .number(let decimal):
       if isPlainNumber(content, decimal) { return true }
       let isWord = [Array("NaN".utf8), Array("INF".utf8), Array("-INF".utf8)].contains { content.elementsEqual($0) }
@@ -428,7 +445,9 @@ final class TableColumn: Sendable {
       }
     case .geopoint:
       let parts = content.split(separator: 44, omittingEmptySubsequences: false).map { Array($0.drop { $0 == 32 }) }
-      let numbers = parts.compactMap { Double(String(decoding: $0, as: UTF8.self)) }
+      let numbers = parts.compactMap {
+        Self.number($0, decimal: 46, group: nil) == nil ? nil : Double(String(decoding: $0, as: UTF8.self))
+      }
       return parts.count == 2 && numbers.count == 2 && abs(numbers[0]) <= 180 && abs(numbers[1]) <= 90
     }
   }
@@ -462,9 +481,10 @@ final class TableColumn: Sendable {
 struct TimePattern: Sendable {
   private enum Part: Sendable {
     case text(UInt8)
-    case digits(ClosedRange<Int>, ClosedRange<Int>)
+    case digits(ClosedRange<Int>, ClosedRange<Int>, Field = .other)
     case zone
   }
+  private enum Field: Sendable { case year, month, day, other }
   private let parts: [Part]
 
   init?(_ format: String) {
@@ -477,10 +497,10 @@ struct TimePattern: Sendable {
         continue
       }
       switch iterator.next().map({ Character(Unicode.Scalar($0)) }) {
-      case "Y": parts.append(.digits(4...4, 0...9999))
-      case "y": parts.append(.digits(2...2, 0...99))
-      case "m": parts.append(.digits(1...2, 1...12))
-      case "d": parts.append(.digits(1...2, 1...31))
+      case "Y": parts.append(.digits(4...4, 0...9999, .year))
+      case "y": parts.append(.digits(2...2, 0...99, .year))
+      case "m": parts.append(.digits(1...2, 1...12, .month))
+      case "d": parts.append(.digits(1...2, 1...31, .day))
       case "H": parts.append(.digits(1...2, 0...23))
       case "M": parts.append(.digits(1...2, 0...59))
       case "S": parts.append(.digits(1...2, 0...61))
@@ -497,12 +517,14 @@ struct TimePattern: Sendable {
 
   func matches(_ content: UnsafeBufferPointer<UInt8>) -> Bool {
     var index = 0
+    // 2000 had a day more, and so has 00.
+    var (year, month, day) = (2000, 1, 1)
     for part in parts {
       switch part {
       case .text(let byte):
         guard index < content.count, content[index] == byte else { return false }
         index += 1
-      case .digits(let count, let range):
+      case .digits(let count, let range, let field):
         var value = 0
         let start = index
         while index < content.count, index - start < count.upperBound, content[index] &- 48 <= 9 {
@@ -510,16 +532,28 @@ struct TimePattern: Sendable {
           index += 1
         }
         guard index - start >= count.lowerBound, range.contains(value) else { return false }
-      case .zone:
-        let rest = String(decoding: UnsafeBufferPointer(rebasing: content[index...]), as: UTF8.self)
-        if rest == "Z" { return true }
-        let digits = rest.dropFirst().filter { $0 != ":" }
-        guard rest.first == "+" || rest.first == "-", digits.count == 4, digits.allSatisfy(\.isNumber) else {
-          return false
+        switch field {
+        case .year: year = value
+        case .month: month = value
+        case .day: day = value
+        case .other: break
         }
-        index = content.count
+      case .zone:
+        if index < content.count, content[index] == 90 {
+          index += 1
+          continue
+        }
+        guard index < content.count, content[index] == 43 || content[index] == 45 else { return false }
+        index += 1
+        for place in 0..<4 {
+          if place == 2, index < content.count, content[index] == 58 { index += 1 }
+          guard index < content.count, content[index] &- 48 <= 9 else { return false }
+          index += 1
+        }
       }
     }
-    return index == content.count
+    let isLeap = year.isMultiple(of: 4) && (!year.isMultiple(of: 100) || year.isMultiple(of: 400))
+    let days = month == 2 ? (isLeap ? 29 : 28) : [4, 6, 9, 11].contains(month) ? 30 : 31
+    return index == content.count && day <= days
   }
 }

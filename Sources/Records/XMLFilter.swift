@@ -18,6 +18,8 @@ final class XMLFilter {
   private let recordPath: [String]
   /// Namespaces that the schema knows: a declaration of another could say anything.
   private let namespaces: Set<[UInt8]>
+  /// Somebody's number is one however it is spelled.
+  private let subjectIsNumber: Bool
   /// Open elements outside of records, and whether each goes with all that is in it.
   private var outer: [(path: String, isWhole: Bool, emits: Bool)] = []
 
@@ -42,12 +44,14 @@ final class XMLFilter {
 
   /// - Parameter put: finished bytes, with the subjects of the records in them.
   init(
-    _ filter: CompiledFilter, recordPath: [String], namespaces: Set<[UInt8]>,
+    _ filter: CompiledFilter, recordPath: [String], namespaces: Set<[UInt8]>, numbers: Set<String>,
     put: @escaping (OutputPiece, [SubjectDigest]) -> Void
   ) {
     self.filter = filter
     self.recordPath = recordPath
     self.namespaces = namespaces
+    let name = filter.filter.plan.subject?.split(whereSeparator: { $0 == "/" || $0 == "." || $0 == "@" }).last
+    subjectIsNumber = name.map { numbers.contains(String($0)) } ?? false
     self.put = put
     tree = filter.filter.tree
     writer = BatchWriter(filter.gate)
@@ -103,7 +107,7 @@ final class XMLFilter {
     stack.append(place)
     for attribute in tag.attributes where attribute.isLocal {
       guard let child = place.node?.child(named: "@" + attribute.name), let capture = child.capture else { continue }
-      values[capture].append(attribute.value)
+      values[capture].append(Self.trimmed(attribute.value))
     }
     guard place.emits else { return }
     let node = place.node
@@ -173,14 +177,17 @@ final class XMLFilter {
     let values = values
     var fate = filter.decide { slot, visit in
       for value in values[Int(slot)] where !value.isEmpty {
-        if !value.withUnsafeBufferPointer({ visit(.untyped($0)) }) { return }
+        if !value.withUnsafeBufferPointer({ visit(.spaced($0)) }) { return }
       }
     }
     if case .goes = fate, failed { fate = .withheld(WithheldCode.error) }
     var id: [UInt8] = []
     if case .goes = fate, let subject = filter.subject {
       let found = values[Int(subject)]
-      if found.count != 1 || !found[0].withUnsafeBufferPointer({ SubjectID.canonical($0, into: &id) }) {
+      // Blanks within may count or not, as the schema's type has it.
+      if found.count != 1 || Spaces.collapsed(found[0]) != nil
+        || !found[0].withUnsafeBufferPointer({ SubjectID.canonical($0, isNumber: subjectIsNumber, into: &id) })
+      {
         fate = .withheld(WithheldCode.error)
       }
     }
@@ -226,15 +233,14 @@ struct XMLTag {
   let name: String
   let qualified: [UInt8]
   let namespace: [UInt8]?
-  /// `isLocal`: in no namespace.
-  let attributes: [(name: String, qualified: [UInt8], value: [UInt8], isLocal: Bool)]
+  /// `isLocal`: in no namespace. `judges`: what a schema judges a value by, `xsi:type` and `xsi:nil` whatever their prefix.
+  let attributes: [(name: String, qualified: [UInt8], value: [UInt8], isLocal: Bool, judges: Bool)]
   /// Declarations: prefix, empty for the default, and URI.
   let declarations: [(prefix: [UInt8], uri: [UInt8])]
 
   typealias Text = UnsafePointer<xmlChar>
 
-  /// What a schema judges a value by, and nothing else of that namespace: `xsi:schemaLocation` could say anything.
-  private static let kept: Set<[UInt8]> = [Array("xsi:type".utf8), Array("xsi:nil".utf8)]
+  static let instance = Array("http://www.w3.org/2001/XMLSchema-instance".utf8)
 
   init(
     _ name: Text, prefix: Text?, uri: Text?, namespaces: UnsafeMutablePointer<Text?>?, namespaceCount: Int,
@@ -248,9 +254,13 @@ struct XMLTag {
     }
     self.attributes = (0..<attributeCount).map { place in
       let (start, end) = (attributes![place * 5 + 3]!, attributes![place * 5 + 4]!)
+      let name = String(cString: attributes![place * 5]!)
+      // Nothing else of that namespace: `xsi:schemaLocation` could say anything.
+      let judges =
+        attributes![place * 5 + 2].map { Self.bytes($0) == Self.instance } ?? false && ["type", "nil"].contains(name)
       return (
-        String(cString: attributes![place * 5]!), Self.qualified(attributes![place * 5 + 1], attributes![place * 5]!),
-        Self.value(UnsafeBufferPointer(start: start, count: end - start)), attributes![place * 5 + 1] == nil
+        name, Self.qualified(attributes![place * 5 + 1], attributes![place * 5]!),
+        Self.value(UnsafeBufferPointer(start: start, count: end - start)), attributes![place * 5 + 1] == nil, judges
       )
     }
   }
@@ -285,7 +295,7 @@ struct XMLTag {
       output.append(34)
     }
     for attribute in attributes
-    where attribute.isLocal ? wanted(attribute.name) : Self.kept.contains(attribute.qualified) {
+    where attribute.isLocal ? wanted(attribute.name) : attribute.judges {
       output.append([32] + attribute.qualified + [61, 34])
       attribute.value.withUnsafeBufferPointer { Self.escape($0, into: &output, inAttribute: true) }
       output.append(34)

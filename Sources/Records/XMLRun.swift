@@ -79,7 +79,8 @@ final class XMLRun {
   private var validator: xmlSchemaValidCtxtPtr!
   private var plug: xmlSchemaSAXPlugPtr!
   private var handler = xmlSAXHandler()
-  private var isFirst = true
+  /// The first bytes, until there are enough of them to say how the rest is encoded; then nil.
+  private var opening: [UInt8]? = []
   private var tags = StartTagScan()
   private var invalidRecordNumber: Int64 = 0
   private var last = (record: Int64(0), line: Int64(0), code: Int32(0), path: "")
@@ -143,15 +144,20 @@ final class XMLRun {
     trace.deallocate()
   }
 
+  /// In which a declaration must end.
+  static let openingBytes = 1024
+
   /// Only encodings whose markup is ASCII, for start tags are measured in bytes. A mark or a declaration says which.
-  private static func isReadable(_ bytes: UnsafeRawBufferPointer) -> Bool {
-    guard bytes.starts(with: "<?xml".utf8) else {
-      return bytes.first == 60 || bytes.starts(with: [0xEF, 0xBB, 0xBF])
-        || (bytes.first.map { $0 <= 32 && $0 > 0 } ?? true)
-    }
-    let declaration = String(decoding: bytes.prefix { $0 != 62 }.prefix(512), as: UTF8.self)
+  private static func isReadable(_ bytes: [UInt8]) -> Bool {
+    let hasMark = bytes.starts(with: [0xEF, 0xBB, 0xBF])
+    let text = hasMark ? bytes.dropFirst(3) : bytes[...]
+    // A NUL is of an encoding in wider units, which libxml2 would recognise.
+    guard !text.prefix(4).contains(0) else { return false }
+    guard text.starts(with: "<?xml".utf8) else { return text.first.map { $0 == 60 || $0 <= 32 } ?? true }
+    guard let end = text.prefix(openingBytes).firstIndex(of: 62) else { return false }
+    let declaration = String(decoding: text[..<end], as: UTF8.self)
     guard let name = declaration.firstMatch(of: /encoding\s*=\s*["']([^"']*)["']/) else { return true }
-    return ["utf-8", "us-ascii", "iso-8859-1"].contains(name.1.lowercased())
+    return (hasMark ? ["utf-8"] : ["utf-8", "us-ascii", "iso-8859-1"]).contains(name.1.lowercased())
   }
 
   private static func trace(_ pointer: UnsafeMutableRawPointer?) -> UnsafeMutablePointer<XMLTrace> {
@@ -164,15 +170,26 @@ final class XMLRun {
 
   private var line: Int64 { Int64(parser.pointee.input?.pointee.line ?? 0) }
 
+  /// - Parameter bytes: empty at the end.
   func feed(_ bytes: UnsafeRawBufferPointer) {
+    guard var first = opening else { return parse(bytes) }
+    first += bytes
+    guard first.count >= Self.openingBytes || bytes.isEmpty else { return opening = first }
+    opening = nil
+    if !Self.isReadable(first) {
+      report.bytes = Int64(first.count)
+      stop("xml.encoding", "UTF-8, US-ASCII or ISO-8859-1")
+      return xmlStopParser(parser)
+    }
+    if !first.isEmpty { first.withUnsafeBytes { parse($0) } }
+    if bytes.isEmpty { parse(bytes) }
+  }
+
+  private func parse(_ bytes: UnsafeRawBufferPointer) {
     guard !isOver else { return }
     report.bytes += Int64(bytes.count)
     trace.pointee.bytes = report.bytes
     defer { report.records = trace.pointee.records }
-    if isFirst {
-      isFirst = false
-      guard Self.isReadable(bytes) else { return stop("xml.encoding", "UTF-8, US-ASCII or ISO-8859-1") }
-    }
     // Text of one element is gathered whole by libxml2.
     guard !trace.pointee.isInRecord || report.bytes - trace.pointee.recordStart <= Int64(RecordLimits.recordBytesMax)
     else {
@@ -187,21 +204,22 @@ final class XMLRun {
     // The plug keeps the parser's errors to itself: they are asked for.
     if status != 0, !isOver, let error = xmlCtxtGetLastError(parser) { parserError(error.pointee) }
     if bytes.isEmpty { isOver = true }
+    if isOver { xmlStopParser(parser) }
   }
 
   private func stop(_ code: String, _ expected: String) {
     guard !isOver else { return }
-    isOver = true
     report.add(
       Finding(fault: code, expected: expected, record: 0, line: max(1, line), byteOffset: report.bytes),
       findingsMax: findingsMax)
-    xmlStopParser(parser)
+    cut()
   }
 
-  /// Reads no further.
+  /// Reads no further. The parser itself is stopped when it has returned: it would free its input, and the validator, which sees each
+  /// tag after our handlers, still has pointers into that.
   private func cut() {
     isOver = true
-    xmlStopParser(parser)
+    parser.pointee.disableSAX = 1
   }
 
   private func refuseDoctype() { stop("xml.doctype", "no DOCTYPE") }

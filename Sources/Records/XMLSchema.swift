@@ -12,6 +12,8 @@ package final class XMLSchema: @unchecked Sendable {
   /// Element and attribute names of the schema: only these may appear in a finding.
   private let knownNames: Set<String>
   private let namespaces: Set<[UInt8]>
+  /// Names of elements and attributes that hold numbers.
+  private let numbers: Set<String>
   /// Local names from the root to a record; empty: each child of the root is one.
   private let recordPath: [String]
 
@@ -32,15 +34,18 @@ package final class XMLSchema: @unchecked Sendable {
     self.recordPath = recordPath.split(separator: "/").map(String.init)
     var names = Set<String>()
     // Declared on every xsi:type and xsi:nil.
-    var namespaces: Set<[UInt8]> = [Array("http://www.w3.org/2001/XMLSchema-instance".utf8)]
+    var namespaces: Set<[UInt8]> = [XMLTag.instance]
+    var types = XSDTypes()
     for text in [bytes] + documents.values {
       names.formUnion(try Self.vet(text))
-      for (_, attribute, value) in LibXML.attributes(text) ?? [] where attribute == "targetNamespace" {
-        namespaces.insert(Array(value.utf8))
+      for (element, attribute, value) in LibXML.attributes(text) ?? [] {
+        if attribute == "targetNamespace" { namespaces.insert(Array(value.utf8)) }
+        types.take(element, attribute, value)
       }
     }
     knownNames = names
     self.namespaces = namespaces
+    numbers = types.numbers
     schema = try LibXML.compile(bytes, documents)
   }
 
@@ -59,8 +64,14 @@ package final class XMLSchema: @unchecked Sendable {
       case (_, "maxOccurs") where value != "unbounded" && (Int(value) ?? .max) > occursMax:
         throw SchemaError(location: "", reason: "maxOccurs over \(occursMax): say unbounded")
       case ("pattern", "value"):
-        // libxml2 backtracks.
         if value.utf8.count > 1000 { throw SchemaError(location: "", reason: "a pattern of more than 1,000 bytes") }
+        // libxml2 backtracks.
+        guard !XSDPattern.mayExplode(value) else {
+          throw SchemaError(
+            location: "",
+            reason:
+              "the pattern \(value) repeats what repeats or has a choice in it, and a text can be read in many ways")
+        }
       default: break
       }
     }
@@ -72,7 +83,8 @@ package final class XMLSchema: @unchecked Sendable {
     _ input: RecordInput, findingsMax: Int, _ filtering: Filtering?, onProgress: (@Sendable (Int64) -> Void)?
   ) throws -> RecordReport {
     let joiner = filtering.map {
-      XMLJoiner($0, recordPath: recordPath, namespaces: namespaces, validating: newRun(findingsMax: 1))
+      XMLJoiner(
+        $0, recordPath: recordPath, namespaces: namespaces, numbers: numbers, validating: newRun(findingsMax: 1))
     }
     let run = newRun(findingsMax: findingsMax, joiner?.filter)
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 16, alignment: 16)
@@ -98,6 +110,109 @@ package final class XMLSchema: @unchecked Sendable {
   }
 }
 
+/// Whether matching may take exponential time.
+private enum XSDPattern {
+  private enum Inside { case nothing, choice, repetition }
+
+  static func mayExplode(_ pattern: String) -> Bool {
+    switch repeated(Array(pattern.utf8)) {
+    case .nothing: return false
+    // What repeats may end at many places.
+    case .repetition: return true
+    case .choice:
+      // The branches may begin alike.
+      guard let compiled = xmlRegexpCompile(pattern) else { return false }
+      defer { xmlRegFreeRegexp(compiled) }
+      return xmlRegexpIsDeterminist(compiled) != 1
+    }
+  }
+
+  /// What stands in groups that are repeated.
+  private static func repeated(_ bytes: [UInt8]) -> Inside {
+    var open: [(hasChoice: Bool, hasRepetition: Bool)] = []
+    var found = Inside.nothing
+    var (classes, index) = (0, 0)
+    while index < bytes.count {
+      let byte = bytes[index]
+      index += 1
+      if byte == 92 {
+        index += 1
+        continue
+      }
+      if byte == 91 { classes += 1 }
+      if classes > 0 {
+        if byte == 93 { classes -= 1 }
+        continue
+      }
+      switch byte {
+      case 40: open.append((false, false))
+      case 41:
+        guard let group = open.popLast() else { return found }
+        let isRepeated = index < bytes.count && [42, 43, 123].contains(bytes[index])
+        if isRepeated, group.hasRepetition { return .repetition }
+        if isRepeated, group.hasChoice { found = .choice }
+        if let last = open.indices.last {
+          open[last].hasChoice = open[last].hasChoice || group.hasChoice
+          open[last].hasRepetition = open[last].hasRepetition || group.hasRepetition
+        }
+      case 42, 43, 123: if let last = open.indices.last { open[last].hasRepetition = true }
+      case 124: if let last = open.indices.last { open[last].hasChoice = true }
+      default: break
+      }
+    }
+    return found
+  }
+}
+
+/// Which declared names have a type of numbers, by XSD 1.0 part 2 §3.2 and §3.3. Of names that are declared more than once, one is enough.
+private struct XSDTypes {
+  private static let numeric: Set<String> = [
+    "decimal", "float", "double", "integer", "nonPositiveInteger", "negativeInteger", "long", "int", "short", "byte",
+    "nonNegativeInteger", "unsignedLong", "unsignedInt", "unsignedShort", "unsignedByte", "positiveInteger", "gYear",
+  ]
+  private enum Open { case type(String), declared(String) }
+
+  private var open: Open?
+  private var types: [String: Set<String>] = [:]
+  private var bases: [String: String] = [:]
+  private var declared: String?
+
+  /// The attributes of the schema's tags, in their order.
+  mutating func take(_ element: String, _ attribute: String, _ value: String) {
+    let local = value.split(separator: ":").last.map(String.init) ?? value
+    switch (element, attribute) {
+    case ("element", "name"), ("attribute", "name"):
+      declared = value
+      open = .declared(value)
+    case ("element", "type"), ("attribute", "type"):
+      if let declared { types[declared, default: []].insert(local) }
+    case ("simpleType", "name"), ("complexType", "name"): open = .type(value)
+    case ("restriction", "base"), ("extension", "base"):
+      switch open {
+      case .type(let name): bases[name] = bases[name] ?? local
+      case .declared(let name): types[name, default: []].insert(local)
+      case nil: break
+      }
+    default: break
+    }
+  }
+
+  var numbers: Set<String> {
+    Set(
+      types.filter { _, types in
+        types.contains { type in
+          var name = type
+          for _ in 0..<20 {
+            if Self.numeric.contains(name) { return true }
+            guard let base = bases[name] else { return false }
+            name = base
+          }
+          return false
+        }
+      }.keys)
+  }
+}
+
 /// Takes what a filter writes through a validation of its own, and hands it on. One thread.
 private final class XMLJoiner {
   private(set) var filter: XMLFilter!
@@ -105,10 +220,12 @@ private final class XMLJoiner {
   private let validation: XMLRun
   private var pieces: [(OutputPiece, [SubjectDigest])] = []
 
-  init(_ filtering: Filtering, recordPath: [String], namespaces: Set<[UInt8]>, validating: XMLRun) {
+  init(
+    _ filtering: Filtering, recordPath: [String], namespaces: Set<[UInt8]>, numbers: Set<String>, validating: XMLRun
+  ) {
     sink = filtering.sink
     validation = validating
-    filter = XMLFilter(filtering.filter, recordPath: recordPath, namespaces: namespaces) {
+    filter = XMLFilter(filtering.filter, recordPath: recordPath, namespaces: namespaces, numbers: numbers) {
       [unowned self] piece, subjects in pieces.append((piece, subjects))
     }
   }

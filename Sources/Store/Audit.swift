@@ -39,7 +39,8 @@ package struct AuditEntry: Equatable, Sendable {
   package let sequence: Int64
   package let bytes: [UInt8]
 
-  package static let bytesMax = 65536
+  /// A decision names each field of its agreement.
+  package static let bytesMax = 1 << 19
 
   package func document() throws(SealingError) -> JSON { try JSON(canonical: bytes, bytesMax: Self.bytesMax) }
 }

@@ -188,6 +188,9 @@ package enum Directory {
   package static func free(_ path: String) throws(DiskError) -> (bytes: Int64, inodes: Int64) {
     var info = statvfs()
     guard statvfs(path, &info) == 0 else { throw DiskError("statvfs", path) }
-    return (Int64(info.f_bavail) * Int64(info.f_frsize), Int64(info.f_favail))
+    let (bytes, overflow) = Int64(clamping: info.f_bavail).multipliedReportingOverflow(
+      by: Int64(clamping: info.f_frsize))
+    // Where inodes are not counted there is no end of them.
+    return (overflow ? .max : bytes, info.f_files == 0 ? .max : Int64(clamping: info.f_favail))
   }
 }

@@ -78,6 +78,13 @@ package struct Reader {
     ).map { try Transfer($0) }
   }
 
+  /// Whom packages of ours are being released to, or were.
+  package func releasePeers() throws -> [AgencyID] {
+    try fetchAll(
+      "SELECT DISTINCT peer FROM transfers WHERE direction = 'out' AND state IN ('releasing', 'released')", []
+    ).compactMap { AgencyID($0["peer"]) }
+  }
+
   /// Whether `partner` owes receipts that nothing but its list brings: about what was relayed to it, for ourselves or as a hub.
   package func owesReceipts(_ partner: AgencyID) throws -> Bool {
     try [("out", "releasing"), ("out", "released"), ("out", "unconfirmed"), ("hub", "released")].contains {

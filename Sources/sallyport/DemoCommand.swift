@@ -346,7 +346,7 @@ private final class Demo {
         if let state = TransferState(rawValue: trace.first?.text("state") ?? ""), state.isEnd || state == .held {
           return trace
         }
-      } catch let error as AdminError where error.exitCode == .failed {
+      } catch let error as AdminError where [.failed, .waiting].contains(error.exitCode) {
         // not claimed yet
       }
       try await Task.sleep(for: .milliseconds(20))

@@ -308,7 +308,7 @@ import Transport
       [.release, .withdraw("P1"), .hand, .close],
       seed: """
         CREATE TRIGGER forget AFTER INSERT ON packages WHEN NEW.released IS NOT NULL
-        BEGIN UPDATE packages SET released = NULL WHERE id = NEW.id; END
+        BEGIN UPDATE packages SET released = NULL, released_at = NULL WHERE id = NEW.id; END
         """)
     #expect(faults.contains { $0.hasPrefix("P1 is readable, and was told") }, "\(faults)")
   }

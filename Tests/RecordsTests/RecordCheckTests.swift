@@ -294,6 +294,15 @@ private let person = """
     ("<!DOCTYPE v [<!ENTITY a 'x'><!ENTITY b '&a;&a;&a;'>]><visits>&b;</visits>", "xml.doctype"),
     ("<visits a='\(String(repeating: ">", count: 70_000))'/>", "xml.start-tag"),
     ("<visits \((0..<300).map { "a\($0)='1'" }.joined(separator: " "))/>", "xml.attributes"),
+    ("\u{FEFF}<?xml version='1.0' encoding='UTF-7'?><visits/>", "xml.encoding"),
+    ("<?xml version='1.0'\(String(repeating: " ", count: 1100))encoding='UTF-7'?><visits/>", "xml.encoding"),
+    ("<\0v\0/\0>\0", "xml.encoding"),
+    // libxml2 must not lose what its validator, which comes after us, still points into.
+    (
+      "<?xml version='1.0'?><visits><!--\(String(repeating: "c", count: 20_000))--><visit "
+        + (0..<290).map { "a\($0)='\(String(repeating: "x", count: 215))'" }.joined(separator: " ")
+        + "/></visits>\(String(repeating: " ", count: 200_000))", "xml.attributes"
+    ),
     (String(repeating: "<visits>", count: 200), "xml.depth"), ("<visits>\u{1}</visits>", "xml.syntax"),
   ])
   func hostileDocumentsAreStopped(text: String, code: String) throws {
@@ -311,5 +320,19 @@ private let person = """
   ])
   func aSchemaThatCannotBeEnforcedIsRefused(text: String) throws {
     #expect(throws: SchemaError.self) { try XMLSchema(Array(text.utf8)) }
+  }
+
+  /// libxml2 tries every way to read a value.
+  @Test(arguments: [
+    ("((a|b)*(a|c)*)*d", false), ("(a|aa)+b", false), ("([a-z]+[ ]?[a-z]*)+x", false), ("(x+x+)+y", false),
+    ("[A-Z]{2}[0-9]{1,6}", true), (".*@.*", true), ("([0-9]{1,3},)*[0-9]{1,3}", false), ("(ab|cd)+", true),
+    ("[(|*]+x", true), ("\\(a*\\)+", true),
+  ])
+  func aPatternThatMayTakeForEverIsRefused(pattern: String, isTaken: Bool) {
+    let text = """
+      <xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema"><xs:element name="a"><xs:simpleType><xs:restriction
+      base="xs:string"><xs:pattern value="\(pattern)"/></xs:restriction></xs:simpleType></xs:element></xs:schema>
+      """
+    #expect(((try? XMLSchema(Array(text.utf8))) != nil) == isTaken)
   }
 }

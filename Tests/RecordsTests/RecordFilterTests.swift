@@ -344,6 +344,121 @@ private func plan(
   }
 }
 
+/// What is one value to the schema must not be two to the filter, nor another.
+@Suite struct SpellingTests {
+  private let table = #"{"fields":[{"name":"id","type":"integer"},{"name":"st","type":"string"}]}"#
+  private func fields(_ names: String...) -> [RecordPlan.Field] { names.map { .init(name: $0, action: .pass) } }
+
+  @Test func aNumberIsAnIdInOneSpelling() throws {
+    let plan = RecordPlan(fields: fields("id", "st"), subject: "id")
+    let csv = try filter(.csv, table, plan, "id,st\n7,a\n07,b\n+7,c\n0,d\n-0,e\n")
+    #expect(csv.text == "id,st\n7,a\n0,d\n" && csv.report.filtered?.withheld == ["record.error": 3])
+    let xsd = """
+      <xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema"><xs:element name="vs"><xs:complexType><xs:sequence>
+      <xs:element name="v" maxOccurs="unbounded"><xs:complexType><xs:sequence><xs:element name="id" type="N"/>
+      </xs:sequence></xs:complexType></xs:element></xs:sequence></xs:complexType></xs:element>
+      <xs:simpleType name="N"><xs:restriction base="xs:int"/></xs:simpleType></xs:schema>
+      """
+    let xml = try filter(
+      .xml("/vs/v"), xsd, RecordPlan(fields: fields("id"), subject: "id"),
+      "<vs><v><id>7</id></v><v><id>07</id></v><v><id>+7</id></v></vs>")
+    #expect(xml.report.filtered?.kept == 1 && xml.report.filtered?.withheld == ["record.error": 2], "\(xml.text)")
+    let json = try filter(
+      .ndjson, #"{"type":"object","properties":{"id":{"type":"integer"}},"additionalProperties":false}"#,
+      RecordPlan(fields: fields("id"), subject: "id"), "{\"id\":0}\n{\"id\":-0}\n")
+    #expect(json.report.filtered?.kept == 1)
+  }
+
+  @Test func aGroupIsNotFilledByOnePersonInManySpellings() throws {
+    let aggregate = RecordPlan.Aggregate(
+      by: ["st"], measure: "id", function: .count, groupSizeMin: 2, distinct: "id", distinctAs: nil)
+    let plan = RecordPlan(fields: fields("st", "id"), aggregate: aggregate)
+    let groups = try filter(.csv, table, plan, "id,st\n7,a\n07,a\n+7,a\n8,b\n9,b\n")
+    #expect(!groups.text.contains("a,") && groups.text.contains("b,2"), "\(groups.text)")
+  }
+
+  @Test func numbersWithCharactersOfTheirOwnAreNeitherComparedNorAddedUp() throws {
+    for spelled in [#""type":"integer","groupChar":".""#, #""type":"number","decimalChar":",""#] {
+      let schema = "{\"fields\":[{\"name\":\"id\",\"type\":\"string\"},{\"name\":\"n\",\(spelled)}]}"
+      let plan = try RecordPlan(fields: fields("id", "n"), exclude: [Condition(field: "n", .gt, [.integer(1000)])])
+      #expect(throws: SchemaError.self) { try filter(.csv, schema, plan, "id,n\n") }
+      #expect(throws: Never.self) { try filter(.csv, schema, RecordPlan(fields: fields("id", "n")), "id,n\n") }
+    }
+  }
+
+  @Test func blanksThatTheSchemaPassesOverHideNothing() throws {
+    let xsd = """
+      <xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema"><xs:element name="vs"><xs:complexType><xs:sequence>
+      <xs:element name="v" maxOccurs="unbounded"><xs:complexType><xs:sequence><xs:element name="st" type="xs:token"/>
+      </xs:sequence><xs:attribute name="s" type="xs:token"/></xs:complexType></xs:element></xs:sequence></xs:complexType>
+      </xs:element></xs:schema>
+      """
+    let plan = try RecordPlan(
+      fields: fields("st", "@s"),
+      exclude: ["st", "@s"].map { try Condition(field: $0, .eq, [.text("do not")]) })
+    let out = try filter(
+      .xml("/vs/v"), xsd, plan,
+      "<vs><v s=' do not'><st>a</st></v><v s='a'><st>do  not</st></v><v s='a'><st>\n do\tnot </st></v><v s='a'><st> b </st></v></vs>"
+    )
+    #expect(out.report.filtered?.kept == 1 && out.text.contains("<st> b </st>"), "\(out.text)")
+  }
+
+  /// What a schema judges a value by goes by its namespace, whatever its prefix; what only looks like it does not.
+  @Test func attributesOfTheInstanceNamespaceGoByTheirNamespace() throws {
+    func xsd(_ more: String) -> String {
+      """
+      <xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema" \(more)><xs:element name="vs"><xs:complexType><xs:sequence>
+      <xs:element name="v" maxOccurs="unbounded"><xs:complexType><xs:sequence>
+      <xs:element name="st" type="xs:string" nillable="true"/></xs:sequence><xs:attribute name="type" type="xs:string"/>
+      </xs:complexType></xs:element></xs:sequence></xs:complexType></xs:element></xs:schema>
+      """
+    }
+    let nothing = try filter(
+      .xml("/vs/v"), xsd(""), RecordPlan(fields: fields("st")),
+      "<vs xmlns:i='http://www.w3.org/2001/XMLSchema-instance'><v><st i:nil='true'/></v></vs>")
+    #expect(nothing.text.contains("i:nil=\"true\""), "\(nothing.text)")
+    let looks = try filter(
+      .xml("/vs/v"),
+      xsd(#"targetNamespace="urn:v" elementFormDefault="qualified" attributeFormDefault="qualified""#),
+      RecordPlan(fields: fields("st")), "<vs xmlns='urn:v' xmlns:xsi='urn:v'><v xsi:type='SECRET'><st>a</st></v></vs>")
+    #expect(
+      looks.report.isValid && !looks.text.contains("SECRET") && looks.text.contains("<st>a</st>"), "\(looks.text)")
+  }
+
+  @Test func aKeyThatComesTwiceRefusesTheFileHoweverMuchElseIsWrong() throws {
+    let schema = #"{"fields":[{"name":"id","type":"string"},{"name":"n","type":"integer"}],"primaryKey":"id"}"#
+    let broken = (0..<120).map { "B\($0),x\n" }.joined()
+    let plan = RecordPlan(fields: fields("id", "n"), onInvalid: .setAside)
+    #expect(try filter(.csv, schema, plan, "id,n\n\(broken)K1,1\nK2,3\n").text == "id,n\nK1,1\nK2,3\n")
+    #expect(try !filter(.csv, schema, plan, "id,n\n\(broken)K1,1\nK1,2\n").text.contains("K1"))
+  }
+
+  @Test func totalsHaveNoPlaceBesideGroups() {
+    let plan = RecordPlan(
+      fields: fields("s", "v"),
+      aggregate: .init(by: ["s"], measure: "v", function: .sum, groupSizeMin: 1, distinct: "s", distinctAs: nil),
+      totals: [.init(member: "total", field: "v", rule: .recompute)])
+    #expect(throws: SchemaError.self) { try filter(.json("/data"), "{}", plan, "{}") }
+  }
+
+  /// Constraints of the wrong kind are no constraints; values that look right are not.
+  @Test(arguments: [
+    (#""type":"integer","groupChar":" ""#, " ", false), (#""type":"number""#, "+-5", false),
+    (#""type":"geopoint""#, "\"0x10,0x1p2\"", false), (#""type":"geopoint""#, "\"1.5,-2\"", true),
+    (#""type":"date","format":"%d/%m/%Y""#, "31/02/2026", false),
+    (#""type":"date","format":"%d/%m/%Y""#, "28/02/2026", true),
+    (#""type":"datetime","format":"%Y-%m-%d %z rest""#, "2026-01-01 Z", false),
+    (#""type":"datetime","format":"%Y-%m-%d %z rest""#, "2026-01-01 +01:00 rest", true),
+  ])
+  func aTypeIsWhatItSays(type: String, value: String, isValid: Bool) throws {
+    let schema = "{\"fields\":[{\"name\":\"a\",\(type)}]}"
+    #expect(try filter(.csv, schema, RecordPlan(), "a\n\(value)\n").report.isValid == isValid)
+    let mistaken = #"{"fields":[{"name":"a","constraints":{"required":"true"}}]}"#
+    #expect(throws: SchemaError.self) { try TableSchema(Array(mistaken.utf8)) }
+    #expect(throws: SchemaError.self) { try SchemaProgram.compile(Array(#"{"uniqueItems":"true"}"#.utf8)) }
+  }
+}
+
 @Suite struct XMLFilterTests {
   private let schema = """
     <xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema" targetNamespace="urn:v" elementFormDefault="qualified" xmlns:v="urn:v">

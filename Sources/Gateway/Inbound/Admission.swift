@@ -79,6 +79,11 @@ struct Admission: Sendable {
     transfer.nextAt = transfer.isCollected ? context.now() : nil
     let begun = transfer
     try await context.ledger.write { tx in
+      let count = try tx.reader.packages(agreement: begun.agreement, peer: begun.sender, onDayOf: manifest.createdAt)
+      // Others may have come since the decision.
+      guard let agreement, count / 2 < agreement.packagesPerDayMax else {
+        throw Problem(.unavailable, code: ReasonCode.limitRate.rawValue, "too many packages of that day")
+      }
       try tx.insert(begun, ["manifest": .string(begun.manifestDigest), "decision": decision.document])
       try tx.countPackage(agreement: begun.agreement, peer: begun.sender, onDayOf: manifest.createdAt)
     }

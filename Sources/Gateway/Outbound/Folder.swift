@@ -108,10 +108,15 @@ package struct Folder: Sendable {
     default: return .unfit("a FIFO, socket or device is not a payload")
     }
     guard info.st_nlink == 1 else { return .unfit("the file has another name (hard link)") }
+    guard faccessat(AT_FDCWD, "\(path)/\(name)", R_OK, AT_EACCESS) == 0 else {
+      return .waiting("the gateway may not read it: chmod g+r, or as OPERATIONS.md says")
+    }
     switch contract.readiness {
     case .rename: return .ready
     case .trigger:
-      return Directory.exists("\(path)/\(name)\(contract.triggerSuffix)")
+      var trigger = stat()
+      let isThere = lstat("\(path)/\(name)\(contract.triggerSuffix)", &trigger) == 0
+      return isThere && trigger.st_mode & S_IFMT == S_IFREG
         ? .ready : .waiting("its trigger \(name)\(contract.triggerSuffix) is not there")
     case .stable: return observations.observe(name, info, contract.stableSeconds, now: now)
     }
@@ -124,8 +129,9 @@ package struct StabilityMemory: Sendable {
 
   private struct Observation: Equatable {
     let size: Int
-    let modified: Int
-    let changed: Int
+    /// Seconds and nanoseconds, each for itself: a file may be dated in a distant century.
+    let modified: [Int]
+    let changed: [Int]
     let inode: UInt
   }
 
@@ -135,8 +141,8 @@ package struct StabilityMemory: Sendable {
 
   mutating func observe(_ name: String, _ info: stat, _ stableSeconds: Int64, now: Date) -> FolderEntry {
     let observation = Observation(
-      size: info.st_size, modified: info.st_mtim.tv_sec * 1_000_000_000 + info.st_mtim.tv_nsec,
-      changed: info.st_ctim.tv_sec * 1_000_000_000 + info.st_ctim.tv_nsec, inode: info.st_ino)
+      size: info.st_size, modified: [info.st_mtim.tv_sec, info.st_mtim.tv_nsec],
+      changed: [info.st_ctim.tv_sec, info.st_ctim.tv_nsec], inode: info.st_ino)
     var entry = seen[name] ?? (observation, now, 0)
     if entry.observation != observation { entry = (observation, now, 0) }
     entry.count += 1

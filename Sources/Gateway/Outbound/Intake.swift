@@ -152,27 +152,35 @@ struct Intake: Service {
     var claims: [Claim] = []
     for name in names {
       let claim = Claim(id: TransferID(), name: name)
-      do {
-        try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.claims)/\(claim.fileName)")
-        claims.append(claim)
-        if folder.contract.readiness == .trigger {
-          try Directory.remove("\(folder.path)/\(name)\(folder.contract.triggerSuffix)")
-        }
-      } catch {
-        switch error.errno {
-        case ENOENT: continue  // the producer took it away between the look and the claim
-        case ENAMETOOLONG:
+      try passOver(name, of: folder) {
+        do {
+          try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.claims)/\(claim.fileName)")
+          claims.append(claim)
+          if folder.contract.readiness == .trigger {
+            try Directory.remove("\(folder.path)/\(name)\(folder.contract.triggerSuffix)")
+          }
+        } catch let error as DiskError where error.errno == ENOENT {
+          // The producer took it away between the look and the claim.
+        } catch let error as DiskError where error.errno == ENAMETOOLONG {
           // Too long for the claim's name too; it can only go by its id.
           let short = Claim(id: claim.id, name: "")
           try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.claims)/\(short.fileName)")
           claims.append(short)
-        default: throw error
         }
       }
     }
     try Directory.sync(folder.claims)
     try Directory.sync(folder.path)
     return claims
+  }
+
+  /// One file that makes trouble keeps no other from being taken.
+  private func passOver(_ name: String, of folder: Folder, _ work: () throws -> Void) throws {
+    do {
+      try work()
+    } catch let error as DiskError where !error.isFatal && !error.isFull {
+      context.logger.warning("\(name.onOneLine) of \(folder.agreement) makes trouble: \(error)")
+    }
   }
 
   private func record(_ claims: [Claim], _ folder: Folder, _ known: inout KnownClaims) async throws {
@@ -226,14 +234,18 @@ struct Intake: Service {
       guard !context.claimsInUse.withLockedValue({ $0[claim.id] != nil }) else { continue }
       if row.manifest.isEmpty {
         // It ended before it was sealed, and a crash came before the original was given back.
-        try await context.pool.run { try outcomes.giveBackClaim(of: row) }
+        try await context.pool.run { try passOver(name, of: folder) { try outcomes.giveBackClaim(of: row) } }
       } else {
         // The unlink after the commit of `sealed` was lost.
-        try await context.pool.run { try Directory.remove("\(folder.claims)/\(name)") }
+        try await context.pool.run {
+          try passOver(name, of: folder) { try Directory.remove("\(folder.claims)/\(name)") }
+        }
       }
     }
     if folder.contract.readiness == .trigger {
-      try await context.pool.run { [orphans] in for claim in orphans { try removeTrigger(of: claim, folder) } }
+      try await context.pool.run { [orphans] in
+        for claim in orphans { try passOver(claim.fileName, of: folder) { try removeTrigger(of: claim, folder) } }
+      }
     }
     try await record(orphans, folder, &known)
   }
@@ -303,8 +315,10 @@ struct Claim: Sendable {
   }
 
   init?(fileName: String) {
-    guard let dash = fileName.firstIndex(of: "-"), let id = TransferID(String(fileName[..<dash])) else { return nil }
+    // By its bytes: with an accent behind it, the dash is another Character.
+    let bytes = fileName.utf8
+    guard let dash = bytes.firstIndex(of: 45), let id = TransferID(String(fileName[..<dash])) else { return nil }
     self.id = id
-    name = String(fileName[fileName.index(after: dash)...])
+    name = String(decoding: bytes[bytes.index(after: dash)...], as: UTF8.self)
   }
 }

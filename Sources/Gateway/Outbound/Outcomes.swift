@@ -14,11 +14,35 @@ import Store
 struct Outcomes: Sendable {
   let context: GatewayContext
 
-  /// Records where a transfer is now.
+  /// Records where a transfer is now. What cannot be written now is owed, and holds up nothing.
+  ///
+  /// - Throws: DiskError of a disk whose state is unknown.
   func write(_ transfer: Transfer) throws {
-    // Who looks whose outcome a name is must be the one that takes it.
-    try context.outcomeLock.withLock { try put(transfer) }
+    do {
+      // Who looks whose outcome a name is must be the one that takes it.
+      try context.outcomeLock.withLock { try put(transfer) }
+    } catch let error as DiskError where !error.isFatal {
+      context.logger.error("the outcome file of \(transfer.id) is written later: \(error)")
+      context.owedOutcomes.withLockedValue { _ = $0.insert(transfer.id) }
+    }
   }
+
+  /// Writes what is owed, until it is cancelled.
+  func writeOwed() async throws {
+    while !Task.isCancelled {
+      let owed = context.owedOutcomes.withLockedValue { all in
+        defer { all = [] }
+        return all
+      }
+      for id in owed {
+        let row = try await context.ledger.read { [context] in try $0.transfer(context.agency, id) }
+        if let row { try await context.pool.run { try write(row) } }
+      }
+      await Signal().wait(after: 0, for: .seconds(Self.owedSeconds))
+    }
+  }
+
+  private static let owedSeconds = 5
 
   /// The same for one that may have moved on since `transfer` was read.
   func refresh(_ transfer: Transfer) throws {

@@ -118,8 +118,8 @@ struct ReceiptBook: Sendable {
   func settle(_ row: Transfer) async throws {
     let context = context
     try await context.pool.run {
-      try Outcomes(context: context).write(row)
       try context.spool.remove(row.place)
+      try Outcomes(context: context).write(row)
     }
   }
 

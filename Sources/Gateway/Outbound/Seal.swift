@@ -32,16 +32,24 @@ struct Seal: Sendable {
     } catch let error as DiskError where error.errno == ENOENT {
       try await end(transfer, .cancelled, code: "input.vanished", note: "the claimed file was taken away")
       return
+    } catch let error as DiskError where [EACCES, EPERM].contains(error.errno) {
+      try await refuse(
+        transfer, claim, code: "input.unreadable", detail: "the gateway may not read the file",
+        next: "Let the gateway's user read it, then drop it again.")
+      return
     } catch let error as Original.Unfit {
       try await refuse(
         transfer, claim, code: "input.special-file", detail: error.why, next: "Drop a plain file with one name.")
       return
     }
-    guard !original.hasWriter else {
-      try await postpone(transfer, code: "input.still-written", note: "a program still has the file open for writing")
+    let instant = context.now()
+    guard !original.mayBeWritten(at: instant) else {
+      try await postpone(
+        transfer, code: "input.still-written",
+        note: original.hasWriter == nil
+          ? "it was written a moment ago" : "a program still has the file open for writing")
       return
     }
-    let instant = context.now()
     let agreement = context.current(transfer.agreement, at: instant)
     let draft = Draft(
       sender: context.agency, recipient: transfer.peer, name: transfer.name,
@@ -91,7 +99,27 @@ struct Seal: Sendable {
           sealed.setAside, name: "\(transfer.name)~\(transfer.id.text.prefix(8))", agreement: transfer.agreement)
       }
     }
-    let row = try await context.ledger.write { tx in
+    let row: Transfer
+    do {
+      row = try await record(sealed, transfer, agreement)
+    } catch {
+      try await context.pool.run { [context] in try context.spool.discard(transfer.id) }
+      guard let full = error as? DayIsFull else { throw error }
+      return try await postpone(transfer, code: ReasonCode.limitRate.rawValue, note: full.note)
+    }
+    try await queue(row, under: agreement)
+    try await context.pool.run { try Directory.remove(claim) }
+  }
+
+  /// Others were sealed meanwhile, as many as may go today.
+  private struct DayIsFull: Error { let note: String }
+
+  private func record(_ sealed: SealedPackage, _ transfer: Transfer, _ agreement: Agreement) async throws -> Transfer {
+    try await context.ledger.write { tx in
+      let today = try tx.reader.packages(agreement: transfer.agreement, peer: transfer.peer, onDayOf: tx.at)
+      guard today < agreement.packagesPerDayMax else {
+        throw DayIsFull(note: "\(today) of \(agreement.packagesPerDayMax) packages today")
+      }
       let row = try tx.advance(
         transfer, to: .sealed,
         [
@@ -115,8 +143,6 @@ struct Seal: Sendable {
       try tx.countPackage(agreement: transfer.agreement, peer: transfer.peer, onDayOf: tx.at)
       return row
     }
-    try await queue(row, under: agreement)
-    try await context.pool.run { try Directory.remove(claim) }
   }
 
   /// sealed → queued once nobody has to approve it any more, with the outcome file that tells the batch job that its file was
@@ -201,7 +227,8 @@ final class Original: Sendable {
 
   let file: File
   let bytes: Int64
-  let hasWriter: Bool
+  /// nil where nobody says: that takes the file's owner, or CAP_LEASE.
+  let hasWriter: Bool?
   private let inode: UInt
   private let modified: [Int]
 
@@ -213,7 +240,12 @@ final class Original: Sendable {
     bytes = Int64(info.st_size)
     inode = info.st_ino
     modified = Self.times(info)
-    hasWriter = sp_no_writer(file.descriptor) == 0
+    hasWriter =
+      switch sp_no_writer(file.descriptor) {
+      case 0: true
+      case 1: false
+      default: nil
+      }
     self.file = file
   }
 
@@ -224,6 +256,16 @@ final class Original: Sendable {
       guard error.errno == ELOOP || error.errno == ENXIO else { throw error }
       throw Unfit(why: "a symbolic link or device is not a payload")
     }
+  }
+
+  /// How long a file must have been left alone where nobody says whether it is open.
+  static let quietSeconds: TimeInterval = 5
+
+  func mayBeWritten(at instant: Date) -> Bool {
+    if let hasWriter { return hasWriter }
+    let age = instant.timeIntervalSince1970 - Double(modified[0])
+    // One that is dated in the future says nothing.
+    return (0..<Self.quietSeconds).contains(age)
   }
 
   /// Whether the bytes that were read are those of one moment.
