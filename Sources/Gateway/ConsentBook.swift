@@ -77,7 +77,7 @@ final class ConsentBook: @unchecked Sendable {
   func reset(_ agreement: String, _ subject: SubjectReference, _ word: UInt64) {
     lock.withLock {
       let table = tables[agreement] ?? ConsentTable()
-      table.set(subject, word)
+      table.set(subject, word == 0 ? ConsentRecord.nothing : word)
       tables[agreement] = table
     }
   }

@@ -95,6 +95,9 @@ package struct ConsentRecord: Equatable, Sendable {
     UInt64(min(max(0, date.timeIntervalSince1970 / 60), Double(noEnd - 1)))
   }
 
+  /// Of somebody of whom nothing is known, in a table, where 0 is an empty place.
+  package static let nothing: UInt64 = 1 << 3
+
   package var word: UInt64 {
     UInt64(state.rawValue) | (validUntil.map { Self.minutes($0) } ?? Self.noEnd) << 3 | Self.seconds(at) << 32
   }

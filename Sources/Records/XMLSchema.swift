@@ -132,6 +132,11 @@ private enum XSDPattern {
     var open: [(hasChoice: Bool, hasRepetition: Bool)] = []
     var found = Inside.nothing
     var (classes, index) = (0, 0)
+    /// A number of times that is given is no choice.
+    func repeats(_ at: Int) -> Bool {
+      guard at < bytes.count else { return false }
+      return bytes[at] == 123 ? bytes[at...].prefix { $0 != 125 }.contains(44) : bytes[at] == 42 || bytes[at] == 43
+    }
     while index < bytes.count {
       let byte = bytes[index]
       index += 1
@@ -148,14 +153,14 @@ private enum XSDPattern {
       case 40: open.append((false, false))
       case 41:
         guard let group = open.popLast() else { return found }
-        let isRepeated = index < bytes.count && [42, 43, 123].contains(bytes[index])
+        let isRepeated = repeats(index)
         if isRepeated, group.hasRepetition { return .repetition }
         if isRepeated, group.hasChoice { found = .choice }
         if let last = open.indices.last {
           open[last].hasChoice = open[last].hasChoice || group.hasChoice
           open[last].hasRepetition = open[last].hasRepetition || group.hasRepetition
         }
-      case 42, 43, 123: if let last = open.indices.last { open[last].hasRepetition = true }
+      case 42, 43, 123: if repeats(index - 1), let last = open.indices.last { open[last].hasRepetition = true }
       case 124: if let last = open.indices.last { open[last].hasChoice = true }
       default: break
       }

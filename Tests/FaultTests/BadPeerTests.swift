@@ -547,6 +547,27 @@ import Testing
     try await context.close()
   }
 
+  /// A state counts from before its commit, and not when that fails.
+  @Test func aConsentThatCouldNotBeRecordedCountsForNothing() async throws {
+    let agencies = try TestAgencies(.optIn())
+    let context = try OwnGateway(of: agencies.sender).context
+    let agreement = TestAgencies.agreement
+    let key = SubjectKey(master: context.keys.subjectMaster, .ledger, context: agreement)
+    let subject = try #require(Subject.reference("P1", key))
+    let word = ConsentRecord.applied(.withdrawn, at: Date(), validUntil: nil, recordedAt: Date(), to: nil).word
+    await #expect(throws: CancellationError.self) {
+      try await ConsentJourney(context: context).undoing([subject], agreement) { _ in
+        context.consents.set(agreement, subject, word)
+        throw CancellationError()
+      }
+    }
+    let left = context.consents.words(agreement, [subject])
+    #expect(left.count == 1 && ConsentRecord(word: left[0]) == nil)
+    let consent = try #require(context.policies.agreements.first).consent
+    #expect(ConsentRule(consent, at: Date()).verdict(left[0]) == 1)
+    try await context.close()
+  }
+
   @Test func belowTheLowWaterMarkNothingNewIsTaken() async throws {
     var options = TestAgencies.Options()
     options.configuration = "lowWaterInodes: 1000000000000"

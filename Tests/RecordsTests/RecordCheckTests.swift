@@ -325,7 +325,8 @@ private let person = """
   /// libxml2 tries every way to read a value.
   @Test(arguments: [
     ("((a|b)*(a|c)*)*d", false), ("(a|aa)+b", false), ("([a-z]+[ ]?[a-z]*)+x", false), ("(x+x+)+y", false),
-    ("[A-Z]{2}[0-9]{1,6}", true), (".*@.*", true), ("([0-9]{1,3},)*[0-9]{1,3}", false), ("(ab|cd)+", true),
+    ("[A-Z]{2}[0-9]{1,6}", true), ("([0-9A-F]{2}:){5}[0-9A-F]{2}", true), ("([0-9A-F]{2}:)+", true), (".*@.*", true),
+    ("([0-9]{1,3},)*[0-9]{1,3}", false), ("(ab|cd)+", true),
     ("[(|*]+x", true), ("\\(a*\\)+", true),
   ])
   func aPatternThatMayTakeForEverIsRefused(pattern: String, isTaken: Bool) {

@@ -241,6 +241,62 @@ import Testing
     }
   }
 
+  /// Dates of distant centuries, names that begin with an accent, a place for outcomes that is not there.
+  @Test func whatIsStrangeAboutAFileHoldsUpNothing() throws {
+    var options = TestAgencies.Options()
+    options.configuration = "folders: { \(TestAgencies.agreement): { readiness: stable, stableSeconds: 1 } }"
+    let agencies = try TestAgencies(options)
+    let sender = agencies.sender
+    try agencies.start()
+    try sender.drop("distant.txt", Data("x".utf8))
+    let outbox = "\(sender.home)/outbox/\(TestAgencies.agreement)"
+    try Command.run("/usr/bin/touch", ["-d", "2300-01-01", "\(outbox)/distant.txt"])
+    #expect(eventually { sender.outcome("distant.txt") == "delivered" }, "\(sender.log)")
+    let file = try agencies.scratch.file("\u{301}x.csv", Data("x".utf8))
+    let sent = try sender.sallyport("send", file, "--agreement", TestAgencies.agreement, "--wait", "--seconds", "60")
+    #expect(sent.status == 0, "\(sent.errors)\(sender.log)")
+    let returned = "\(sender.home)/returned/\(TestAgencies.agreement)"
+    try FileManager.default.removeItem(atPath: returned)
+    try Data().write(to: URL(fileURLWithPath: returned))
+    try sender.drop("late.txt", Data("x".utf8))
+    #expect(
+      try eventually {
+        try sender.sallyport("queue", "--all", "--name", "late.txt", "--json").text.contains(#""state":"confirmed""#)
+      }, "\(sender.log)")
+    try FileManager.default.removeItem(atPath: returned)
+    #expect(eventually { sender.outcome("late.txt") == "delivered" }, "\(sender.log)")
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
+  /// Many are sealed at once, and no more of them go than the agreement has it.
+  @Test func theLimitOfADayHoldsForFilesThatComeTogether() throws {
+    var options = TestAgencies.Options()
+    options.packagesPerDay = 2
+    let agencies = try TestAgencies(options)
+    let sender = agencies.sender
+    try sender.startSending()
+    sender.stop()
+    for number in 0..<30 { try sender.drop("\(number).txt", Data(repeating: 65, count: 1 << 18)) }
+    try agencies.start()
+    func queue() throws -> [String] { try sender.sallyport("queue", "--all", "--json").lines }
+    #expect(
+      try eventually {
+        let rows = try queue()
+        return rows.count { $0.contains(#""state":"confirmed""#) } == 2
+          && rows.count { $0.contains(#""code":"limit.rate""#) && $0.contains(#""state":"claimed""#) } == 28
+      }, "\((try? queue()) ?? [])\(sender.log)")
+    // Of what had its seal and was not to go nothing is left.
+    #expect(
+      eventually {
+        try! FileManager.default.contentsOfDirectory(atPath: "\(sender.home)/spool/out").allSatisfy {
+          !$0.hasSuffix(".body")
+        }
+      })
+    try agencies.stop()
+    #expect(try agencies.findings() == [])
+  }
+
   @Test func triggerAndStableFoldersWaitUntilAFileIsComplete() throws {
     var options = TestAgencies.Options()
     options.configuration = "folders: { \(TestAgencies.agreement): { readiness: trigger, triggerSuffix: \".ok\" } }"
@@ -254,6 +310,12 @@ import Testing
     #expect(FileManager.default.fileExists(atPath: "\(outbox)/a.bin"))
     #expect(try agencies.sender.sallyport("why", "\(outbox)/a.bin").text.contains("trigger"))
     #expect(!FileManager.default.fileExists(atPath: "\(outbox)/b.bin.ok"))
+    // What only has a trigger's name is none, and holds up nothing.
+    try FileManager.default.createDirectory(atPath: "\(outbox)/a.bin.ok", withIntermediateDirectories: false)
+    try agencies.sender.drop("c.bin", Data("c".utf8))
+    try agencies.sender.drop("c.bin.ok", Data())
+    #expect(eventually { agencies.sender.outcome("c.bin") == "delivered" }, "\(agencies.sender.log)")
+    #expect(FileManager.default.fileExists(atPath: "\(outbox)/a.bin"))
 
     var stable = TestAgencies.Options()
     stable.configuration = "folders: { \(TestAgencies.agreement): { readiness: stable, stableSeconds: 2 } }"
