@@ -114,13 +114,17 @@ struct ConsentJourney: Sendable {
     do {
       return try await context.ledger.write(body)
     } catch {
-      let touched = subjects()
-      for start in stride(from: 0, to: touched.count, by: 1000) {
-        let some = touched[start..<min(start + 1000, touched.count)]
-        let words = try await context.ledger.read { reader in try some.map { try reader.consentWord(agreement, $0) } }
-        for (subject, word) in zip(some, words) { context.consents.reset(agreement, subject, word ?? 0) }
+      let (failure, touched, consents) = (error, subjects(), context.consents)
+      do {
+        // Where every state is set before its commit: none of another is overlooked.
+        try await context.ledger.write { tx in
+          for subject in touched { consents.reset(agreement, subject, try tx.consentWord(agreement, subject) ?? 0) }
+        }
+      } catch {
+        // What is left is negative: nothing goes that may not.
+        context.logger.error("consents under \(agreement) are behind until the next start: \(error)")
       }
-      throw error
+      throw failure
     }
   }
 

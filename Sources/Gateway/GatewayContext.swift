@@ -34,7 +34,7 @@ package final class GatewayContext: Sendable {
   let sessions = Sessions()
   let rereads = Rereads()
   /// Transfers whose outcome files could not be written.
-  let owedOutcomes = NIOLockedValueBox<Set<TransferID>>([])
+  let owedOutcomes = NIOLockedValueBox<[TransferID: Transfer]>([:])
   /// Packages that are refused on the record: each costs room for good.
   let refusals = PartnerBudget(perMinute: 60)
   /// Cards that are fetched because something does not verify by the one that is held.
@@ -320,13 +320,16 @@ package final class GatewayContext: Sendable {
 
   /// What a decision may know about a partner now.
   ///
-  /// - Parameter day: an instant of the day whose packages count; nil for today's.
+  /// - Parameter counting: the packages that count, and on which day; nil for the agreement's of today.
   func circumstances(
-    _ peer: AgencyID, _ agreement: Agreement?, onDayOf day: Date? = nil
+    _ peer: AgencyID, _ agreement: Agreement?, counting: (agreement: String, day: Date)? = nil
   ) async throws -> Circumstances {
     let (instant, id) = (now(), agreement?.id ?? "")
     let (today, heard) = try await ledger.read {
-      (try $0.packages(agreement: id, peer: peer, onDayOf: day ?? instant), try $0.consentHeard(id))
+      (
+        try $0.packages(agreement: counting?.agreement ?? id, peer: peer, onDayOf: counting?.day ?? instant),
+        try $0.consentHeard(id)
+      )
     }
     return circumstances(peer, agreement, packagesToday: today, consentHeard: heard, at: instant)
   }

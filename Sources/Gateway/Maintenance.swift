@@ -159,7 +159,11 @@ struct Maintenance: Service {
       for state in [TransferState.releasing, .released] {
         for transfer in try await context.ledger.read({
           try $0.due(.out, state, peer: peer, at: now, limit: 500)
-        }) {
+        })
+        // A release goes on when its partner is active again, while there is time.
+        where state == .released || context.partners[peer] == nil
+          || transfer.expiresAt.map({ $0 + GatewayContext.skewSeconds <= now }) ?? true
+        {
           do {
             try await Release(context: context).leave(
               transfer, code: "receipt.late", note: "the key may have gone, and \(peer) is no active partner any more")

@@ -168,8 +168,9 @@ package enum PolicyFolder {
   /// The files of what partners offer.
   static func offers(_ home: Home) throws -> [String] {
     guard Directory.exists(home.offered) else { return [] }
-    return try Directory.names(home.offered).compactMap(AgencyID.init).sorted().flatMap { partner in
+    return try Directory.names(home.offered).compactMap(AgencyID.init).sorted().flatMap { partner -> [String] in
       let folder = home.offered(by: partner)
+      guard try Directory.status(folder).st_mode & S_IFMT == S_IFDIR else { return [] }
       return try Directory.names(folder).filter { !$0.hasPrefix(".") }.sorted().map { "\(folder)/\($0)" }
     }
   }

@@ -262,7 +262,8 @@ enum SubjectID {
     guard (1...bytesMax).contains(end - start) else { return false }
     output.removeAll(keepingCapacity: true)
     output.append(contentsOf: UnsafeBufferPointer(rebasing: text[start..<end]))
-    if isNumber {
+    // What is no number is none of a field of numbers, whose name another field may have.
+    if isNumber, output.allSatisfy({ $0 &- 48 <= 9 || [43, 45, 46, 69, 101].contains($0) }) {
       guard output.allSatisfy({ $0 &- 48 <= 9 }), output.count == 1 || output[0] != 48 else { return false }
     }
     return output.withUnsafeMutableBufferPointer { id in

@@ -110,65 +110,6 @@ package final class XMLSchema: @unchecked Sendable {
   }
 }
 
-/// Whether matching may take exponential time.
-private enum XSDPattern {
-  private enum Inside { case nothing, choice, repetition }
-
-  static func mayExplode(_ pattern: String) -> Bool {
-    switch repeated(Array(pattern.utf8)) {
-    case .nothing: return false
-    // What repeats may end at many places.
-    case .repetition: return true
-    case .choice:
-      // The branches may begin alike.
-      guard let compiled = xmlRegexpCompile(pattern) else { return false }
-      defer { xmlRegFreeRegexp(compiled) }
-      return xmlRegexpIsDeterminist(compiled) != 1
-    }
-  }
-
-  /// What stands in groups that are repeated.
-  private static func repeated(_ bytes: [UInt8]) -> Inside {
-    var open: [(hasChoice: Bool, hasRepetition: Bool)] = []
-    var found = Inside.nothing
-    var (classes, index) = (0, 0)
-    /// A number of times that is given is no choice.
-    func repeats(_ at: Int) -> Bool {
-      guard at < bytes.count else { return false }
-      return bytes[at] == 123 ? bytes[at...].prefix { $0 != 125 }.contains(44) : bytes[at] == 42 || bytes[at] == 43
-    }
-    while index < bytes.count {
-      let byte = bytes[index]
-      index += 1
-      if byte == 92 {
-        index += 1
-        continue
-      }
-      if byte == 91 { classes += 1 }
-      if classes > 0 {
-        if byte == 93 { classes -= 1 }
-        continue
-      }
-      switch byte {
-      case 40: open.append((false, false))
-      case 41:
-        guard let group = open.popLast() else { return found }
-        let isRepeated = repeats(index)
-        if isRepeated, group.hasRepetition { return .repetition }
-        if isRepeated, group.hasChoice { found = .choice }
-        if let last = open.indices.last {
-          open[last].hasChoice = open[last].hasChoice || group.hasChoice
-          open[last].hasRepetition = open[last].hasRepetition || group.hasRepetition
-        }
-      case 42, 43, 123: if repeats(index - 1), let last = open.indices.last { open[last].hasRepetition = true }
-      case 124: if let last = open.indices.last { open[last].hasChoice = true }
-      default: break
-      }
-    }
-    return found
-  }
-}
-
 /// Which declared names have a type of numbers, by XSD 1.0 part 2 §3.2 and §3.3. Of names that are declared more than once, one is enough.
 private struct XSDTypes {
   private static let numeric: Set<String> = [
@@ -180,17 +121,21 @@ private struct XSDTypes {
   private var open: Open?
   private var types: [String: Set<String>] = [:]
   private var bases: [String: String] = [:]
-  private var declared: String?
+  /// Of the tag that is read: its attributes stand in any order.
+  private var declared: (name: String?, type: String?)
 
-  /// The attributes of the schema's tags, in their order.
+  /// Tags and their attributes as `LibXML.attributes` has them.
   mutating func take(_ element: String, _ attribute: String, _ value: String) {
     let local = value.split(separator: ":").last.map(String.init) ?? value
     switch (element, attribute) {
+    case (_, ""): declared = (nil, nil)
     case ("element", "name"), ("attribute", "name"):
-      declared = value
+      declared.name = value
       open = .declared(value)
+      if let type = declared.type { types[value, default: []].insert(type) }
     case ("element", "type"), ("attribute", "type"):
-      if let declared { types[declared, default: []].insert(local) }
+      declared.type = local
+      if let name = declared.name { types[name, default: []].insert(local) }
     case ("simpleType", "name"), ("complexType", "name"): open = .type(value)
     case ("restriction", "base"), ("extension", "base"):
       switch open {
@@ -325,7 +270,7 @@ enum LibXML {
     return compiled
   }
 
-  /// All attributes of a document as (element, attribute, value); nil when it is not well-formed or has a DOCTYPE.
+  /// All tags of a document as (element, "", "") and, after each, its attributes as (element, attribute, value); nil when it is not well-formed or has a DOCTYPE.
   static func attributes(_ bytes: [UInt8]) -> [(String, String, String)]? {
     ready()
     final class Found {
@@ -339,7 +284,7 @@ enum LibXML {
     handler.startElementNs = { me, name, _, _, _, _, count, _, values in
       let found = Unmanaged<Found>.fromOpaque(me!).takeUnretainedValue()
       let element = String(cString: name!)
-      if count == 0 { found.items.append((element, "", "")) }
+      found.items.append((element, "", ""))
       for place in 0..<Int(count) {
         let attribute = String(cString: values![place * 5]!)
         let start = values![place * 5 + 3]!

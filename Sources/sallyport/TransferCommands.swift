@@ -237,6 +237,7 @@ struct WhyCommand: AsyncParsableCommand {
           : "the disk is below its low-water mark: nothing new is taken")
     case .waiting(let why): try answer(true, why)
     case .ignored(let why): try answer(true, why)
+    case .unreadable: try answer(true, Folder.unreadable)
     case .unfit(let why): try answer(true, "\(why); it will be moved to \(home.returned(agreement))")
     }
   }

@@ -327,6 +327,10 @@ private let person = """
     ("((a|b)*(a|c)*)*d", false), ("(a|aa)+b", false), ("([a-z]+[ ]?[a-z]*)+x", false), ("(x+x+)+y", false),
     ("[A-Z]{2}[0-9]{1,6}", true), ("([0-9A-F]{2}:){5}[0-9A-F]{2}", true), ("([0-9A-F]{2}:)+", true), (".*@.*", true),
     ("([0-9]{1,3},)*[0-9]{1,3}", false), ("(ab|cd)+", true),
+    ("(a?a?)+", false), ("(a*a)*", false), ("(a+)+", true), ("(a{1,8})*", false), (".{1,5000}", true),
+    ("[A-Z0-9]{4,4}[A-Z]{2,2}[A-Z0-9]{2,2}([A-Z0-9]{3,3}){0,1}", true), ("[^\\s]+( [^\\s]+)*", true),
+    ("urn:oid:[0-2](\\.(0|[1-9][0-9]*))+", true), ("[a-zA-Z]{1,8}(-[a-zA-Z0-9]{1,8})*", true),
+    ("([a-z-[aeiou]]+x)*", false), ("(\\p{L}+ )*", false), ("((a|b)|(c|d))*", true),
     ("[(|*]+x", true), ("\\(a*\\)+", true),
   ])
   func aPatternThatMayTakeForEverIsRefused(pattern: String, isTaken: Bool) {

@@ -61,7 +61,8 @@ struct Admission: Sendable {
     let agreement = context.policies.agreement(manifest.agreement.sha256)
     let decision = Evaluation.inbound(
       manifest, under: agreement,
-      try await context.circumstances(manifest.sender, agreement, onDayOf: manifest.createdAt), by: delivery,
+      try await context.circumstances(manifest.sender, agreement, counting: Self.counted(manifest, context.now())),
+      by: delivery,
       via: transfer.via)
     switch decision.outcome {
     case .permit: break
@@ -78,16 +79,24 @@ struct Admission: Sendable {
     // A relayed body comes by itself.
     transfer.nextAt = transfer.isCollected ? context.now() : nil
     let begun = transfer
+    let (counted, day) = Self.counted(manifest, context.now())
     try await context.ledger.write { tx in
-      let count = try tx.reader.packages(agreement: begun.agreement, peer: begun.sender, onDayOf: manifest.createdAt)
+      let count = try tx.reader.packages(agreement: counted, peer: begun.sender, onDayOf: day)
       // Others may have come since the decision.
       guard let agreement, count / 2 < agreement.packagesPerDayMax else {
         throw Problem(.unavailable, code: ReasonCode.limitRate.rawValue, "too many packages of that day")
       }
       try tx.insert(begun, ["manifest": .string(begun.manifestDigest), "decision": decision.document])
-      try tx.countPackage(agreement: begun.agreement, peer: begun.sender, onDayOf: manifest.createdAt)
+      try tx.countPackage(agreement: counted, peer: begun.sender, onDayOf: day)
     }
     return nil
+  }
+
+  /// What a package counts as, and on which day: the sender's. What takes another's place counts for itself and on the day that it comes,
+  /// for a withdrawal may replace what is left of many days.
+  private static func counted(_ manifest: Manifest, _ now: Date) -> (agreement: String, day: Date) {
+    manifest.replaces == nil
+      ? (manifest.agreement.id, manifest.createdAt) : ("\(manifest.agreement.id) replacing", now)
   }
 
   func requireTimely(_ manifest: Manifest) async throws {
@@ -123,7 +132,7 @@ struct Admission: Sendable {
   ) {
     // Each stays in the ledger.
     guard try context.hasRoom() else { throw Problem.noRoom }
-    guard context.refusals.take(transfer.link, at: context.now()) else {
+    guard context.refusals.take(transfer.sender, at: context.now()) else {
       // Without Retry-After: what would be taken does not wait for it.
       throw Problem(.busy, code: "limit.refusals", "too many packages are refused: \(decision.sentence)")
     }

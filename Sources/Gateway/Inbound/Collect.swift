@@ -76,8 +76,8 @@ struct Collect: Sendable {
   }
 
   private func accept(_ id: TransferID, of sender: AgencyID, from partner: AgencyID) async throws {
-    guard !context.refusals.isSpent(partner, at: context.now()) else {
-      throw Problem(.busy, code: "limit.refusals", "too many packages of \(partner) are refused")
+    guard !context.refusals.isSpent(sender, at: context.now()) else {
+      throw Problem(.busy, code: "limit.refusals", "too many packages of \(sender) are refused")
     }
     let reply = try await links.send(partner, "GET", "\(Mailbox.path(id))/manifest") {
       $0.replyBytesMax = Envelope.bytesMax

@@ -102,10 +102,6 @@ struct PartnerPort: Sendable {
     }
   }
 
-  /// What concerns the caller after its cursor: our receipts about its transfers, and packages that wait for it or have ended.
-  /// Asking with a cursor says that everything up to it was read, which acknowledges delivered transfers.
-  ///
-  /// - Parameter agreements: the tag that the caller saw last; another one now is news. Without one they are none.
   /// Of what stands under the cursor, before it is written as strings in JSON: half of what is read of an answer.
   static let listBytesMax = ReceiptList.bytesMax / 2
 
@@ -120,6 +116,10 @@ struct PartnerPort: Sendable {
     return end
   }
 
+  /// What concerns the caller after its cursor: our receipts about its transfers, and packages that wait for it or have ended.
+  /// Asking with a cursor says that everything up to it was read, which acknowledges delivered transfers.
+  ///
+  /// - Parameter agreements: the tag that the caller saw last; another one now is news. Without one they are none.
   private func list(
     _ partner: AgencyID, _ after: Int64, _ limit: Int, _ wait: Int, knowing agreements: String?
   ) async throws -> HTTPReply {

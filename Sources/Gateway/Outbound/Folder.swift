@@ -12,6 +12,8 @@ package enum FolderEntry: Equatable, Sendable {
   case ready
   /// Not yet, and why.
   case waiting(String)
+  /// The gateway's user may not read it.
+  case unreadable
   /// Never: ours, hidden, or a temporary name.
   case ignored(String)
   /// It will be moved to `returned/`, with this reason.
@@ -90,6 +92,8 @@ package struct Folder: Sendable {
     "names that are not UTF-8: \(count); those files stay there until they are renamed"
   }
 
+  package static let unreadable = "the gateway's user may not read it: give it the right, and it is taken"
+
   /// Judges one name. `observations` remembers sizes and times for `stable`.
   package func judge(_ name: String, _ observations: inout StabilityMemory, now: Date) -> FolderEntry {
     if name.utf8.first == 46 { return .ignored("hidden names are left alone") }
@@ -109,7 +113,7 @@ package struct Folder: Sendable {
     }
     guard info.st_nlink == 1 else { return .unfit("the file has another name (hard link)") }
     guard faccessat(AT_FDCWD, "\(path)/\(name)", R_OK, AT_EACCESS) == 0 else {
-      return .waiting("the gateway may not read it: chmod g+r, or as OPERATIONS.md says")
+      return .unreadable
     }
     switch contract.readiness {
     case .rename: return .ready

@@ -41,7 +41,7 @@ struct Intake: Service {
       var watched: Set<String> = []
       var down: [String: String] = [:]
       var known: [String: KnownClaims] = [:]
-      var illegible: [String: Int] = [:]
+      var left: [String: Left] = [:]
       while !Task.isCancelled {
         let seen = context.news.folders.generation
         var isFull = false
@@ -55,11 +55,13 @@ struct Intake: Service {
             var memory = memories[folder.agreement] ?? StabilityMemory()
             var claims = known[folder.agreement] ?? KnownClaims(since: context.now())
             let found = try await scan(folder, &memory, &claims)
-            isFull = found.ready >= Self.claimsMax || isFull
-            if found.illegible != illegible.updateValue(found.illegible, forKey: folder.agreement) ?? 0,
-              found.illegible > 0
-            {
-              context.logger.warning("\(folder.path): \(Folder.illegible(found.illegible))")
+            isFull = found.claimed >= Self.claimsMax || isFull
+            let before = left.updateValue(found.left, forKey: folder.agreement) ?? Left()
+            if found.left.illegible != before.illegible, found.left.illegible > 0 {
+              context.logger.warning("\(folder.path): \(Folder.illegible(found.left.illegible))")
+            }
+            for name in found.left.unreadable.subtracting(before.unreadable).sorted() {
+              context.logger.warning("\(folder.path)/\(name.onOneLine): \(Folder.unreadable)")
             }
             memories[folder.agreement] = memory
             known[folder.agreement] = claims
@@ -106,32 +108,41 @@ struct Intake: Service {
     }
   }
 
-  /// One round; how many files were claimed, and how many names nobody can read.
+  /// What stays in a folder until somebody mends it.
+  private struct Left: Sendable {
+    var illegible = 0
+    var unreadable: Set<String> = []
+  }
+
+  /// One round; how many files were claimed, and what was left.
   private func scan(
     _ folder: Folder, _ memory: inout StabilityMemory, _ known: inout KnownClaims
-  ) async throws -> (ready: Int, illegible: Int) {
+  ) async throws -> (claimed: Int, left: Left) {
     guard try context.hasRoom() else {
       throw DiskError("stay above the low-water mark of", context.home.path, errno: ENOSPC)
     }
     try await recover(folder, &known)
     let now = context.now()
     let before = memory
-    typealias Judged = (ready: [String], unfit: [(String, String)], illegible: Int, memory: StabilityMemory)
-    let (ready, unfit, illegible, after) = try await context.pool.run { () -> Judged in
+    typealias Judged = (ready: [String], unfit: [(String, String)], left: Left, memory: StabilityMemory)
+    let (ready, unfit, left, after) = try await context.pool.run { () -> Judged in
       var memory = before
       var ready: [String] = []
       var unfit: [(String, String)] = []
+      var left = Left()
       let (names, illegible) = try Directory.list(folder.path)
+      left.illegible = illegible
       for name in names {
         switch folder.judge(name, &memory, now: now) {
         case .ready: ready.append(name)
         case .unfit(let why): unfit.append((name, why))
+        case .unreadable: left.unreadable.insert(name)
         case .waiting, .ignored: continue
         }
         if ready.count >= Self.claimsMax { break }
       }
       memory.keep(only: Set(names))
-      return (ready, unfit, illegible, memory)
+      return (ready, unfit, left, memory)
     }
     memory = after
     for (name, why) in unfit {
@@ -144,42 +155,51 @@ struct Intake: Service {
     }
     let claimed = try await context.pool.run { try claim(ready, folder) }
     try await record(claimed, folder, &known)
-    return (ready.count, illegible)
+    return (claimed.count, left)
   }
 
   private func claim(_ names: [String], _ folder: Folder) throws -> [Claim] {
     guard !names.isEmpty else { return [] }
     var claims: [Claim] = []
+    var trouble: DiskError?
     for name in names {
       let claim = Claim(id: TransferID(), name: name)
-      try passOver(name, of: folder) {
-        do {
-          try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.claims)/\(claim.fileName)")
-          claims.append(claim)
-          if folder.contract.readiness == .trigger {
-            try Directory.remove("\(folder.path)/\(name)\(folder.contract.triggerSuffix)")
+      trouble =
+        try passOver(name, of: folder) {
+          do {
+            try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.claims)/\(claim.fileName)")
+            claims.append(claim)
+            if folder.contract.readiness == .trigger {
+              try Directory.remove("\(folder.path)/\(name)\(folder.contract.triggerSuffix)")
+            }
+          } catch let error as DiskError where error.errno == ENOENT {
+            // The producer took it away between the look and the claim.
+          } catch let error as DiskError where error.errno == ENAMETOOLONG {
+            // Too long for the claim's name too; it can only go by its id.
+            let short = Claim(id: claim.id, name: "")
+            try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.claims)/\(short.fileName)")
+            claims.append(short)
           }
-        } catch let error as DiskError where error.errno == ENOENT {
-          // The producer took it away between the look and the claim.
-        } catch let error as DiskError where error.errno == ENAMETOOLONG {
-          // Too long for the claim's name too; it can only go by its id.
-          let short = Claim(id: claim.id, name: "")
-          try Directory.renameExclusively("\(folder.path)/\(name)", "\(folder.claims)/\(short.fileName)")
-          claims.append(short)
-        }
-      }
+        } ?? trouble
     }
+    // Where nothing can be taken, it is the folder.
+    if claims.isEmpty, let trouble { throw trouble }
     try Directory.sync(folder.claims)
     try Directory.sync(folder.path)
     return claims
   }
 
   /// One file that makes trouble keeps no other from being taken.
-  private func passOver(_ name: String, of folder: Folder, _ work: () throws -> Void) throws {
+  ///
+  /// - Returns: the trouble.
+  @discardableResult
+  private func passOver(_ name: String, of folder: Folder, _ work: () throws -> Void) throws -> DiskError? {
     do {
       try work()
+      return nil
     } catch let error as DiskError where !error.isFatal && !error.isFull {
       context.logger.warning("\(name.onOneLine) of \(folder.agreement) makes trouble: \(error)")
+      return error
     }
   }
 
@@ -234,11 +254,11 @@ struct Intake: Service {
       guard !context.claimsInUse.withLockedValue({ $0[claim.id] != nil }) else { continue }
       if row.manifest.isEmpty {
         // It ended before it was sealed, and a crash came before the original was given back.
-        try await context.pool.run { try passOver(name, of: folder) { try outcomes.giveBackClaim(of: row) } }
+        try await context.pool.run { _ = try passOver(name, of: folder) { try outcomes.giveBackClaim(of: row) } }
       } else {
         // The unlink after the commit of `sealed` was lost.
         try await context.pool.run {
-          try passOver(name, of: folder) { try Directory.remove("\(folder.claims)/\(name)") }
+          _ = try passOver(name, of: folder) { try Directory.remove("\(folder.claims)/\(name)") }
         }
       }
     }

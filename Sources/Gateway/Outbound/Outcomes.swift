@@ -22,21 +22,24 @@ struct Outcomes: Sendable {
       // Who looks whose outcome a name is must be the one that takes it.
       try context.outcomeLock.withLock { try put(transfer) }
     } catch let error as DiskError where !error.isFatal {
-      context.logger.error("the outcome file of \(transfer.id) is written later: \(error)")
-      context.owedOutcomes.withLockedValue { _ = $0.insert(transfer.id) }
+      if context.owedOutcomes.withLockedValue({ $0.updateValue(transfer, forKey: transfer.id) == nil }) {
+        context.logger.error("the outcome file of \(transfer.id) is written later: \(error)")
+      }
     }
   }
 
   /// Writes what is owed, until it is cancelled.
+  ///
+  /// - Throws: `FatalFailure`.
   func writeOwed() async throws {
     while !Task.isCancelled {
-      let owed = context.owedOutcomes.withLockedValue { all in
-        defer { all = [] }
-        return all
-      }
-      for id in owed {
-        let row = try await context.ledger.read { [context] in try $0.transfer(context.agency, id) }
-        if let row { try await context.pool.run { try write(row) } }
+      for (id, transfer) in context.owedOutcomes.withLockedValue({ $0 }) {
+        do {
+          try await context.pool.run { try refresh(transfer) }
+          context.owedOutcomes.withLockedValue { $0[id] = nil }
+        } catch {
+          _ = try Disposition.survived(error)
+        }
       }
       await Signal().wait(after: 0, for: .seconds(Self.owedSeconds))
     }

@@ -102,13 +102,13 @@ struct Seal: Sendable {
     let row: Transfer
     do {
       row = try await record(sealed, transfer, agreement)
-    } catch let full as DayIsFull {
-      try await context.pool.run { [context] in try context.spool.discard(transfer.id) }
+    } catch {
+      // Of a disk whose state is unknown nobody knows whether it was committed.
+      if StoreFailure(error) != .unknown {
+        try await context.pool.run { [context] in try context.spool.discard(transfer.id) }
+      }
+      guard let full = error as? DayIsFull else { throw error }
       return try await postpone(transfer, code: ReasonCode.limitRate.rawValue, note: full.note)
-    } catch LedgerError.stale(let what) {
-      // Somebody held or ended it. After any other failure nobody knows whether it was committed.
-      try await context.pool.run { [context] in try context.spool.discard(transfer.id) }
-      throw LedgerError.stale(what)
     }
     try await queue(row, under: agreement)
     try await context.pool.run { try Directory.remove(claim) }

@@ -95,7 +95,10 @@ struct Withdrawal: Sendable {
     do {
       return try await context.ledger.write(body)
     } catch {
-      if let id { try await context.pool.run { [context] in try context.spool.discard(id) } }
+      // Of a disk whose state is unknown nobody knows whether it was.
+      if let id, StoreFailure(error) != .unknown {
+        try await context.pool.run { [context] in try context.spool.discard(id) }
+      }
       throw error
     }
   }
