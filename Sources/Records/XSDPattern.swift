@@ -48,11 +48,14 @@ struct XSDPattern {
   }
 
   private static let placesMax = 1000
+  /// Copies of nothing within copies of nothing take no place.
+  private static let atomsMax = 20_000
   private static let copiesMax = 64
   private static let depthMax = 50
 
   private var text: [Unicode.Scalar]
   private var at = 0
+  private var atoms = 0
   private var places: [Characters] = []
   private var follow: [Set<Int>] = []
   private var repeatsLoose = false
@@ -168,6 +171,11 @@ struct XSDPattern {
   }
 
   private mutating func atom(_ depth: Int) -> Part {
+    atoms += 1
+    if atoms > Self.atomsMax {
+      isBeyond = true
+      at = text.count
+    }
     switch take() {
     case "(":
       let part = choice(depth + 1)
