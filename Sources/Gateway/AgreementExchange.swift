@@ -79,8 +79,7 @@ struct AgreementExchange: Sendable {
     let context = context
     try await context.changes.run {
       // Of all that lie there: those whose key is gone count for nothing else, and are read at each start.
-      let held = context.envelopes(of: agreement).filter { (try? AgreementAct($0.unverified()))?.party == act.party }
-      guard held.count < Self.actsOfPartyMax else {
+      guard context.envelopes(of: agreement, by: act.party).count < Self.actsOfPartyMax else {
         throw AdminError(.refused, "\(act.party) acted \(Self.actsOfPartyMax) times on this agreement")
       }
       try PolicyFolder.store(envelope, of: agreement, in: context.home.policies)
@@ -108,13 +107,11 @@ struct AgreementExchange: Sendable {
 
   /// Those that wait for people here. What is held already waits for nobody; one that cannot be read keeps no other back.
   func offers() throws -> [Agreement] {
-    let digests = Set(
-      try PolicyFolder.offers(context.home).compactMap { path in
-        Digest(hex: String(path.split(separator: "/").last!.prefix { $0 != "." }))
-      })
-    return digests.filter { context.policies.agreement($0) == nil }.sorted { $0.hex < $1.hex }.compactMap { digest in
-      (try? PolicyFolder.offered(digest, context.home)).flatMap { $0 }
-    }
+    var seen: Set<Digest> = []
+    return try PolicyFolder.offers(context.home)
+      .filter { context.policies.agreement($0.digest) == nil && seen.insert($0.digest).inserted }
+      .sorted { $0.digest.hex < $1.digest.hex }
+      .compactMap { offer in (try? offer.agreement()).flatMap { $0 } }
   }
 
   /// Makes an offered agreement one of ours, once it is seen to fit in; on `changes`. Replaces nothing.
@@ -125,9 +122,9 @@ struct AgreementExchange: Sendable {
         let offers = try PolicyFolder.offers(of: agreement.digest, context.home)
         guard let first = offers.first else { throw LedgerError.stale("the offer of \(agreement.id)") }
         try Directory.renameExclusively(
-          first, "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
+          first.path, "\(context.home.policies)/\(agreement.id).v\(agreement.version).yaml")
         try Directory.sync(context.home.policies)
-        for other in offers.dropFirst() { try Directory.remove(other) }
+        for other in offers.dropFirst() { try Directory.remove(other.path) }
       }
     } catch let error as PolicyError {
       throw AdminError(.refused, "\(error)")
@@ -176,9 +173,7 @@ struct AgreementExchange: Sendable {
   private func tell(
     _ agreement: Agreement, to partner: AgencyID, _ links: PartnerLinks, _ told: inout Set<Digest>
   ) async throws {
-    let own = context.envelopes(of: agreement).filter {
-      (try? AgreementAct($0.unverified()))?.party == context.agency && !told.contains($0.payloadDigest)
-    }
+    let own = context.envelopes(of: agreement, by: context.agency).filter { !told.contains($0.payloadDigest) }
     guard !own.isEmpty else { return }
     let path = "/v1/agreements/\(agreement.digest.hex)"
     if !told.contains(agreement.digest) {

@@ -186,6 +186,10 @@ package final class GatewayContext: Sendable {
   func envelopes(of agreement: Agreement) -> [Envelope] {
     policyBox.withLockedValue { $0.acts[agreement.digest] ?? [] }
   }
+  /// Those that say that they are a party's.
+  func envelopes(of agreement: Agreement, by party: AgencyID) -> [Envelope] {
+    envelopes(of: agreement).filter { (try? AgreementAct($0.unverified()))?.party == party }
+  }
   /// The version under which a package was sealed; nil when it is not held any more.
   func agreement(of package: PackageRow) -> Agreement? {
     Digest(hex: package.agreementDigest).flatMap { policies.agreement($0) }
@@ -359,6 +363,21 @@ package final class GatewayContext: Sendable {
       throw SpoolDamage(detail: "the body in the spool has \(bytes) of \(transfer.bodyBytes) bytes")
     }
     return file
+  }
+
+  /// Commits what was sealed: what is not committed leaves nothing behind.
+  ///
+  /// - Parameter id: of a body in the spool that no row names yet; nil for none.
+  func commitSealed<Value: Sendable>(
+    _ id: TransferID?, _ commit: @escaping @Sendable (Transaction) throws -> Value
+  ) async throws -> Value {
+    do {
+      return try await ledger.write(commit)
+    } catch {
+      // Of a disk whose state is unknown nobody knows whether it was committed.
+      if let id, StoreFailure(error) != .unknown { try await pool.run { [spool] in try spool.discard(id) } }
+      throw error
+    }
   }
 
   /// Makes the whole part of a transfer its body, and commits what follows.

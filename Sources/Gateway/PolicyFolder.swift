@@ -165,26 +165,38 @@ package enum PolicyFolder {
 
   static func offerName(_ agreement: Digest) -> String { "\(agreement.hex).yaml" }
 
-  /// The files of what partners offer.
-  static func offers(_ home: Home) throws -> [String] {
-    guard Directory.exists(home.offered) else { return [] }
-    return try Directory.names(home.offered).compactMap(AgencyID.init).sorted().flatMap { partner -> [String] in
-      let folder = home.offered(by: partner)
-      guard try Directory.status(folder).st_mode & S_IFMT == S_IFDIR else { return [] }
-      return try Directory.names(folder).filter { !$0.hasPrefix(".") }.sorted().map { "\(folder)/\($0)" }
+  /// What a partner offers: the digest that a file's name says, and the file.
+  struct Offer: Sendable {
+    let digest: Digest
+    let path: String
+
+    /// nil when the file is not what its name says.
+    func agreement() throws -> Agreement? {
+      let agreement = try PolicyFolder.agreement(path)
+      return agreement.digest == digest ? agreement : nil
     }
   }
 
-  /// The files under which partners offer one agreement.
-  static func offers(of digest: Digest, _ home: Home) throws -> [String] {
-    try offers(home).filter { $0.hasSuffix("/\(offerName(digest))") }
+  static func offers(_ home: Home) throws -> [Offer] {
+    guard Directory.exists(home.offered) else { return [] }
+    return try Directory.names(home.offered).compactMap(AgencyID.init).sorted().flatMap { partner -> [Offer] in
+      let folder = home.offered(by: partner)
+      guard try Directory.status(folder).st_mode & S_IFMT == S_IFDIR else { return [] }
+      return try Directory.names(folder).sorted().compactMap { name in
+        guard let digest = Digest(hex: String(name.prefix { $0 != "." })), name == offerName(digest) else { return nil }
+        return Offer(digest: digest, path: "\(folder)/\(name)")
+      }
+    }
+  }
+
+  /// The offers of one agreement.
+  static func offers(of digest: Digest, _ home: Home) throws -> [Offer] {
+    try offers(home).filter { $0.digest == digest }
   }
 
   /// One that a partner offered, by its digest; nil when none is offered under it.
   package static func offered(_ digest: Digest, _ home: Home) throws -> Agreement? {
-    guard let path = try offers(of: digest, home).first else { return nil }
-    let agreement = try agreement(path)
-    return agreement.digest == digest ? agreement : nil
+    try offers(of: digest, home).first?.agreement()
   }
 
   static func agreement(_ bytes: [UInt8], of path: String) throws -> Agreement {

@@ -399,10 +399,9 @@ package enum Evaluation {
         .deliveryMode, passed: agreement.delivery == delivery && agreement.via == hub,
         "the agreement's delivery is \(way)"))
     let lifetime = Duration.seconds(manifest.expiresAt.timeIntervalSince(manifest.createdAt))
-    // The sender counts by the day of its commit, and not what takes another's place: this is for one that does not count.
     rules.append(
       Rule(
-        .limitRate, holds: true, passed: now.packagesToday / 2 < agreement.packagesPerDayMax,
+        .limitRate, holds: true, passed: takesMore(than: now.packagesToday, under: agreement),
         "\(now.packagesToday) of twice \(agreement.packagesPerDayMax) packages of that day"))
     rules.append(
       Rule(
@@ -419,6 +418,12 @@ package enum Evaluation {
         .inputSchema, passed: manifest.schema?.sha256 == agreement.records?.sha256,
         "the payload was checked against the schema that the agreement names"))
     return decide(rules, draft, agreement)
+  }
+
+  /// Whether a recipient takes another package of a day. The sender counts by the day of its commit, and not what takes another's place:
+  /// this is for one that does not count.
+  package static func takesMore(than packages: Int64, under agreement: Agreement) -> Bool {
+    packages / 2 < agreement.packagesPerDayMax
   }
 
   private struct Rule {

@@ -37,8 +37,11 @@ package final class XMLSchema: @unchecked Sendable {
     var namespaces: Set<[UInt8]> = [XMLTag.instance]
     var types = XSDTypes()
     for text in [bytes] + documents.values {
-      names.formUnion(try Self.vet(text))
-      for (element, attribute, value) in LibXML.attributes(text) ?? [] {
+      guard let tags = LibXML.attributes(text) else {
+        throw SchemaError(location: "", reason: "not well-formed XML, or with a DOCTYPE")
+      }
+      names.formUnion(try Self.vet(tags))
+      for (element, attribute, value) in tags {
         if attribute == "targetNamespace" { namespaces.insert(Array(value.utf8)) }
         types.take(element, attribute, value)
       }
@@ -52,11 +55,9 @@ package final class XMLSchema: @unchecked Sendable {
   deinit { xmlSchemaFree(schema) }
 
   /// The names that a schema document declares. Refuses what has no bound or no meaning while streaming.
-  private static func vet(_ bytes: [UInt8]) throws(SchemaError) -> Set<String> {
-    let names = LibXML.attributes(bytes)
-    guard let names else { throw SchemaError(location: "", reason: "not well-formed XML, or with a DOCTYPE") }
+  private static func vet(_ tags: [(String, String, String)]) throws(SchemaError) -> Set<String> {
     var known = Set<String>()
-    for (element, attribute, value) in names {
+    for (element, attribute, value) in tags {
       switch (element, attribute) {
       case ("unique", _), ("key", _), ("keyref", _):
         throw SchemaError(location: "", reason: "xs:\(element) needs memory for every record: leave it out")

@@ -59,11 +59,10 @@ struct Admission: Sendable {
     transfer.isCollected = delivery == .collect
     if partner != manifest.sender { transfer.via = partner }
     let agreement = context.policies.agreement(manifest.agreement.sha256)
+    let counted = Self.counted(manifest, context.now())
     let decision = Evaluation.inbound(
-      manifest, under: agreement,
-      try await context.circumstances(manifest.sender, agreement, counting: Self.counted(manifest, context.now())),
-      by: delivery,
-      via: transfer.via)
+      manifest, under: agreement, try await context.circumstances(manifest.sender, agreement, counting: counted),
+      by: delivery, via: transfer.via)
     switch decision.outcome {
     case .permit: break
     // About this agreement alone: nothing else is to wait for it, so no Retry-After.
@@ -79,15 +78,14 @@ struct Admission: Sendable {
     // A relayed body comes by itself.
     transfer.nextAt = transfer.isCollected ? context.now() : nil
     let begun = transfer
-    let (counted, day) = Self.counted(manifest, context.now())
     try await context.ledger.write { tx in
-      let count = try tx.reader.packages(agreement: counted, peer: begun.sender, onDayOf: day)
+      let count = try tx.reader.packages(agreement: counted.agreement, peer: begun.sender, onDayOf: counted.day)
       // Others may have come since the decision.
-      guard let agreement, count / 2 < agreement.packagesPerDayMax else {
+      guard let agreement, Evaluation.takesMore(than: count, under: agreement) else {
         throw Problem(.unavailable, code: ReasonCode.limitRate.rawValue, "too many packages of that day")
       }
       try tx.insert(begun, ["manifest": .string(begun.manifestDigest), "decision": decision.document])
-      try tx.countPackage(agreement: counted, peer: begun.sender, onDayOf: day)
+      try tx.countPackage(agreement: counted.agreement, peer: begun.sender, onDayOf: counted.day)
     }
     return nil
   }

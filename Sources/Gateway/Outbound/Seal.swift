@@ -102,12 +102,7 @@ struct Seal: Sendable {
     let row: Transfer
     do {
       row = try await record(sealed, transfer, agreement)
-    } catch {
-      // Of a disk whose state is unknown nobody knows whether it was committed.
-      if StoreFailure(error) != .unknown {
-        try await context.pool.run { [context] in try context.spool.discard(transfer.id) }
-      }
-      guard let full = error as? DayIsFull else { throw error }
+    } catch let full as DayIsFull {
       return try await postpone(transfer, code: ReasonCode.limitRate.rawValue, note: full.note)
     }
     try await queue(row, under: agreement)
@@ -118,7 +113,7 @@ struct Seal: Sendable {
   private struct DayIsFull: Error { let note: String }
 
   private func record(_ sealed: SealedPackage, _ transfer: Transfer, _ agreement: Agreement) async throws -> Transfer {
-    try await context.ledger.write { tx in
+    try await context.commitSealed(transfer.id) { tx in
       let today = try tx.reader.packages(agreement: transfer.agreement, peer: transfer.peer, onDayOf: tx.at)
       guard today < agreement.packagesPerDayMax else {
         throw DayIsFull(note: "\(today) of \(agreement.packagesPerDayMax) packages today")

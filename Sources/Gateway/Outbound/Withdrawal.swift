@@ -46,7 +46,7 @@ struct Withdrawal: Sendable {
       id: transfer.id, sender: transfer.sender, recipient: transfer.peer,
       manifest: Digest(hex: transfer.manifestDigest)!,
       reason: code, at: context.now())
-    let (old, new) = try await committing(replacement?.1.id) { tx in
+    let (old, new) = try await context.commitSealed(replacement?.1.id) { tx in
       var detail: [String: JSON] = ["withheld": .integer(Int64(ordinals.count))]
       if let replacement { detail["replacedBy"] = .string(replacement.1.id.text) }
       let old = try tx.advance(transfer, to: .cancelled, detail) {
@@ -86,21 +86,6 @@ struct Withdrawal: Sendable {
       }
     }
     context.logger.notice("transfer \(old.id) is taken back: \(old.note) [\(code)]")
-  }
-
-  /// A replacement that is not committed leaves nothing behind.
-  private func committing<Value: Sendable>(
-    _ id: TransferID?, _ body: @escaping @Sendable (Transaction) throws -> Value
-  ) async throws -> Value {
-    do {
-      return try await context.ledger.write(body)
-    } catch {
-      // Of a disk whose state is unknown nobody knows whether it was.
-      if let id, StoreFailure(error) != .unknown {
-        try await context.pool.run { [context] in try context.spool.discard(id) }
-      }
-      throw error
-    }
   }
 
   /// One package that cannot be sealed again must not keep the others from being stopped: it is cancelled.
